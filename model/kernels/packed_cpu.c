@@ -1,0 +1,2 @@
+int moesaic_placeholder(void);
+int moesaic_placeholder(void) { return 0; }

@@ -1,0 +1,109 @@
+"""What a device must be able to compute. One Protocol, two implementations:
+
+`TorchKernels` (model/kernels/torch_kernels.py): plain torch on any device; the oracle of the other.
+`PackedCpuKernels` (model/kernels/packed_cpu.py): C micro-kernels on packed weights, for CPUs; every output element is
+one fp32 FMA chain in ascending k, so a row's result cannot depend on the rows beside it, on threads or on the CPU's
+vector width.
+
+T tokens, K input features, N output features, D hidden size, I expert intermediate size, E experts on this member,
+R rows sorted by local expert, H query heads, G key/value heads, d head size, B block size of the KV cache
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LinearWeight(Protocol):
+    """A weight [N, K] in the layout that the kernels like. Filled once at load, some rows at a time (q, k, v fused)."""
+
+    out_features: int
+    in_features: int
+    nbytes: int
+
+    def load_rows(self, first_row: int, weight_nK: Tensor) -> None:
+        """Copy rows [n, K] of a checkpoint tensor to rows first_row .. first_row + n."""
+
+
+class ExpertWeights(Protocol):
+    """The experts of one layer on this member: gate and up [E, I, D], down [E, D, I], slot by slot."""
+
+    num_experts: int
+    nbytes: int
+
+    def load_gate(self, slot: int, weight_ID: Tensor) -> None: ...
+
+    def load_up(self, slot: int, weight_ID: Tensor) -> None: ...
+
+    def load_down(self, slot: int, weight_DI: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Where the T rows of a step sit: S sequences, one after the other, in the order of the plan. All int32, on CPU.
+
+    Row i of sequence s is query position context_lens_S[s] - query_lens_S[s] + i; it sees keys 0..that position
+    (or the last `sliding_window` of them).
+    """
+
+    query_starts_S1: Tensor     # [S + 1] prefix sums of query_lens
+    context_lens_S: Tensor      # [S] tokens in the cache after this step's were written
+    block_tables_SM: Tensor     # [S, M] block ids, padded with 0
+    positions_T: Tensor         # [T]
+    slots_T: Tensor             # [T] int64: block id * block size + offset, where row's key and value are written
+
+
+class Kernels(Protocol):
+    name: str                   # bit-identical numbers are promised between members whose name and dtype agree
+    device: torch.device
+
+    def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> LinearWeight: ...
+
+    def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None,
+               out_dtype: torch.dtype | None = None) -> Tensor:
+        """x [T, K] @ weight.T [K, N] (+ bias) -> [T, N], accumulated in fp32, in out_dtype or the dtype of x."""
+
+    def new_experts(self, num_experts: int, intermediate_size: int, hidden_size: int,
+                    dtype: torch.dtype) -> ExpertWeights: ...
+
+    def experts(self, rows_RD: Tensor, num_rows_E: Sequence[int], weights: ExpertWeights) -> Tensor:
+        """SwiGLU of each row with its own expert: down(silu(gate(x)) * up(x)) -> [R, D], dtype of rows.
+
+        Rows are sorted by slot; num_rows_E[slot] says how many belong to each, zeros included.
+        The product silu(gate) * up is made in fp32 and rounded once to the dtype of rows.
+        """
+
+    def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Weighted sum of each token's expert outputs: sum_k weights[t, k] * rows[row_of[t, k]] -> [T, D], dtype of rows.
+
+        Added in the order of the columns (the caller sorts them by expert id), in fp32, rounded once.
+        rows [R, D], row_of int64 [T, K], weights fp32 [T, K].
+        """
+
+    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """x * rsqrt(mean(x^2) + eps) in fp32, rounded to the dtype of x, then times weight. Last dim is normed.
+
+        As transformers' Qwen3MoeRMSNorm and MixtralRMSNorm compute it. x may be [T, H, d] (QK norm)."""
+
+    def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
+        """Rotate-half rotary embedding, x [T, H, d], cos and sin fp32 [T, d] (both halves)."""
+
+    def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
+                     dtype: torch.dtype) -> Tensor:
+        """One tensor whose first dimension is the layer; the rest is the implementation's own layout. Zeroed."""
+
+    def write_kv(self, cache: Tensor, k_TGd: Tensor, v_TGd: Tensor, batch: AttentionBatch) -> None:
+        """Store the keys and values of this step's rows. `cache` is one layer's slice of new_kv_cache()."""
+
+    def attention(self, q_THd: Tensor, cache: Tensor, batch: AttentionBatch, scale: float,
+                  sliding_window: int | None) -> Tensor:
+        """Causal attention of this step's rows over the cached keys -> [T, H, d], dtype of q.
+
+        Keys are taken in position order with a split that depends on positions only, softmax and sums in fp32, so a
+        row's result does not depend on chunking or on other sequences.
+        """

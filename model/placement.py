@@ -1,0 +1,52 @@
+"""Placement as data: for every MoE layer, which ranks hold a copy of which expert. Pure, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """`holders[layer][expert]` = ascending ranks that hold a copy; every expert has at least one.
+
+    `layer` counts MoE layers only (dense layers between them have no experts). Any rank may hold any number of experts,
+    none included.
+    """
+
+    num_members: int
+    holders: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def __post_init__(self) -> None:
+        for layer, experts in enumerate(self.holders):
+            for expert, ranks in enumerate(experts):
+                if not ranks:
+                    raise ValueError(f"layer {layer}: expert {expert} has no holder; give it at least one rank")
+                if list(ranks) != sorted(set(ranks)) or ranks[0] < 0 or ranks[-1] >= self.num_members:
+                    raise ValueError(
+                        f"layer {layer}: expert {expert} is held by {ranks}; ranks must ascend, "
+                        f"without repeats, within 0..{self.num_members - 1}")
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.holders)
+
+    def experts_of(self, layer: int, rank: int) -> tuple[int, ...]:
+        """Logical ids of the experts that `rank` holds in `layer`, ascending. Local slot i holds expert experts_of()[i]."""
+        return tuple(expert for expert, ranks in enumerate(self.holders[layer]) if rank in ranks)
+
+    def num_experts_of(self, rank: int) -> int:
+        """Expert copies that `rank` holds, all layers together."""
+        return sum(len(self.experts_of(layer, rank)) for layer in range(self.num_layers))
+
+    def is_local(self, layer: int) -> bool:
+        """True when every member holds every expert of the layer, so that nobody needs to send a row."""
+        return all(len(ranks) == self.num_members for ranks in self.holders[layer])
+
+
+def contiguous_placement(num_layers: int, num_experts: int, shares: tuple[int, ...]) -> Placement:
+    """One copy of every expert; rank r holds the next `shares[r]` of them. sum(shares) must be num_experts."""
+    if sum(shares) != num_experts or min(shares) < 0:
+        raise ValueError(f"shares {shares} must be >= 0 and add up to num_experts={num_experts}")
+    owner = [rank for rank, share in enumerate(shares) for _ in range(share)]
+    layer = tuple((rank,) for rank in owner)
+    return Placement(num_members=len(shares), holders=(layer,) * num_layers)

@@ -1,0 +1,121 @@
+"""The contract between scheduler and runner: plain values only, no torch.
+
+A step is one lockstep forward of the group. The scheduler of a shard writes a StepPlan, the runner answers with a
+StepResult. Neither is changed after it was made, so a step that failed can be run again from the same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """How to draw one token from logits. A draw depends only on (seed, position, logits).
+
+    temperature 0 means greedy. `top_k=None` and `top_p=1.0`, `min_p=0.0` switch a filter off. Penalties of 0 (presence,
+    frequency) and 1 (repetition) do nothing. `num_logprobs` None: no log-probabilities; 0: of the chosen token only;
+    n: also of the n most likely tokens.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
+    seed: int = 0
+    num_logprobs: int | None = None
+
+    @property
+    def needs_history(self) -> bool:
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """What one sequence computes in one step.
+
+    `token_ids` are the tokens at positions num_computed_tokens, num_computed_tokens + 1, ...; their keys and values go
+    into the blocks of `block_table` (block i holds positions i * block_size ...). When `sampling` is set, one token is
+    drawn from the logits of the last of them; its position is num_computed_tokens + len(token_ids).
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    num_computed_tokens: int
+    block_table: tuple[int, ...]
+    sampling: SamplingSpec | None = None
+    prompt_token_ids: tuple[int, ...] = ()      # only when sampling.needs_history
+    output_token_ids: tuple[int, ...] = ()      # only when sampling.needs_history
+    num_prompt_logprobs: int | None = None      # None: none; n: of every prompt token scored in this chunk, and the top n
+    prompt_targets: tuple[int, ...] = ()        # with num_prompt_logprobs: token i is scored by the logits of token_ids[i]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    epoch: int
+    step_index: int
+    requests: tuple[ScheduledRequest, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(request.token_ids) for request in self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class StepHeader:
+    """What a member tells every other before a step; sent as integers by one small all-gather."""
+
+    epoch: int
+    step_index: int
+    num_tokens: int
+    wants_pause: bool = False
+
+    def to_ints(self) -> tuple[int, int, int, int]:
+        return (self.epoch, self.step_index, self.num_tokens, int(self.wants_pause))
+
+    @staticmethod
+    def from_ints(ints: tuple[int, ...]) -> StepHeader:
+        epoch, step_index, num_tokens, wants_pause = ints
+        return StepHeader(epoch, step_index, num_tokens, bool(wants_pause))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of one token, and of the most likely ones at the same position, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    request_id: str
+    token_id: int | None                                # None: this chunk drew nothing (prefill goes on)
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()      # one for each of prompt_targets
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What a step did on this member, for metrics and the demo's table."""
+
+    num_tokens: int = 0
+    num_expert_rows: int = 0                            # (row, expert) pairs computed here, for anybody, all layers
+    num_collectives: int = 0
+    bytes_sent: int = 0
+    forward_s: float = 0.0
+    expert_rows: tuple[tuple[int, ...], ...] = field(default=())  # [layer][local expert in placement order]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    epoch: int
+    step_index: int
+    tokens: tuple[SampledToken, ...]                    # same order as the plan's requests
+    stats: StepStats = StepStats()

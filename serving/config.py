@@ -1,0 +1,172 @@
+"""Every user option, validated. The YAML file of `moesaic up`, the arguments of `serve run` and the Kubernetes ConfigMap
+are this model; unknown keys are refused, limits are checked here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import model_validator
+
+from serving.errors import ServingError
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+class ConfigError(ServingError):
+    """The config file cannot be used; the message names the key and what to write instead."""
+
+
+def parse_bytes(text: object) -> int:
+    """'1.5GiB', '900 MB' or a plain number of bytes -> bytes."""
+    if isinstance(text, bool) or not isinstance(text, (int, float, str)):
+        raise ValueError(f"expected a size such as '2GiB' or a number of bytes, got {text!r}")
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(text))
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"{text!r} is not a size: write for example 900MB, 2GiB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(_Options):
+    path: str                                   # folder, or hf://owner/name, or modelscope://owner/name
+    name: str | None = None                     # as clients call it; default: the last part of path
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: PositiveInt | None = None    # default: what the checkpoint says
+    revision: str | None = None
+    check_finite: bool = True                   # refuse NaN and infinity in the weights while loading
+
+    @property
+    def served_name(self) -> str:
+        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+class PoolConfig(_Options):
+    """Nodes of one kind: one Ray Serve deployment, `replicas` shards, each on a node of its own."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = "default"
+    device: Literal["cpu", "cuda"] = "cpu"
+    replicas: PositiveInt = 1
+    memory_budget: Bytes | None = None          # per node, for weights + KV cache + buffers + the process itself
+    kv_cache: Bytes | None = None               # per shard; default: a share of what the weights leave
+    num_threads: PositiveInt | None = None      # CPU threads of one shard; default: num_cpus, at least 1
+    num_cpus: Annotated[float, Field(ge=0)] = 1
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)   # Ray custom resources that select the nodes
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+
+
+class SchedulerConfig(_Options):
+    max_batch_tokens: PositiveInt = 2048        # prefill + decode tokens that one step of one shard may compute
+    max_running_requests: PositiveInt = 256
+    block_size: Literal[16, 32, 64] = 16        # tokens per KV block
+    prefix_caching: bool = True
+
+    @model_validator(mode="after")
+    def _decode_fits_in_one_step(self) -> Self:
+        if self.max_batch_tokens < self.max_running_requests:
+            raise ValueError(f"max_batch_tokens={self.max_batch_tokens} is below max_running_requests="
+                             f"{self.max_running_requests}: raise it, or allow fewer requests")
+        return self
+
+
+class AdmissionConfig(_Options):
+    """Bounds of one router replica. Over them a request is refused at once with a time to come back."""
+
+    max_open_requests: PositiveInt = 256        # choices admitted and not ended
+    max_queued_requests: PositiveInt = 1024     # waiting for admission
+    max_queued_tokens: PositiveInt = 2_000_000  # prompt + max_tokens of all admitted and waiting requests
+    default_deadline_s: PositiveFloat = 600.0
+
+
+class RouterConfig(_Options):
+    replicas: PositiveInt = 1
+    num_cpus: Annotated[float, Field(ge=0)] = 0.5
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] = 9000    # each router's own gRPC door; 0: any free port
+    api_keys: tuple[str, ...] = ()              # empty: no authentication
+    admission: AdmissionConfig = AdmissionConfig()
+    stream_window: PositiveInt = 64             # step messages a shard may have unacknowledged before it holds back
+
+
+class GroupConfig(_Options):
+    """The process group of an epoch."""
+
+    members: PositiveInt | None = None          # start when so many shards are there; default: all pools' replicas
+    collective_timeout_s: PositiveFloat = 60.0
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    dispatch: Literal["auto", "all_to_all", "gather"] = "auto"
+    gather_max_rows: PositiveInt | None = None  # auto: gather up to so many agreed rows; default: the cost rule's
+
+
+class ServeConfig(_Options):
+    """The whole file."""
+
+    application: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")] = "moesaic"
+    route_prefix: Annotated[str, Field(pattern=r"^/")] = "/"
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    model: ModelConfig
+    pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
+    scheduler: SchedulerConfig = SchedulerConfig()
+    router: RouterConfig = RouterConfig()
+    group: GroupConfig = GroupConfig()
+    local_nodes: tuple[LocalNodeConfig, ...] = ()   # start these Ray nodes on this machine first (demo, tests)
+
+    @model_validator(mode="after")
+    def _pool_names_differ(self) -> Self:
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) != len(names):
+            raise ValueError(f"pool names {names} repeat: give every pool a name of its own")
+        return self
+
+
+class LocalNodeConfig(_Options):
+    """One Ray node to start on this machine."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    num_cpus: PositiveFloat = 1
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+
+
+ServeConfig.model_rebuild()
+
+
+def load_config(path: str | os.PathLike[str]) -> ServeConfig:
+    """Read and check a YAML config. Raises ConfigError, which lists every wrong key with its fix."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}", fix="give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}", fix="mend the line named above") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, not keys and values",
+                          fix="start from k8s/examples or examples/demo.yaml")
+    return parse_config(content, source=str(path))
+
+
+def parse_config(content: dict[str, object], source: str = "config") -> ServeConfig:
+    """Check the content of a config. Raises ConfigError."""
+    try:
+        return ServeConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in item['loc']) or 'config'}: {_explain(dict(item))}"
+                 for item in error.errors()]
+        raise ConfigError(f"{source} has {len(lines)} wrong value(s):\n" + "\n".join(lines)) from None
+
+
+def _explain(item: dict[str, Any]) -> str:
+    if item["type"] == "extra_forbidden":
+        return "unknown key; remove it or check its spelling"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return message if item["type"] in ("missing", "value_error") else f"{message}, got {item['input']!r}"
