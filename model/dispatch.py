@@ -1,0 +1,84 @@
+"""How rows reach their experts and come back: the protocol, and the local reference that is the oracle of the others.
+
+T tokens of this member, D hidden size, K experts per token, E experts on this member (local slots),
+R rows to be computed on this member, sorted by local slot
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.kernels.protocol import Kernels
+from model.placement import Placement
+
+
+@dataclass(slots=True)
+class DispatchHandle:
+    """What `combine` must know about the `dispatch` before it. Implementations add their transport's state."""
+
+    num_rows_E: list[int]       # rows for each local expert slot, in slot order; adds up to R
+    row_of_TK: Tensor           # int64 [T, K]: where token t's k-th expert output sits among the rows that come back
+
+
+class Dispatcher(Protocol):
+    """Brings rows to the members that hold their experts, and the experts' outputs back.
+
+    Every member calls begin_step once a step, then dispatch and combine for every MoE layer in the same order, with
+    T = 0 too. Raises GroupError when a collective fails.
+    """
+
+    num_collectives: int        # since construction
+    bytes_sent: int             # payload that left this member since construction
+
+    def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
+        """Take the agreed row counts of the step, index = rank."""
+
+    def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
+        """Rows [R, D] for this member's experts, sorted by local slot. expert_ids int64, ascending along K.
+
+        `layer` counts MoE layers only. D and the dtype of x are the same on all members, also where T = 0.
+        """
+
+    def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
+        """Expert outputs [R, D] in the order of `dispatch` -> weighted sums [T, D] of this member's tokens."""
+
+
+def sort_by_expert(expert_ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Stable sort of N expert ids -> (order [N], place of each in that order [N], count of each expert).
+
+    The count is the one host synchronization of a layer on an accelerator.
+    """
+    order_N = torch.argsort(expert_ids_N, stable=True)
+    place_N = torch.empty_like(order_N)
+    place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
+    counts_E: list[int] = torch.bincount(expert_ids_N, minlength=num_experts).tolist()
+    return order_N, place_N, counts_E
+
+
+class LocalDispatcher:
+    """One member that holds every expert: rows are sorted, nothing travels. The oracle of the distributed ones."""
+
+    def __init__(self, kernels: Kernels, placement: Placement) -> None:
+        if placement.num_members != 1:
+            raise ValueError(f"LocalDispatcher serves one member, the placement has {placement.num_members}; "
+                             "use AutoDispatcher")
+        self.num_collectives = 0
+        self.bytes_sent = 0
+        self._kernels = kernels
+        self._num_experts = [len(holders) for holders in placement.holders]
+
+    def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
+        pass
+
+    def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
+        num_experts_per_token = expert_ids_TK.shape[1]
+        order_N, place_N, num_rows_E = sort_by_expert(expert_ids_TK.reshape(-1), self._num_experts[layer])
+        rows_RD = x_TD[torch.div(order_N, num_experts_per_token, rounding_mode="floor")]
+        return rows_RD, DispatchHandle(num_rows_E, place_N.view(-1, num_experts_per_token))
+
+    def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
+        return self._kernels.combine(rows_RD, handle.row_of_TK, weights_TK)
