@@ -1,0 +1,156 @@
+"""Random-weight Qwen3-MoE checkpoints for the benchmarks: `make_checkpoint.py small|medium [--out DIR]`.
+
+The tokenizer is a byte-level BPE of 256 bytes, a few merges and
+two special tokens, so that the checkpoint can be served; the model's vocabulary is larger, as padded vocabularies are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from model.checkpoint_writer import CheckpointWriter
+
+INIT_STD = 0.02         # transformers' initializer_range: logits stay within a few units
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+CHAT_TEMPLATE = ("{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+                 "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    vocab_size: int
+
+
+SHAPES = {
+    "tiny": Shape(64, 2, 4, 2, 16, 8, 2, 32, 512),          # seconds on anything: checks of the benchmarks themselves
+    "small": Shape(512, 8, 8, 2, 64, 32, 4, 256, 32_000),
+    "medium": Shape(1024, 16, 16, 4, 128, 64, 8, 384, 65_536),
+}
+
+
+def config_of(shape: Shape) -> dict[str, object]:
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", **asdict(shape),
+        "intermediate_size": shape.hidden_size * 3, "hidden_act": "silu", "max_position_embeddings": 8192,
+        "initializer_range": INIT_STD, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "rope_scaling": None,
+        "attention_bias": False, "attention_dropout": 0.0, "use_cache": True, "use_sliding_window": False,
+        "sliding_window": None, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
+        "output_router_logits": False, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False,
+        "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1,
+    }
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.empty(shape).normal_(std=INIT_STD, generator=generator).bfloat16()
+
+
+def layer_tensors(shape: Shape, layer: int, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + layer + 1)
+    hidden, head_dim, intermediate = shape.hidden_size, shape.head_dim, shape.moe_intermediate_size
+    query, key = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
+    prefix = f"model.layers.{layer}"
+    tensors = {
+        f"{prefix}.input_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
+        f"{prefix}.post_attention_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
+        f"{prefix}.self_attn.q_norm.weight": torch.ones(head_dim, dtype=torch.bfloat16),
+        f"{prefix}.self_attn.k_norm.weight": torch.ones(head_dim, dtype=torch.bfloat16),
+        f"{prefix}.self_attn.q_proj.weight": normal((query, hidden), generator),
+        f"{prefix}.self_attn.k_proj.weight": normal((key, hidden), generator),
+        f"{prefix}.self_attn.v_proj.weight": normal((key, hidden), generator),
+        f"{prefix}.self_attn.o_proj.weight": normal((hidden, query), generator),
+        f"{prefix}.mlp.gate.weight": normal((shape.num_experts, hidden), generator),
+    }
+    for expert in range(shape.num_experts):
+        name = f"{prefix}.mlp.experts.{expert}"
+        tensors[f"{name}.gate_proj.weight"] = normal((intermediate, hidden), generator)
+        tensors[f"{name}.up_proj.weight"] = normal((intermediate, hidden), generator)
+        tensors[f"{name}.down_proj.weight"] = normal((hidden, intermediate), generator)
+    return tensors
+
+
+def shared_tensors(shape: Shape, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003)
+    return {
+        "model.embed_tokens.weight": normal((shape.vocab_size, shape.hidden_size), generator),
+        "model.norm.weight": torch.ones(shape.hidden_size, dtype=torch.bfloat16),
+        "lm_head.weight": normal((shape.vocab_size, shape.hidden_size), generator),
+    }
+
+
+def write_tokenizer(writer: CheckpointWriter) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(text, special=True) for text in (EOS, PAD)]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator([__doc__ or "", CHAT_TEMPLATE], trainer)
+    tokenizer.save(str(writer.folder / "tokenizer.json"))
+    writer.add_json("tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD, "bos_token": None,
+        "clean_up_tokenization_spaces": False, "model_max_length": 8192, "chat_template": CHAT_TEMPLATE})
+    writer.add_json("generation_config.json", {"eos_token_id": 0, "pad_token_id": 1, "do_sample": False})
+
+
+def default_dir(name: str) -> Path:
+    return platformdirs.user_cache_path("moesaic") / "benchmarks" / name
+
+
+def make(name: str, folder: Path, seed: int = 0) -> int:
+    """Write the checkpoint into `folder`, which must not exist. Returns the bytes of its weights."""
+    shape = SHAPES[name]
+    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    writer = CheckpointWriter(unfinished, shape.num_hidden_layers + 1)
+    writer.add_file(0, lambda: shared_tensors(shape, seed))
+    for layer in range(shape.num_hidden_layers):
+        print(f"layer {layer + 1} of {shape.num_hidden_layers}", file=sys.stderr)
+        writer.add_file(layer + 1, lambda layer=layer: layer_tensors(shape, layer, seed))
+    writer.add_json("config.json", config_of(shape))
+    write_tokenizer(writer)
+    weights_bytes = writer.finish()
+    unfinished.rename(folder)
+    return weights_bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(SHAPES))
+    parser.add_argument("--out", type=Path, help="folder to write; default NAME in the user's cache folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--force", action="store_true", help="write again when the folder is there")
+    options = parser.parse_args()
+    folder = options.out or default_dir(options.name)
+    if options.force and (folder / "config.json").exists():
+        shutil.rmtree(folder)
+    start_s, made = time.perf_counter(), not folder.exists()
+    if not made and not (folder / "config.json").exists():
+        parser.error(f"{folder} exists and is no checkpoint: give another --out")
+    if made:
+        make(options.name, folder, options.seed)
+    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    print(json.dumps({"benchmark": "make_checkpoint", "name": options.name, "folder": str(folder), "made": made,
+                      "weights_bytes": weights_bytes, "seconds": round(time.perf_counter() - start_s, 2)}))
+
+
+if __name__ == "__main__":
+    main()

