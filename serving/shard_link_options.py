@@ -1,0 +1,41 @@
+"""gRPC channel settings of the shard link: a dead peer is noticed within keepalive time + timeout."""
+
+from __future__ import annotations
+
+KEEPALIVE_TIME_S = 10.0
+KEEPALIVE_TIMEOUT_S = 5.0
+
+Options = list[tuple[str, int]]
+
+
+def channel_options(keepalive_time_s: float = KEEPALIVE_TIME_S, timeout_s: float = KEEPALIVE_TIMEOUT_S) -> Options:
+    """Of the router's channels."""
+    return [
+        *_common_options(keepalive_time_s, timeout_s),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 2000),        # also the time one attempt to connect may take
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.use_local_subchannel_pool", 1),          # links must not share a connection, nor each other's backoff
+    ]
+
+
+def server_options(keepalive_time_s: float = KEEPALIVE_TIME_S, timeout_s: float = KEEPALIVE_TIMEOUT_S) -> Options:
+    """Of the shard's server."""
+    return [
+        *_common_options(keepalive_time_s, timeout_s),
+        ("grpc.so_reuseport", 0),                       # a port that is taken must be an error
+        ("grpc.http2.min_ping_interval_without_data_ms", 100),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def _common_options(keepalive_time_s: float, timeout_s: float) -> Options:
+    return [
+        ("grpc.keepalive_time_ms", round(keepalive_time_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Both ends are ours, and admission bounds what a router can have open.
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+    ]
