@@ -78,7 +78,7 @@ class TokenEvent:
     error: str = ""                                     # with FAILED
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """A sequence in a scheduler. Only the scheduler changes it, and tokens only after a step has succeeded."""
 
@@ -90,6 +90,10 @@ class Request:
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     num_preemptions: int = 0
+    arrival_index: int = 0                                      # order in which the scheduler accepted it
+    block_hashes: list[bytes] = field(default_factory=list)     # chained, of its full blocks, as far as known
+    num_cached_tokens: int = 0                                  # prompt tokens that the prefix cache served at first
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)   # until the first token takes them along
 
     @property
     def request_id(self) -> str:

@@ -1,0 +1,93 @@
+"""KV blocks as numbers: who holds which, which hold a known prefix, which to give up first. Pure.
+
+A block is in exactly one of three states:
+    empty      nobody holds it and its content means nothing
+    in use     held by one or more sequences; more than one only while it is full and its content is known
+    cached     nobody holds it, but its content is known, so that a sequence with the same prefix can take it again
+
+The content of a full block is named by the hash of its tokens and of everything before them. The hash is cryptographic
+(BLAKE2b, 256 bits), so equal hashes mean equal tokens and nobody can craft a prompt that finds another's block.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+
+def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Name of a full block: its tokens after everything that `parent` names. The first block's parent is b""."""
+    return blake2b(parent + array("Q", token_ids).tobytes(), digest_size=32).digest()
+
+
+class BlockManager:
+    """Counts references, finds cached prefixes, evicts the least recently used block that nobody holds."""
+
+    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._prefix_caching = prefix_caching
+        self._empty = list(range(num_blocks - 1, -1, -1))           # taken from the end: low numbers first
+        self._cached: OrderedDict[int, None] = OrderedDict()        # nobody holds them; next to evict first
+        self._num_holders = [0] * num_blocks
+        self._hash_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be allocated, cached ones included."""
+        return len(self._empty) + len(self._cached)
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def cached_prefix(self, hashes: Iterable[bytes]) -> list[int]:
+        """Blocks that hold the longest known prefix of the blocks that `hashes` name. Takes none of them."""
+        blocks: list[int] = []
+        for name in hashes:
+            block = self._block_of.get(name)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def allocate(self, num_new: int, prefix: Sequence[int] = (), num_spare: int = 0) -> list[int] | None:
+        """Hold the `prefix` blocks once more and `num_new` others. None, and nothing has changed, when fewer than
+        `num_spare` blocks would stay free."""
+        num_revived = sum(1 for block in prefix if self._num_holders[block] == 0)
+        if num_new + num_revived + num_spare > self.num_free:
+            return None
+        for block in prefix:
+            if self._num_holders[block] == 0:
+                del self._cached[block]
+            self._num_holders[block] += 1
+        return [*prefix, *(self._take() for _ in range(num_new))]
+
+    def _take(self) -> int:
+        block = self._empty.pop() if self._empty else self._evict()
+        self._num_holders[block] = 1
+        return block
+
+    def _evict(self) -> int:
+        block, _ = self._cached.popitem(last=False)
+        del self._block_of[self._hash_of.pop(block)]
+        return block
+
+    def publish(self, block: int, name: bytes) -> None:
+        """Let others share a full block, after the step that filled it has succeeded."""
+        if self._prefix_caching and name not in self._block_of and block not in self._hash_of:
+            self._block_of[name] = block
+            self._hash_of[block] = name
+
+    def free(self, block_table: Sequence[int]) -> None:
+        """A sequence lets its blocks go. A prefix's end is evicted before its beginning, which more will ask for."""
+        for block in reversed(block_table):
+            self._num_holders[block] -= 1
+            if self._num_holders[block] > 0:
+                continue
+            if block in self._hash_of:
+                self._cached[block] = None
+            else:
+                self._empty.append(block)
