@@ -1,0 +1,57 @@
+"""StepPlan -> the tensors of one step, built on the CPU in a handful of numpy calls.
+
+T rows of the step, S sequences, M blocks of the longest block table, L rows whose logits are needed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.kernels.protocol import AttentionBatch
+from model.step import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """Everything the forward needs. `sampled_rows` has one row for each request that draws a token, in plan order."""
+
+    token_ids_T: Tensor                 # int64, CPU
+    attention: AttentionBatch
+    sampled_rows: list[int]
+    first_rows_S: list[int]             # where each request's rows begin
+
+
+def build_batch(plan: StepPlan, block_size: int) -> StepBatch:
+    """Raises ValueError when a block table is too short for its tokens: that is a bug of the scheduler."""
+    requests = plan.requests
+    query_lens_S = np.array([len(request.token_ids) for request in requests], dtype=np.int64)
+    computed_S = np.array([request.num_computed_tokens for request in requests], dtype=np.int64)
+    starts_S1 = np.zeros(len(requests) + 1, dtype=np.int64)
+    np.cumsum(query_lens_S, out=starts_S1[1:])
+    num_rows = int(starts_S1[-1])
+    token_ids_T = np.fromiter(chain.from_iterable(request.token_ids for request in requests), np.int64, num_rows)
+    positions_T = np.arange(num_rows) + np.repeat(computed_S - starts_S1[:-1], query_lens_S)
+    tables_SM = np.zeros((len(requests), max((len(r.block_table) for r in requests), default=0)), dtype=np.int32)
+    for index, request in enumerate(requests):
+        num_tokens = request.num_computed_tokens + len(request.token_ids)
+        if not request.token_ids or len(request.block_table) * block_size < num_tokens:
+            raise ValueError(f"request {request.request_id} has {len(request.token_ids)} tokens to compute and "
+                             f"{len(request.block_table)} blocks of {block_size} for {num_tokens} tokens")
+        tables_SM[index, :len(request.block_table)] = request.block_table
+    sequences_T = np.repeat(np.arange(len(requests)), query_lens_S)
+    slots_T = tables_SM[sequences_T, positions_T // block_size].astype(np.int64) * block_size + positions_T % block_size
+    attention = AttentionBatch(
+        query_starts_S1=torch.from_numpy(starts_S1.astype(np.int32)),
+        context_lens_S=torch.from_numpy((computed_S + query_lens_S).astype(np.int32)),
+        block_tables_SM=torch.from_numpy(tables_SM),
+        positions_T=torch.from_numpy(positions_T.astype(np.int32)),
+        slots_T=torch.from_numpy(slots_T))
+    ends = starts_S1[1:].tolist()
+    return StepBatch(torch.from_numpy(token_ids_T), attention,
+                     [end - 1 for request, end in zip(requests, ends, strict=True) if request.sampling is not None],
+                     starts_S1[:-1].tolist())

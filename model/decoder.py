@@ -1,0 +1,88 @@
+"""The model: embedding -> layers -> norm -> logits. Families differ only in ModelArgs.
+
+T rows of this step, S rows that need logits, D hidden size, V vocabulary
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.args import ModelArgs
+from model.attention import PagedAttention
+from model.dispatch import Dispatcher
+from model.kernels.protocol import AttentionBatch, Kernels
+from model.moe import DenseMlp, SparseMlp
+from model.rope import RopeTable
+
+
+class DecoderLayer:
+    def __init__(self, attention: PagedAttention, mlp: SparseMlp | DenseMlp, hidden_size: int, kernels: Kernels,
+                 dtype: torch.dtype) -> None:
+        self.attention = attention
+        self.mlp = mlp
+        self.attention_norm_D, self.mlp_norm_D = (torch.ones(hidden_size, dtype=dtype, device=kernels.device)
+                                                  for _ in range(2))
+
+
+class Decoder:
+    """All weights of one member: the shared ones, and the experts that the placement gives it.
+
+    `num_experts_of_layer`: how many local expert slots each MoE layer has here. Weights are filled by model/weights.py.
+    """
+
+    def __init__(self, args: ModelArgs, kernels: Kernels, dtype: torch.dtype,
+                 num_experts_of_layer: tuple[int, ...]) -> None:
+        self.args = args
+        self.kernels = kernels
+        self.dtype = dtype
+        self.embedding_VD = torch.empty(args.vocab_size, args.hidden_size, dtype=dtype, device=kernels.device)
+        self.layers = [self._new_layer(layer, num_experts_of_layer) for layer in range(args.num_layers)]
+        self.norm_D = torch.ones(args.hidden_size, dtype=dtype, device=kernels.device)
+        self.output = kernels.new_linear(args.vocab_size, args.hidden_size, dtype)
+        self._rope = RopeTable(args.rope, args.head_dim, kernels.device)
+
+    def _new_layer(self, layer: int, num_experts_of_layer: tuple[int, ...]) -> DecoderLayer:
+        args, kernels = self.args, self.kernels
+        index = args.moe_layer_index(layer)
+        mlp = DenseMlp(args, kernels, self.dtype) if index is None else \
+            SparseMlp(args, index, num_experts_of_layer[index], kernels, self.dtype)
+        return DecoderLayer(PagedAttention(args, kernels, self.dtype), mlp, args.hidden_size, kernels, self.dtype)
+
+    def forward(self, token_ids_T: Tensor, batch: AttentionBatch, kv_cache: Tensor, dispatcher: Dispatcher) -> Tensor:
+        """token ids int64 [T], on the device -> hidden [T, D] before the last norm. With T = 0 this member only
+        computes for the others."""
+        hidden_TD = self.embedding_VD.index_select(0, token_ids_T)
+        if not token_ids_T.shape[0]:
+            return self._serve_others(hidden_TD, dispatcher)
+        norm, eps = self.kernels.rms_norm, self.args.rms_norm_eps
+        cos_sin = self._rope.at(batch.positions_T)
+        for layer, cache in zip(self.layers, kv_cache.unbind(0), strict=True):
+            x_TD = norm(hidden_TD, layer.attention_norm_D, eps)
+            hidden_TD = hidden_TD + layer.attention.forward(x_TD, cos_sin, batch, cache)
+            x_TD = norm(hidden_TD, layer.mlp_norm_D, eps)
+            mlp = layer.mlp
+            hidden_TD = hidden_TD + (mlp.forward(x_TD, dispatcher) if isinstance(mlp, SparseMlp) else mlp.forward(x_TD))
+        return hidden_TD
+
+    def _serve_others(self, empty_0D: Tensor, dispatcher: Dispatcher) -> Tensor:
+        for layer in self.layers:
+            if isinstance(layer.mlp, SparseMlp):
+                layer.mlp.forward(empty_0D, dispatcher)
+        return empty_0D
+
+    def logits(self, hidden_SD: Tensor) -> Tensor:
+        """hidden [S, D] from forward() -> fp32 logits [S, V]."""
+        normed_SD = self.kernels.rms_norm(hidden_SD, self.norm_D, self.args.rms_norm_eps)
+        return self.kernels.linear(normed_SD, self.output, out_dtype=torch.float32)
+
+    def num_expert_rows(self) -> tuple[tuple[int, ...], ...]:
+        """[MoE layer][local slot] rows computed in the last step, for anybody."""
+        return tuple(tuple(layer.mlp.num_rows_E) for layer in self.layers if isinstance(layer.mlp, SparseMlp))
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes held by all weights of this member, in the kernels' layouts."""
+        return self.embedding_VD.nbytes + self.norm_D.nbytes + self.output.nbytes + sum(
+            layer.attention_norm_D.nbytes + layer.mlp_norm_D.nbytes + layer.attention.weights_bytes
+            + layer.mlp.weights_bytes for layer in self.layers)

@@ -1,0 +1,38 @@
+"""The gate: which experts a token goes to, and with which weights.
+
+T tokens, D hidden size, K experts per token, N experts of the layer (everywhere, not this member's share)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.args import ModelArgs
+from model.kernels.protocol import Kernels
+
+
+class Gate:
+    def __init__(self, args: ModelArgs, kernels: Kernels, dtype: torch.dtype) -> None:
+        self.weight = kernels.new_linear(args.num_experts, args.hidden_size, dtype)
+        self._kernels = kernels
+        self._num_experts_per_tok = args.num_experts_per_tok
+        self._norm_topk_prob = args.norm_topk_prob
+        self._rounds_weights = args.rounds_gate_weights
+
+    def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """x [T, D] -> (weights fp32 [T, K], expert ids int64 [T, K]), each row ascending in expert id.
+
+        Scores are rounded to the dtype of x before the softmax, as transformers does, so that ties fall alike.
+        """
+        if not x_TD.shape[0]:
+            no_ids_0K = torch.empty(0, self._num_experts_per_tok, dtype=torch.int64, device=x_TD.device)
+            return no_ids_0K.float(), no_ids_0K
+        probs_TN = torch.softmax(self._kernels.linear(x_TD, self.weight), dim=-1, dtype=torch.float32)
+        weights_TK, expert_ids_TK = torch.topk(probs_TN, self._num_experts_per_tok, dim=-1)
+        if self._norm_topk_prob:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        if self._rounds_weights and x_TD.dtype != torch.float32:
+            weights_TK = weights_TK.to(x_TD.dtype).float()
+        expert_ids_TK, order_TK = torch.sort(expert_ids_TK, dim=-1)
+        return weights_TK.gather(1, order_TK), expert_ids_TK

@@ -1,0 +1,151 @@
+"""Kernels in plain torch, for any device: the oracle of the packed ones, and what CUDA runs.
+
+On the CPU every row's result is independent of the rows beside it, which torch alone does not promise:
+* GEMMs run on a multiple of 4 rows (below, MKL picks kernels that add up in another order);
+* exp and silu run on pieces that torch neither splits over threads nor ends with scalar code, because its vector and
+  scalar code differ in the last bit;
+* attention goes over key blocks of fixed places.
+On CUDA attention is torch's scaled_dot_product_attention and nothing is promised between different batches.
+
+Letters as in model/kernels/protocol.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.kernels.pieces import in_pieces
+from model.kernels.protocol import AttentionBatch, ExpertWeights, LinearWeight
+from model.kernels.torch_attention import attend_in_blocks, attend_with_sdpa
+
+ROW_MULTIPLE = 4
+_VOCABULARY_PIECE = 4096
+
+
+class TorchLinear:
+    """A weight [N, K] as torch stores it."""
+
+    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.out_features = out_features
+        self.in_features = in_features
+        self.weight_NK = torch.empty(out_features, in_features, dtype=dtype, device=device)
+        self.nbytes = self.weight_NK.nbytes
+
+    def load_rows(self, first_row: int, weight_nK: Tensor) -> None:
+        self.weight_NK[first_row:first_row + weight_nK.shape[0]].copy_(weight_nK)
+
+
+class TorchExperts:
+    """gate and up fused [E, 2I, D], down [E, D, I]."""
+
+    def __init__(self, num_experts: int, intermediate_size: int, hidden_size: int, dtype: torch.dtype,
+                 device: torch.device) -> None:
+        self.num_experts = num_experts
+        self.intermediate_size = intermediate_size
+        self.gate_up_EiD = torch.empty(num_experts, 2 * intermediate_size, hidden_size, dtype=dtype, device=device)
+        self.down_EDI = torch.empty(num_experts, hidden_size, intermediate_size, dtype=dtype, device=device)
+        self.nbytes = self.gate_up_EiD.nbytes + self.down_EDI.nbytes
+
+    def load_gate(self, slot: int, weight_ID: Tensor) -> None:
+        self.gate_up_EiD[slot, :self.intermediate_size].copy_(weight_ID)
+
+    def load_up(self, slot: int, weight_ID: Tensor) -> None:
+        self.gate_up_EiD[slot, self.intermediate_size:].copy_(weight_ID)
+
+    def load_down(self, slot: int, weight_DI: Tensor) -> None:
+        self.down_EDI[slot].copy_(weight_DI)
+
+
+class TorchKernels:
+    """The Kernels protocol (model/kernels/protocol.py), where every method is described."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.name = f"torch-{self.device.type}"
+        self._on_cpu = self.device.type == "cpu"
+        self._slots_of: tuple[AttentionBatch, Tensor] | None = None
+
+    def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> TorchLinear:
+        return TorchLinear(out_features, in_features, dtype, self.device)
+
+    def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None,
+               out_dtype: torch.dtype | None = None) -> Tensor:
+        assert isinstance(weight, TorchLinear)
+        out_dtype = out_dtype or x_TK.dtype
+        if out_dtype == x_TK.dtype:
+            return self._matmul(x_TK, weight.weight_NK, bias_N)
+        if not self._on_cpu and bias_N is None:
+            return torch.mm(x_TK, weight.weight_NK.t(), out_dtype=out_dtype)
+        pieces = torch.split(weight.weight_NK, _VOCABULARY_PIECE)
+        y_TN = torch.cat([self._matmul(x_TK.to(out_dtype), piece_nK.to(out_dtype)) for piece_nK in pieces], dim=1)
+        return y_TN if bias_N is None else y_TN + bias_N.to(out_dtype)
+
+    def _matmul(self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+        num_rows = x_TK.shape[0]
+        extra = -num_rows % ROW_MULTIPLE if self._on_cpu else 0
+        if extra:
+            x_TK = functional.pad(x_TK, (0, 0, 0, extra))
+        return functional.linear(x_TK, weight_NK, bias_N)[:num_rows]
+
+    def new_experts(self, num_experts: int, intermediate_size: int, hidden_size: int,
+                    dtype: torch.dtype) -> TorchExperts:
+        return TorchExperts(num_experts, intermediate_size, hidden_size, dtype, self.device)
+
+    def experts(self, rows_RD: Tensor, num_rows_E: Sequence[int], weights: ExpertWeights) -> Tensor:
+        assert isinstance(weights, TorchExperts)
+        out_RD = torch.empty_like(rows_RD)
+        first = 0
+        for slot, num_rows in enumerate(num_rows_E):
+            if num_rows:
+                rows_nD = rows_RD[first:first + num_rows]
+                gate_nI, up_nI = self._matmul(rows_nD, weights.gate_up_EiD[slot]).chunk(2, dim=1)
+                act_nI = (self._map(functional.silu, gate_nI.float()) * up_nI.float()).to(rows_RD.dtype)
+                out_RD[first:first + num_rows] = self._matmul(act_nI, weights.down_EDI[slot])
+                first += num_rows
+        return out_RD
+
+    def _map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return in_pieces(function, x) if self._on_cpu else function(x)
+
+    def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        total_TD = torch.zeros(row_of_TK.shape[0], rows_RD.shape[1], dtype=torch.float32, device=rows_RD.device)
+        for k in range(row_of_TK.shape[1]):
+            total_TD += rows_RD[row_of_TK[:, k]].float() * weights_TK[:, k:k + 1]
+        return total_TD.to(rows_RD.dtype)
+
+    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        x = x_TD.float().contiguous()
+        normed = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+        return weight_D * normed.to(x_TD.dtype)
+
+    def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
+        x = x_THd.float()
+        first, second = x.chunk(2, dim=-1)
+        rotated = torch.cat((-second, first), dim=-1)
+        return (x * cos_Td.unsqueeze(1) + rotated * sin_Td.unsqueeze(1)).to(x_THd.dtype)
+
+    def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
+                     dtype: torch.dtype) -> Tensor:
+        """[layers, key or value, blocks, B, G, d]"""
+        return torch.zeros(num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim, dtype=dtype,
+                           device=self.device)
+
+    def write_kv(self, cache: Tensor, k_TGd: Tensor, v_TGd: Tensor, batch: AttentionBatch) -> None:
+        slots_T = self._slots(batch)
+        cache[0].flatten(0, 1).index_copy_(0, slots_T, k_TGd)
+        cache[1].flatten(0, 1).index_copy_(0, slots_T, v_TGd)
+
+    def _slots(self, batch: AttentionBatch) -> Tensor:
+        """slots_T on the device, sent once a step instead of once a layer."""
+        if self._slots_of is None or self._slots_of[0] is not batch:
+            self._slots_of = (batch, batch.slots_T.to(self.device))
+        return self._slots_of[1]
+
+    def attention(self, q_THd: Tensor, cache: Tensor, batch: AttentionBatch, scale: float,
+                  sliding_window: int | None) -> Tensor:
+        attend = attend_in_blocks if self._on_cpu else attend_with_sdpa
+        return attend(q_THd, cache, batch, scale, sliding_window)

@@ -1,0 +1,33 @@
+"""Log-probabilities of one row of logits, in numpy: each row by itself, so it cannot depend on the others.
+
+V vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.step import TokenLogprob
+
+Row = NDArray[np.float32]
+
+
+def logprobs_of(logits_V: Row, token_id: int, num_top: int) -> TokenLogprob:
+    """Natural-log probability of `token_id` and of the `num_top` likeliest tokens, equal ones by lower id first."""
+    top_logit = float(logits_V.max())
+    log_total = top_logit + math.log(float(np.exp(logits_V - np.float32(top_logit)).sum(dtype=np.float64)))
+    top = tuple((token, float(logits_V[token]) - log_total) for token in top_ids(logits_V, num_top).tolist())
+    return TokenLogprob(token_id, float(logits_V[token_id]) - log_total, top)
+
+
+def top_ids(values_V: Row, count: int) -> NDArray[np.int64]:
+    """Ids of the `count` largest values, largest first, equal ones by lower id."""
+    count = min(count, values_V.shape[0])
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    threshold = np.partition(values_V, values_V.shape[0] - count)[values_V.shape[0] - count]
+    ids = np.flatnonzero(values_V >= threshold)
+    return ids[np.argsort(-values_V[ids], kind="stable")][:count]

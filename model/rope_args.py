@@ -1,0 +1,91 @@
+"""Rotary embedding facts from config.json, in both spellings. Pure: no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from model.errors import CheckpointError, UnsupportedFieldError
+
+_KEYS = {
+    "default": set[str](),
+    "linear": {"factor"},
+    "yarn": {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+             "mscale_all_dim", "truncate"},
+}
+_ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+
+
+@dataclass(frozen=True, slots=True)
+class RopeArgs:
+    """`kind` is default, linear or yarn; the yarn fields mean what they mean in transformers 5."""
+
+    kind: str
+    theta: float
+    factor: float = 1.0
+    original_max_positions: int = 0
+    attention_factor: float = 1.0       # multiplies cos and sin
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+def read_rope_args(config: Mapping[str, object], default_theta: float, max_positions: int) -> RopeArgs:
+    """`rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta` beside it (transformers 4).
+
+    As in transformers, a given `rope_scaling` wins over `rope_parameters`, and a theta inside over one beside.
+    """
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
+        raise CheckpointError(f"config.json: rope parameters are {scaling!r}, not an object", fix="correct them")
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    if kind not in _KEYS:
+        raise UnsupportedFieldError(f"config.json: rope_type={kind!r} is not implemented",
+                                    fix=f"known are {', '.join(_KEYS)}")
+    unknown = {key for key, value in scaling.items() if value is not None} - _KEYS[kind] - _ALWAYS
+    if unknown:
+        raise UnsupportedFieldError(f"config.json: {sorted(unknown)} mean nothing to rope_type={kind!r}",
+                                    fix="correct the rope parameters, or serve another checkpoint")
+    if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UnsupportedFieldError(
+            f"config.json: partial_rotary_factor={scaling['partial_rotary_factor']!r} is not implemented",
+            fix="serve a checkpoint that rotates whole heads")
+    theta = _number(scaling.get("rope_theta") or config.get("rope_theta") or default_theta, "rope_theta")
+    if kind == "default":
+        return RopeArgs(kind, theta)
+    if kind == "linear":
+        return RopeArgs(kind, theta, factor=_number(scaling.get("factor"), "rope factor"))
+    return _yarn(scaling, theta, config.get("original_max_position_embeddings"), max_positions)
+
+
+def _yarn(scaling: Mapping[str, object], theta: float, outer_original: object, max_positions: int) -> RopeArgs:
+    original = int(_number(outer_original or scaling.get("original_max_position_embeddings") or max_positions,
+                           "original_max_position_embeddings"))
+    factor = max_positions / original if scaling.get("factor") is None else _number(scaling["factor"], "rope factor")
+    given = scaling.get("attention_factor")
+    truncate = scaling.get("truncate")
+    return RopeArgs(
+        "yarn", theta, factor=factor, original_max_positions=original,
+        attention_factor=_attention_factor(scaling, factor) if given is None else _number(given, "attention_factor"),
+        beta_fast=_number(scaling.get("beta_fast") or 32.0, "beta_fast"),
+        beta_slow=_number(scaling.get("beta_slow") or 1.0, "beta_slow"),
+        truncate=True if "truncate" not in scaling else bool(truncate))
+
+
+def _attention_factor(scaling: Mapping[str, object], factor: float) -> float:
+    mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if mscale and mscale_all_dim:
+        return (_scale_of(factor, _number(mscale, "mscale"))
+                / _scale_of(factor, _number(mscale_all_dim, "mscale_all_dim")))
+    return _scale_of(factor, 1.0)
+
+
+def _scale_of(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _number(value: object, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        raise CheckpointError(f"config.json: {name}={value!r} is not a number >= 0", fix="correct the rope parameters")
+    return float(value)

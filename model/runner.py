@@ -1,0 +1,87 @@
+"""Runs one step of one member: StepPlan -> tensors -> forward -> sampled tokens. Owns the KV cache.
+
+T rows of the step, V vocabulary
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from model.batch import StepBatch, build_batch
+from model.decoder import Decoder
+from model.dispatch import Dispatcher
+from model.logprobs import logprobs_of
+from model.sampler import Draw, sample
+from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult, StepStats, TokenLogprob
+
+_PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits held, 64 x V fp32
+
+
+class Runner:
+    """`dispatcher` belongs to one epoch and is replaced with it; the KV cache stays."""
+
+    def __init__(self, decoder: Decoder, dispatcher: Dispatcher, num_blocks: int, block_size: int) -> None:
+        args = decoder.args
+        self.decoder = decoder
+        self.dispatcher = dispatcher
+        self.block_size = block_size
+        self.kv_cache = decoder.kernels.new_kv_cache(args.num_layers, num_blocks, block_size, args.num_kv_heads,
+                                                     args.head_dim, decoder.dtype)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+        """Every member calls this with the agreed row counts; an empty plan takes part with 0 rows.
+
+        Changes only the KV slots of the plan's own tokens, so a step that failed can be run again. Raises GroupError.
+        """
+        began_s = time.perf_counter()
+        dispatcher = self.dispatcher
+        collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
+        dispatcher.begin_step(num_tokens_of_member)
+        batch = build_batch(plan, self.block_size)
+        token_ids_T = batch.token_ids_T.to(self.decoder.kernels.device)
+        hidden_TD = self.decoder.forward(token_ids_T, batch.attention, self.kv_cache, dispatcher)
+        tokens = self._tokens(plan, batch, hidden_TD)
+        expert_rows = self.decoder.num_expert_rows()
+        stats = StepStats(
+            num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
+            num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
+            forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
+        return StepResult(plan.epoch, plan.step_index, tokens, stats)
+
+    def _tokens(self, plan: StepPlan, batch: StepBatch, hidden_TD: Tensor) -> tuple[SampledToken, ...]:
+        draws = iter(self._draws(plan, batch, hidden_TD))
+        return tuple(self._token(request, first_row, hidden_TD, draws)
+                     for request, first_row in zip(plan.requests, batch.first_rows_S, strict=True))
+
+    def _draws(self, plan: StepPlan, batch: StepBatch, hidden_TD: Tensor) -> list[Draw]:
+        if not batch.sampled_rows:
+            return []
+        rows = torch.tensor(batch.sampled_rows, device=hidden_TD.device)
+        logits_SV = self.decoder.logits(hidden_TD.index_select(0, rows))
+        return sample(logits_SV, [request for request in plan.requests if request.sampling is not None])
+
+    def _token(self, request: ScheduledRequest, first_row: int, hidden_TD: Tensor,
+               draws: Iterator[Draw]) -> SampledToken:
+        prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        if request.num_prompt_logprobs is not None and request.prompt_targets:
+            prompt_logprobs = self._prompt_logprobs(request, first_row, hidden_TD)
+        if request.sampling is None:
+            return SampledToken(request.request_id, None, None, prompt_logprobs)
+        draw = next(draws)
+        return SampledToken(request.request_id, draw.token_id, draw.logprob, prompt_logprobs)
+
+    def _prompt_logprobs(self, request: ScheduledRequest, first_row: int,
+                         hidden_TD: Tensor) -> tuple[TokenLogprob, ...]:
+        found: list[TokenLogprob] = []
+        for first in range(0, len(request.prompt_targets), _PROMPT_ROWS_AT_ONCE):
+            targets = request.prompt_targets[first:first + _PROMPT_ROWS_AT_ONCE]
+            begin = first_row + first
+            logits_nV = self.decoder.logits(hidden_TD[begin:begin + len(targets)]).cpu().numpy()
+            found += [logprobs_of(row_V, target, request.num_prompt_logprobs or 0)
+                      for row_V, target in zip(logits_nV, targets, strict=True)]
+        return tuple(found)

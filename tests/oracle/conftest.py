@@ -1,0 +1,129 @@
+"""Tiny random checkpoints written by transformers, and a generate loop over Runner."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.args import ModelArgs, read_model_args
+from model.decoder import Decoder
+from model.dispatch import LocalDispatcher
+from model.kernels.protocol import Kernels
+from model.kernels.torch_kernels import TorchKernels
+from model.placement import contiguous_placement
+from model.runner import Runner
+from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepPlan
+from model.weights import load_decoder
+
+GREEDY = SamplingSpec(temperature=0.0)
+Tokens = tuple[int, ...]
+
+
+class Engine:
+    """One member that holds a whole tiny model. Blocks of sequence i are its own; nothing is ever freed."""
+
+    block_size = 4
+
+    def __init__(self, folder: Path, dtype: torch.dtype, kernels: Kernels, num_blocks: int = 256) -> None:
+        self.args: ModelArgs = read_model_args(folder)
+        placement = contiguous_placement(self.args.num_moe_layers, self.args.num_experts, (self.args.num_experts,))
+        self.decoder: Decoder
+        self.decoder, self.report = load_decoder(folder, self.args, dtype, kernels, placement, 0)
+        self.runner = Runner(self.decoder, LocalDispatcher(kernels, placement), num_blocks, self.block_size)
+        self._free_blocks = itertools.count()
+        self._steps = itertools.count()
+
+    def blocks(self, num_tokens: int) -> Tokens:
+        return tuple(itertools.islice(self._free_blocks, -(-num_tokens // self.block_size)))
+
+    def run(self, *requests: ScheduledRequest) -> tuple[SampledToken, ...]:
+        plan = StepPlan(1, next(self._steps), requests)
+        return self.runner.execute(plan, (plan.num_tokens,)).tokens
+
+    def logits(self, *requests: ScheduledRequest) -> Tensor:
+        """Logits of every row of one step, [T, V]."""
+        rows: list[Tensor] = []
+        original = self.decoder.forward
+
+        def keep_hidden(*args: object) -> Tensor:
+            rows.append(original(*args))    # type: ignore[arg-type]
+            return rows[-1]
+
+        self.decoder.forward = keep_hidden  # type: ignore[method-assign]
+        try:
+            self.run(*requests)
+        finally:
+            self.decoder.forward = original  # type: ignore[method-assign]
+        with torch.inference_mode():
+            return self.decoder.logits(rows[0])
+
+    def prefill_logits(self, token_ids: Tokens, chunk: int | None = None) -> Tensor:
+        table = self.blocks(len(token_ids))
+        chunk = chunk or len(token_ids)
+        return torch.cat([self.logits(ScheduledRequest("r", token_ids[i:i + chunk], i, table))
+                          for i in range(0, len(token_ids), chunk)])
+
+    def generate(self, prompt: Tokens, num_tokens: int, spec: SamplingSpec = GREEDY) -> Tokens:
+        table = self.blocks(len(prompt) + num_tokens)
+        request = ScheduledRequest("r", prompt, 0, table, spec)
+        output: list[int] = []
+        while True:
+            token_id = self.run(request)[0].token_id
+            assert token_id is not None
+            output.append(token_id)
+            if len(output) == num_tokens:
+                return tuple(output)
+            done = request.num_computed_tokens + len(request.token_ids)
+            request = replace(request, token_ids=(token_id,), num_computed_tokens=done)
+
+
+def _packed() -> Kernels:
+    from model.kernels.packed_cpu import PackedCpuKernels
+    return PackedCpuKernels()
+
+
+KERNELS: dict[str, Callable[[], Kernels]] = {"torch": TorchKernels, "packed": _packed}
+
+
+@pytest.fixture(params=list(KERNELS))
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return KERNELS[request.param]()
+
+
+@pytest.fixture
+def engine_of() -> type[Engine]:
+    return Engine
+
+
+@pytest.fixture(scope="session")
+def save_tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """save_tiny(family, seed, save={...save_pretrained options...}, **config fields) -> folder."""
+
+    def save(family: str, seed: int = 0, save: dict[str, object] | None = None, dtype: torch.dtype = torch.float32,
+             **fields: object) -> Path:
+        from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
+        common: dict[str, object] = {
+            "vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 40, "num_experts_per_tok": 2, "max_position_embeddings": 256,
+            "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": None}
+        qwen: dict[str, object] = {"moe_intermediate_size": 24, "num_experts": 6, "head_dim": 16}
+        mixtral: dict[str, object] = {"num_local_experts": 5}
+        torch.manual_seed(seed)
+        config = (Qwen3MoeConfig(**(common | qwen | fields)) if family == "qwen3_moe"
+                  else MixtralConfig(**(common | mixtral | fields)))
+        module = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():       # norms and biases start as ones and zeros, which would hide a mistake
+            for name, parameter in module.named_parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+        folder = tmp_path_factory.mktemp(family)
+        module.to(dtype).save_pretrained(folder, **(save or {}))
+        return folder
+
+    yield save
