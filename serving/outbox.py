@@ -12,7 +12,7 @@ from serving.shard_messages import merge_events
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """One message to write. `sequence`: steps delivered so far, which the router acknowledges when it has handled it."""
+    """One message to write. `sequence`: steps delivered so far; the router acknowledges it when it has handled it."""
 
     step_index: int
     sequence: int
@@ -24,8 +24,8 @@ class OutboxClosedError(Exception):
 
 
 class Outbox:
-    """Bounded memory: `hold(True)` is called when `window` steps are unacknowledged, `hold(False)` when half of them are
-    handled. What steps already under way still deliver is merged per sequence and waits for an acknowledgement."""
+    """Bounded memory: `hold(True)` is called when `window` steps are unacknowledged, `hold(False)` when half of them
+    are handled. What steps under way still deliver is merged per sequence and waits for an acknowledgement."""
 
     def __init__(self, window: int, hold: Callable[[bool], None]) -> None:
         self._window = max(1, window)

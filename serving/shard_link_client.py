@@ -77,7 +77,7 @@ class Upward:
         self._num_acknowledged = self._num_handled
         now_s = self._clock()
         return shard_pb2.ToShard(
-            epoch=self._epoch, submissions=[encode_submission(submission, now_s) for submission in submissions.values()],
+            epoch=self._epoch, submissions=[encode_submission(entry, now_s) for entry in submissions.values()],
             cancellations=cancellations, acknowledged_sequence=self._num_acknowledged)
 
 
@@ -124,20 +124,23 @@ class ShardLinkClient:
             self._upward.cancel(request_id)
 
     async def _run(self) -> None:
-        retry_s = RETRY_MIN_S
+        retry_s, is_over = RETRY_MIN_S, False
         async with grpc.aio.insecure_channel(self.member.link_address, options=self._options) as channel:
-            while True:
+            while not is_over:
                 try:
-                    why, is_over = await self._run_stream(channel), False
+                    why = await self._run_stream(channel)
                 except grpc.aio.AioRpcError as error:
-                    why, is_over = error.details() or str(error.code()), error.code() is grpc.StatusCode.FAILED_PRECONDITION
+                    why = error.details() or str(error.code())
+                    is_over = error.code() is grpc.StatusCode.FAILED_PRECONDITION       # the epoch is
                 except TimeoutError:
-                    why, is_over = f"no answer within {self._connect_timeout_s:g} s", False
+                    why = f"no answer within {self._connect_timeout_s:g} s"
+                except Exception as error:      # a fault of ours: the sequences of this link must still be continued
+                    logger.exception("shard_link_failed shard_id=%s epoch=%d", self.member.shard_id, self.epoch)
+                    why = f"a message could not be handled: {error!r}"
                 retry_s = RETRY_MIN_S if self.is_connected else min(RETRY_MAX_S, retry_s * 2)
                 self._break(why)
-                if is_over:
-                    return
-                await asyncio.sleep(retry_s)    # a back-off after a failure, not a poll
+                if not is_over:
+                    await asyncio.sleep(retry_s)    # a back-off after a failure, not a poll
 
     async def _run_stream(self, channel: grpc.aio.Channel) -> str:
         """One stream from greeting to end -> why it ended. Raises AioRpcError or TimeoutError."""
@@ -161,7 +164,7 @@ class ShardLinkClient:
                        upward: Upward) -> None:
         while (message := await call.read()) is not grpc.aio.EOF:
             if message.epoch != self.epoch:
-                logger.warning("late_message shard_id=%s epoch=%d of=%d", self.member.shard_id, self.epoch, message.epoch)
+                logger.warning("late_message shard_id=%s epoch=%d", self.member.shard_id, message.epoch)
                 continue
             self.load = decode_load(message.load)
             self._owner.link_events(self, [decode_event(update) for update in message.updates])

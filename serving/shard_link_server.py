@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeAlias
 
 import grpc
 
@@ -23,6 +23,8 @@ from serving.shard_link_options import server_options
 from serving.shard_messages import decode_submission, encode_event, encode_load, error_text
 
 logger = logging.getLogger(__name__)
+
+Context: TypeAlias = grpc.aio.ServicerContext
 
 EPOCH_WAIT_S = 30.0         # a router may hear of an epoch before its shard has built the group
 FIRST_MESSAGE_WAIT_S = 10.0
@@ -106,8 +108,8 @@ class ShardLinkServer:
         if self._load_timer is None and self._streams:
             self._load_timer = asyncio.get_running_loop().call_later(LOAD_REFRESH_S, self._refresh_loads)
 
-    async def Connect(self, requests: AsyncIterator[shard_pb2.ToShard],                                  # noqa: N802
-                      context: grpc.aio.ServicerContext[shard_pb2.ToShard, shard_pb2.ToRouter]) -> None:
+    async def Connect(self, requests: AsyncIterator[shard_pb2.ToShard], context: Context) -> None:
+        """One router's stream, from its first message to its end."""
         try:
             async with asyncio.timeout(FIRST_MESSAGE_WAIT_S):
                 first = await anext(requests)
@@ -127,8 +129,8 @@ class ShardLinkServer:
             with suppress(asyncio.CancelledError):
                 await reader
 
-    async def Ring(self, request: shard_pb2.RingRequest,                                                 # noqa: N802
-                   context: grpc.aio.ServicerContext[shard_pb2.RingRequest, shard_pb2.RingReply]) -> shard_pb2.RingReply:
+    async def Ring(self, request: shard_pb2.RingRequest, context: Context) -> shard_pb2.RingReply:
+        """A peer waits in an agreement. A ring of an epoch that this shard has yet to open is kept for it."""
         if self._engine is not None and request.epoch == self._epoch:
             self._engine.ring(request.epoch, request.step_index)
         elif request.epoch > self._epoch:
@@ -137,7 +139,7 @@ class ShardLinkServer:
             await self._refuse_epoch(request.epoch, context)
         return shard_pb2.RingReply()
 
-    async def _engine_of(self, epoch: int, context: grpc.aio.ServicerContext[object, object]) -> LinkedEngine:
+    async def _engine_of(self, epoch: int, context: Context) -> LinkedEngine:
         """Wait until `epoch` runs here; ends the call when it is over or does not come."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._epoch_wait_s):
@@ -147,7 +149,7 @@ class ShardLinkServer:
             await self._refuse_epoch(epoch, context)
         return self._engine
 
-    async def _refuse_epoch(self, epoch: int, context: grpc.aio.ServicerContext[object, object]) -> NoReturn:
+    async def _refuse_epoch(self, epoch: int, context: Context) -> NoReturn:
         error = NotReadyError(f"epoch {epoch} does not run here; the latest is {self._epoch}"
                               f"{'' if self._engine else ', and it has ended'}", fix="wait for the next epoch")
         code = grpc.StatusCode.FAILED_PRECONDITION if epoch <= self._epoch else grpc.StatusCode.UNAVAILABLE
@@ -187,8 +189,7 @@ class ShardLinkServer:
         finally:
             self._drop(stream, why)
 
-    async def _write(self, stream: RouterStream,
-                     context: grpc.aio.ServicerContext[shard_pb2.ToShard, shard_pb2.ToRouter]) -> None:
+    async def _write(self, stream: RouterStream, context: Context) -> None:
         while True:
             dispatch = await stream.outbox.take()
             await context.write(shard_pb2.ToRouter(

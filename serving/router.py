@@ -1,0 +1,95 @@
+"""Request + shard snapshots -> shard. Pure: the longest cached prefix is weighed against the work that already waits.
+
+Both are seconds of the shard's work: tokens to compute until the request is done, over the shard's measured speed. The
+router keeps its own approximate index of which prefixes it sent where, as the cache-aware policies of SGLang's router
+and the vLLM production stack do: shards are never asked.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXPECTED_OUTPUT_TOKENS = 256    # of a sequence about which nothing better is known
+MAX_INDEX_BLOCKS = 1 << 18      # per shard, however large its KV cache
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSnapshot:
+    """One member as the router sees it now."""
+
+    shard_id: str
+    num_open_tokens: int            # this router's own: tokens its open sequences still have to compute there
+    num_foreign_sequences: int      # running or waiting there for other routers
+    kv_blocks_free: int
+    kv_blocks_total: int
+    tokens_per_s: float             # measured while it was saturated; 0 when it never was
+
+    def max_request_tokens(self, block_size: int) -> int:
+        """Largest prompt + output that can ever fit: the last token drawn needs no place in the KV cache."""
+        return self.kv_blocks_total * block_size + 1 if self.kv_blocks_total else 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedRequest:
+    """What the choice depends on."""
+
+    block_hashes: tuple[int, ...]   # of all known tokens' full blocks
+    num_tokens: int                 # known: prompt and journal
+    num_tokens_at_least: int        # a shard that cannot hold so many is no choice
+
+
+def block_hashes(token_ids: Sequence[int], block_size: int) -> tuple[int, ...]:
+    """Chained hashes of the full blocks: equal when the blocks and everything before them are equal."""
+    hashes: list[int] = []
+    parent = 0
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        parent = hash((parent, *token_ids[start:start + block_size]))
+        hashes.append(parent)
+    return tuple(hashes)
+
+
+class PrefixIndex:
+    """Which prefixes each shard was sent, least recently used first out, as many blocks as its KV cache has."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, OrderedDict[int, None]] = {}
+
+    def record(self, shard_id: str, hashes: Sequence[int], capacity: int) -> None:
+        """The shard has computed, or will, what the hashes stand for. `capacity`: its KV blocks."""
+        blocks = self._blocks.setdefault(shard_id, OrderedDict())
+        for block in reversed(hashes):      # the tail is forgotten first, as in the shard
+            blocks[block] = None
+            blocks.move_to_end(block)
+        while len(blocks) > min(capacity, MAX_INDEX_BLOCKS):
+            blocks.popitem(last=False)
+
+    def num_cached_blocks(self, shard_id: str, hashes: Sequence[int]) -> int:
+        blocks = self._blocks.get(shard_id)
+        if blocks is None:
+            return 0
+        return next((count for count, block in enumerate(hashes) if block not in blocks), len(hashes))
+
+    def keep_only(self, shard_ids: Sequence[str]) -> None:
+        """Forget the shards that are gone."""
+        self._blocks = {shard_id: blocks for shard_id, blocks in self._blocks.items() if shard_id in shard_ids}
+
+
+def choose_shard(request: RoutedRequest, shards: Sequence[ShardSnapshot], index: PrefixIndex,
+                 block_size: int) -> ShardSnapshot | None:
+    """The shard that should be done first; among equals the earlier one. None when no shard can hold the request."""
+    able = [shard for shard in shards if shard.max_request_tokens(block_size) >= request.num_tokens_at_least
+            and shard.kv_blocks_total]
+    # A shard that never had more work than it could take has not shown its speed: it counts as the fastest.
+    fastest = max((shard.tokens_per_s for shard in able), default=0.0) or 1.0
+
+    def cost(shard: ShardSnapshot) -> tuple[bool, float, int]:
+        num_cached = min(index.num_cached_blocks(shard.shard_id, request.block_hashes) * block_size,
+                         request.num_tokens - 1)
+        num_uncached = request.num_tokens - num_cached
+        num_waiting = shard.num_open_tokens + shard.num_foreign_sequences * EXPECTED_OUTPUT_TOKENS
+        must_wait_for_blocks = shard.kv_blocks_free * block_size < num_uncached
+        return must_wait_for_blocks, (num_waiting + num_uncached) / (shard.tokens_per_s or fastest), num_waiting
+
+    return min(able, key=cost, default=None)
