@@ -1,0 +1,179 @@
+"""Chat messages -> prompt text, through the checkpoint's Jinja template, exactly as transformers renders it.
+
+Source of the environment's settings: transformers 5, utils/chat_template_utils.py. The template is code from a hub, so
+it runs in Jinja's immutable sandbox and sees plain JSON values only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from pydantic import JsonValue
+
+from serving.errors import InvalidRequestError, ServingError
+
+RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+class ChatTemplateError(ServingError):
+    """The checkpoint's template cannot be parsed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: str
+    content: str
+    name: str | None = None
+
+    def to_json(self) -> dict[str, JsonValue]:
+        named: dict[str, JsonValue] = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": self.content, **named}
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks what the assistant wrote, for training; here its body is simply rendered."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
+
+    def _render(self, caller: Macro) -> str:
+        return str(caller())
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(layout: str) -> str:
+    return datetime.now().strftime(layout)
+
+
+def _tojson(value: JsonValue, ensure_ascii: bool = False, indent: int | None = None,
+            separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    """Jinja's own filter escapes HTML; models were trained on plain JSON."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _TemplateDict:
+    """`dict(...)` without the attributes of the class, which lead out of the sandbox."""
+
+    def __call__(self, *args: Mapping[str, JsonValue], **kwargs: JsonValue) -> dict[str, JsonValue]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Sequence[str], value: JsonValue = None) -> dict[str, JsonValue]:
+        return dict.fromkeys(keys, value)
+
+
+class _TemplateNamespace(Namespace):
+    """`namespace(...)` that keeps no underscore names, which would reach CPython's internals."""
+
+    def __init__(*args: object, **kwargs: object) -> None:
+        self, *mappings = args
+        assert isinstance(self, _TemplateNamespace)
+        attributes = dict(*mappings, **kwargs)    
+        for name in attributes:
+            _check_attribute(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: object) -> None:
+        _check_attribute(name)
+        super().__setitem__(name, value)
+
+
+def _check_attribute(name: str) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a chat template must not store {name!r} on a namespace")
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=[_GenerationTag, loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_TemplateDict(),
+                               namespace=_TemplateNamespace)
+    return environment
+
+
+class ChatTemplate:
+    """One compiled template with the tokenizer's special tokens (`bos_token`, ...) bound."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Raises ChatTemplateError when `source` is not a Jinja template."""
+        environment = _environment()
+        try:
+            tree = environment.parse(source)
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ChatTemplateError(f"the checkpoint's chat template is not valid Jinja: {error}",
+                                    fix="mend chat_template in tokenizer_config.json or chat_template.jinja") from error
+        self._special_tokens = dict(special_tokens)
+        self.variables: frozenset[str] = frozenset(find_undeclared_variables(tree)) - set(environment.globals)
+        self.message_fields: frozenset[str] = _string_keys(tree)
+
+    def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
+               variables: Mapping[str, JsonValue] | None = None) -> str:
+        """-> the prompt's text, special tokens written out. `variables` go to the template (`enable_thinking`, ...).
+
+        Raises InvalidRequestError when the template refuses the messages, or never reads a variable or a name.
+        """
+        variables = variables or {}
+        self._check(messages, variables)
+        try:
+            return self._template.render(messages=[message.to_json() for message in messages], tools=None,
+                                         documents=None, add_generation_prompt=add_generation_prompt,
+                                         **{**self._special_tokens, **variables})
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", param="messages",
+                                      fix="check the roles and their order") from error
+
+    def _check(self, messages: Sequence[ChatMessage], variables: Mapping[str, JsonValue]) -> None:
+        if not messages:
+            raise InvalidRequestError("messages is empty", fix="give at least one message", param="messages")
+        readable = self.variables - RESERVED_VARIABLES - set(self._special_tokens)
+        for name in variables:
+            if name not in readable:
+                raise InvalidRequestError(
+                    f"the model's chat template reads no variable {name!r}", param="chat_template_kwargs",
+                    fix=f"remove it; the template reads {', '.join(sorted(readable)) or 'none'}")
+        if "name" not in self.message_fields and any(message.name is not None for message in messages):
+            raise InvalidRequestError("the model's chat template does not read a message's name", param="messages.name",
+                                      fix="remove it, or write it into the content")
+
+
+def _string_keys(tree: nodes.Template) -> frozenset[str]:
+    """Every attribute and constant key that the template looks up: `message.name`, `message['name']`, `.get('name')`"""
+    attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
+    constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return frozenset(attributes | constants)
+
+
+def read_chat_template(folder: Path, configured: JsonValue) -> str | None:
+    """The source, as transformers finds it: chat_template.jinja, else `chat_template` of tokenizer_config.json
+    (a string, or a list of {name, template} of which "default" counts). None: the checkpoint has none."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    if isinstance(configured, str):
+        return configured
+    if isinstance(configured, list):
+        for entry in configured:
+            if isinstance(entry, dict) and entry.get("name") == "default":
+                template = entry.get("template")
+                return template if isinstance(template, str) else None
+    return None
