@@ -31,8 +31,13 @@ class Dispatcher(Protocol):
     T = 0 too. Raises GroupError when a collective fails.
     """
 
-    num_collectives: int        # since construction
-    bytes_sent: int             # payload that left this member since construction
+    @property
+    def num_collectives(self) -> int:
+        """Since construction."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload that left this member since construction."""
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         """Take the agreed row counts of the step, index = rank."""

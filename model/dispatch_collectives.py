@@ -1,0 +1,55 @@
+"""The collectives of the MoE layers, over deepspeed.comm: counted, and every failure a GroupError.
+
+The only file of model/ that imports deepspeed; only the distributed dispatchers import it.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.distributed as dist
+from deepspeed import comm
+from torch import Tensor
+
+from model.errors import GroupError
+
+FIX = "a member died or is too slow: wait for the next epoch, or raise group.collective_timeout_s"
+
+
+class Collectives:
+    """Collectives of one group. All members call the same ones in the same order."""
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, num_members: int, device: torch.device) -> None:
+        self.num_collectives = 0
+        self.bytes_sent = 0             # payload that left this member
+        self.uses_nccl = "nccl" in str(dist.get_backend(group))
+        # Gloo moves host memory: a cuda member of a mixed group stages its rows there.
+        self.wire_device = device if self.uses_nccl else torch.device("cpu")
+        self._group = group
+        self._rank = rank
+        self._num_members = num_members
+        if self.uses_nccl:              # renamed in torch 2.13; deepspeed 0.19 still calls it by the old name
+            warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
+
+    def all_to_all(self, received: Tensor, sent: Tensor, num_received_M: list[int], num_sent_M: list[int]) -> None:
+        """Send sent[rows of member m] to each m, fill `received` in the order of ranks. 2-D, contiguous, equal widths.
+
+        What a member sends to itself is copied within its memory. Raises GroupError.
+        """
+        self.num_collectives += 1
+        self.bytes_sent += (len(sent) - num_sent_M[self._rank]) * sent.shape[1] * sent.element_size()
+        try:
+            comm.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), num_received_M, num_sent_M,
+                                   group=self._group)
+        except RuntimeError as error:
+            raise GroupError(f"rank {self._rank}: all_to_all of MoE rows failed: {error}", fix=FIX) from error
+
+    def all_gather(self, gathered: Tensor, own: Tensor) -> None:
+        """Fill `gathered` [M * S, W] with every member's `own` [S, W], in the order of ranks. Raises GroupError."""
+        self.num_collectives += 1
+        self.bytes_sent += (self._num_members - 1) * own.numel() * own.element_size()
+        try:
+            comm.all_gather_into_tensor(gathered.view(torch.uint8), own.view(torch.uint8), group=self._group)
+        except RuntimeError as error:
+            raise GroupError(f"rank {self._rank}: all_gather of MoE rows failed: {error}", fix=FIX) from error
