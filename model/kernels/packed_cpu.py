@@ -1,0 +1,220 @@
+"""Kernels in C on packed weights, for CPUs (packed_cpu.c and its headers say how).
+
+Every output element is one fp32 FMA chain in ascending k, so a row's result does not depend on the rows beside it, on
+threads, or on the CPU's vector width. Runs on torch.get_num_threads() threads of torch's own OpenMP pool.
+
+Letters as in model/kernels/protocol.py
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.errors import OutOfMemoryError
+from model.kernels.packed_cpu_library import (
+    AttentionStruct,
+    ExpertsStruct,
+    KernelLibrary,
+    LinearStruct,
+)
+from model.kernels.protocol import AttentionBatch, ExpertWeights, LinearWeight
+
+_LANES = 16
+_MAX_HEAD_DIM = 256
+_NO_WINDOW = 1 << 40
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}     # `Dtype` of packed_simd.h
+_SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+
+
+class PackedLinear:
+    """Panels of 16 outputs, k ascending. Rows that were never loaded are zero."""
+
+    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, library: KernelLibrary) -> None:
+        self.out_features = out_features
+        self.in_features = in_features
+        self.dtype = dtype
+        self._library = library
+        panel_bytes = library.short.packed_panel_bytes(_CODES[dtype], in_features)
+        self.panels = torch.zeros(-(-out_features // _LANES) * panel_bytes, dtype=torch.uint8)
+        self.nbytes = self.panels.nbytes
+        self._struct = LinearStruct(self.panels.data_ptr(), out_features, in_features, _CODES[dtype])
+        self.address = ctypes.addressof(self._struct)
+
+    def load_rows(self, first_row: int, weight_nK: Tensor) -> None:
+        assert weight_nK.shape[1] == self.in_features and first_row + weight_nK.shape[0] <= self.out_features
+        weight_nK = weight_nK.to(self.dtype).contiguous()
+        self._library.long.packed_pack(self.panels.data_ptr(), weight_nK.data_ptr(), first_row, weight_nK.shape[0],
+                                       self.in_features, _CODES[self.dtype], 1, 0, torch.get_num_threads())
+
+
+class PackedExperts:
+    """Per expert: panels of gate and up alternating, then those of down."""
+
+    def __init__(self, num_experts: int, intermediate_size: int, hidden_size: int, dtype: torch.dtype,
+                 library: KernelLibrary) -> None:
+        self.num_experts = num_experts
+        self.intermediate_size = intermediate_size
+        self.hidden_size = hidden_size
+        self.dtype = dtype
+        self._library = library
+        up_bytes, down_bytes = (library.short.packed_panel_bytes(_CODES[dtype], k)
+                                for k in (hidden_size, intermediate_size))
+        self.gate_up = torch.zeros(num_experts, 2 * -(-intermediate_size // _LANES) * up_bytes, dtype=torch.uint8)
+        self.down = torch.zeros(num_experts, -(-hidden_size // _LANES) * down_bytes, dtype=torch.uint8)
+        self.nbytes = self.gate_up.nbytes + self.down.nbytes
+        self._struct = ExpertsStruct(self.gate_up.data_ptr(), self.down.data_ptr(), num_experts, intermediate_size,
+                                     hidden_size, _CODES[dtype])
+        self.address = ctypes.addressof(self._struct)
+        self.counts = ctypes.c_long * num_experts
+
+    def load_gate(self, slot: int, weight_ID: Tensor) -> None:
+        assert weight_ID.shape == (self.intermediate_size, self.hidden_size)
+        self._pack(self.gate_up[slot], weight_ID, 2, 0)
+
+    def load_up(self, slot: int, weight_ID: Tensor) -> None:
+        assert weight_ID.shape == (self.intermediate_size, self.hidden_size)
+        self._pack(self.gate_up[slot], weight_ID, 2, 1)
+
+    def load_down(self, slot: int, weight_DI: Tensor) -> None:
+        assert weight_DI.shape == (self.hidden_size, self.intermediate_size)
+        self._pack(self.down[slot], weight_DI, 1, 0)
+
+    def _pack(self, panels: Tensor, weight_NK: Tensor, panel_stride: int, panel_first: int) -> None:
+        weight_NK = weight_NK.to(self.dtype).contiguous()
+        self._library.long.packed_pack(panels.data_ptr(), weight_NK.data_ptr(), 0, weight_NK.shape[0],
+                                       weight_NK.shape[1], _CODES[self.dtype], panel_stride, panel_first,
+                                       torch.get_num_threads())
+
+
+class PackedCpuKernels:
+    """The Kernels protocol (model/kernels/protocol.py), where every method is described.
+
+    Raises KernelLibraryError (an OSError) when no library fits this CPU.
+    """
+
+    def __init__(self) -> None:
+        self.name = "packed-cpu"
+        self.device = torch.device("cpu")
+        self._library = KernelLibrary()
+        short, long = self._library.short, self._library.long
+        self._rms_norm, self._rope, self._combine = short.packed_rms_norm, short.packed_rope, short.packed_combine
+        self._write_kv = short.packed_write_kv
+        self._linear, self._experts, self._attention = long.packed_linear, long.packed_experts, long.packed_attention
+
+    def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLinear:
+        return PackedLinear(out_features, in_features, dtype, self._library)
+
+    def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None,
+               out_dtype: torch.dtype | None = None) -> Tensor:
+        assert isinstance(weight, PackedLinear) and x_TK.dtype == weight.dtype
+        num_rows, in_features = x_TK.shape
+        assert in_features == weight.in_features
+        out_dtype = out_dtype or weight.dtype
+        assert out_dtype is weight.dtype or out_dtype is torch.float32
+        assert bias_N is None or (bias_N.dtype == weight.dtype and bias_N.is_contiguous())
+        x_TK, step = _rows(x_TK)
+        out_TN = torch.empty((num_rows, weight.out_features), dtype=out_dtype)
+        self._linear(weight.address, x_TK.data_ptr(), step, num_rows, None if bias_N is None else bias_N.data_ptr(),
+                     out_TN.data_ptr(), _CODES[out_dtype], torch.get_num_threads())
+        return out_TN
+
+    def new_experts(self, num_experts: int, intermediate_size: int, hidden_size: int,
+                    dtype: torch.dtype) -> PackedExperts:
+        return PackedExperts(num_experts, intermediate_size, hidden_size, dtype, self._library)
+
+    def experts(self, rows_RD: Tensor, num_rows_E: Sequence[int], weights: ExpertWeights) -> Tensor:
+        assert isinstance(weights, PackedExperts) and rows_RD.dtype == weights.dtype
+        num_rows, hidden_size = rows_RD.shape
+        assert hidden_size == weights.hidden_size and len(num_rows_E) == weights.num_experts
+        assert sum(num_rows_E) == num_rows
+        rows_RD, step = _rows(rows_RD)
+        out_RD = torch.empty((num_rows, hidden_size), dtype=weights.dtype)
+        counts = weights.counts(*num_rows_E)
+        status = self._experts(weights.address, rows_RD.data_ptr(), step, num_rows, ctypes.addressof(counts),
+                               out_RD.data_ptr(), torch.get_num_threads())
+        _check(status)
+        return out_RD
+
+    def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        assert row_of_TK.dtype is torch.int64 and weights_TK.dtype is torch.float32
+        assert row_of_TK.shape == weights_TK.shape
+        rows_RD, step = _rows(rows_RD)
+        row_of_TK, weights_TK = row_of_TK.contiguous(), weights_TK.contiguous()
+        num_tokens, num_choices = row_of_TK.shape
+        out_TD = torch.empty((num_tokens, rows_RD.shape[1]), dtype=rows_RD.dtype)
+        self._combine(rows_RD.data_ptr(), step, row_of_TK.data_ptr(), weights_TK.data_ptr(), num_tokens, num_choices,
+                      rows_RD.shape[1], out_TD.data_ptr(), _CODES[rows_RD.dtype], torch.get_num_threads())
+        return out_TD
+
+    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        assert weight_D.dtype == x_TD.dtype and weight_D.is_contiguous() and weight_D.shape[0] == x_TD.shape[-1]
+        x_TD, step = _rows(x_TD)
+        num_heads = x_TD.shape[1] if x_TD.dim() == 3 else 1
+        out_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
+        self._rms_norm(x_TD.data_ptr(), step, x_TD.shape[0], num_heads, x_TD.shape[-1], weight_D.data_ptr(), eps,
+                       out_TD.data_ptr(), _CODES[x_TD.dtype], torch.get_num_threads())
+        return out_TD
+
+    def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
+        assert cos_Td.dtype is torch.float32 and sin_Td.dtype is torch.float32
+        x_THd, step = _rows(x_THd)
+        cos_Td, sin_Td = cos_Td.contiguous(), sin_Td.contiguous()
+        num_tokens, num_heads, head_dim = x_THd.shape
+        assert head_dim % 2 == 0 and cos_Td.shape == sin_Td.shape == (num_tokens, head_dim)
+        out_THd = torch.empty((num_tokens, num_heads, head_dim), dtype=x_THd.dtype)
+        self._rope(x_THd.data_ptr(), step, num_tokens, num_heads, head_dim, cos_Td.data_ptr(), sin_Td.data_ptr(),
+                   out_THd.data_ptr(), _CODES[x_THd.dtype], torch.get_num_threads())
+        return out_THd
+
+    def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
+                     dtype: torch.dtype) -> Tensor:
+        """[layers, blocks, key or value, G, B, d] in shape; keys lie in memory as [d, B]."""
+        assert block_size in (1, 2, 4, 8) or block_size % _LANES == 0, "block size: 1, 2, 4, 8 or a multiple of 16"
+        assert head_dim <= _MAX_HEAD_DIM
+        return torch.zeros(num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim, dtype=dtype)
+
+    def write_kv(self, cache: Tensor, k_TGd: Tensor, v_TGd: Tensor, batch: AttentionBatch) -> None:
+        assert cache.is_contiguous() and k_TGd.dtype == v_TGd.dtype == cache.dtype
+        (k_TGd, k_step), (v_TGd, v_step) = _rows(k_TGd), _rows(v_TGd)
+        _, _, num_kv_heads, block_size, head_dim = cache.shape
+        assert k_TGd.shape == v_TGd.shape and k_TGd.shape[1:] == (num_kv_heads, head_dim)
+        assert batch.slots_T.dtype is torch.int64 and batch.slots_T.shape[0] == k_TGd.shape[0]
+        self._write_kv(cache.data_ptr(), k_TGd.data_ptr(), k_step, v_TGd.data_ptr(), v_step,
+                       batch.slots_T.contiguous().data_ptr(), k_TGd.shape[0], num_kv_heads, head_dim, block_size,
+                       _SIZES[cache.dtype])
+
+    def attention(self, q_THd: Tensor, cache: Tensor, batch: AttentionBatch, scale: float,
+                  sliding_window: int | None) -> Tensor:
+        assert cache.is_contiguous() and q_THd.dtype == cache.dtype
+        q_THd, step = _rows(q_THd)
+        num_tokens, num_heads, head_dim = q_THd.shape
+        _, _, num_kv_heads, block_size, cache_head_dim = cache.shape
+        assert head_dim == cache_head_dim and num_heads % num_kv_heads == 0
+        tables_SM, lens_S, starts_S1 = batch.block_tables_SM, batch.context_lens_S, batch.query_starts_S1
+        assert tables_SM.dtype is torch.int32 and lens_S.dtype is torch.int32 and starts_S1.dtype is torch.int32
+        assert tables_SM.is_contiguous() and lens_S.is_contiguous() and starts_S1.is_contiguous()
+        out_THd = torch.empty((num_tokens, num_heads, head_dim), dtype=q_THd.dtype)
+        call = AttentionStruct(q_THd.data_ptr(), cache.data_ptr(), out_THd.data_ptr(), starts_S1.data_ptr(),
+                               lens_S.data_ptr(), tables_SM.data_ptr(), step, lens_S.shape[0], tables_SM.shape[1],
+                               num_heads, num_kv_heads, head_dim, block_size, _CODES[q_THd.dtype],
+                               _NO_WINDOW if sliding_window is None else sliding_window, scale)
+        _check(self._attention(ctypes.addressof(call), torch.get_num_threads()))
+        return out_THd
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """x with contiguous rows (copied if they are not), and the bytes from one row to the next."""
+    strides = x.stride()
+    inner = strides[1:] == (1,) if x.dim() == 2 else strides[1:] == (x.shape[2], 1)
+    if not inner:
+        x = x.contiguous()
+    return x, x.stride(0) * _SIZES[x.dtype]
+
+
+def _check(status: int) -> None:
+    if status:
+        raise OutOfMemoryError("no memory for the intermediate rows of a kernel", fix="lower max_batch_tokens")

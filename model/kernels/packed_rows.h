@@ -1,0 +1,88 @@
+// Row-wise kernels: norm, rotary embedding, combine. A task is a run of rows.
+// T tokens, D size of a row, H heads, d head size, K experts per token. Steps are in bytes between tokens' rows.
+#pragma once
+
+#include "packed_parallel.h"
+#include "packed_simd.h"
+
+enum { ROW_TASK_ELEMENTS = 1 << 14 };       // shorter work is not worth another thread
+
+typedef struct {
+    const char *x, *weight;     // rms_norm: [T, H, D] with any step between tokens, weight [D]; combine: rows [R, D]
+    const float *cos, *sin;     // rope: [T, D]
+    const int64_t *row_of;      // combine: [T, K]
+    const float *weights;       // combine: [T, K]
+    char *out;                  // contiguous
+    long num_tokens, step, num_heads, size, num_choices, tokens_per_task, dtype;
+    float eps;
+} RowsCall;
+
+INLINE void norm_row(const Dtype dtype, const char *x, const char *weight, char *out, long size, float eps) {
+    long bytes = dtype_bytes(dtype);
+    f32x16 squares = splat(0.0f);
+    for (long i = 0; i < size; i += LANES) {
+        f32x16 v = load_n(dtype, x + i * bytes, size - i);
+        squares = fma16(v, v, squares);
+    }
+    f32x16 variance = splat(sum_lanes(squares) / (float)size + eps);
+    f32x16 factor = splat(1.0f) / __builtin_elementwise_sqrt(variance);
+    for (long i = 0; i < size; i += LANES) {
+        f32x16 v = round_to(dtype, load_n(dtype, x + i * bytes, size - i) * factor);
+        store_n(dtype, out + i * bytes, v * load_n(dtype, weight + i * bytes, size - i), size - i);
+    }
+}
+
+INLINE void rotate_row(const Dtype dtype, const char *x, const float *cos, const float *sin, char *out, long size) {
+    long bytes = dtype_bytes(dtype), half = size / 2;
+    for (long i = 0; i < half; i += LANES) {
+        long n = half - i;
+        f32x16 a = load_n(dtype, x + i * bytes, n), b = load_n(dtype, x + (half + i) * bytes, n);
+        f32x16 first = fma16(a, load_n(F32, cos + i, n), -b * load_n(F32, sin + i, n));
+        f32x16 second = fma16(b, load_n(F32, cos + half + i, n), a * load_n(F32, sin + half + i, n));
+        store_n(dtype, out + i * bytes, first, n);
+        store_n(dtype, out + (half + i) * bytes, second, n);
+    }
+}
+
+INLINE void combine_row(const Dtype dtype, const RowsCall *call, long token) {
+    long bytes = dtype_bytes(dtype);
+    const int64_t *row_of = call->row_of + token * call->num_choices;
+    const float *weights = call->weights + token * call->num_choices;
+    for (long i = 0; i < call->size; i += LANES) {
+        f32x16 sum = splat(0.0f);
+        for (long k = 0; k < call->num_choices; k++)
+            sum = fma16(splat(weights[k]), load_n(dtype, call->x + row_of[k] * call->step + i * bytes, call->size - i), sum);
+        store_n(dtype, call->out + (token * call->size + i) * bytes, sum, call->size - i);
+    }
+}
+
+typedef enum { NORM, ROTATE, COMBINE } RowKernel;
+
+INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall *call, long task) {
+    long end = min_long(call->num_tokens, (task + 1) * call->tokens_per_task), row_bytes = call->size * dtype_bytes(dtype);
+    for (long t = task * call->tokens_per_task; t < end; t++) {
+        if (kernel == COMBINE) { combine_row(dtype, call, t); continue; }
+        for (long h = 0; h < call->num_heads; h++) {
+            const char *x = call->x + t * call->step + h * row_bytes;
+            char *out = call->out + (t * call->num_heads + h) * row_bytes;
+            if (kernel == NORM) norm_row(dtype, x, call->weight, out, call->size, call->eps);
+            else rotate_row(dtype, x, call->cos + t * call->size, call->sin + t * call->size, out, call->size);
+        }
+    }
+}
+
+#define ROWS_TASK(NAME, KERNEL) static void NAME(const void *context, long task) { \
+    const RowsCall *call = context; \
+    if (call->dtype == BF16) rows_task(KERNEL, BF16, call, task); \
+    else if (call->dtype == F16) rows_task(KERNEL, F16, call, task); \
+    else rows_task(KERNEL, F32, call, task); }
+ROWS_TASK(norm_task, NORM)
+ROWS_TASK(rotate_task, ROTATE)
+ROWS_TASK(combine_task, COMBINE)
+#undef ROWS_TASK
+
+static void run_rows(RowsCall *call, TaskFunction task, long elements_per_token, long num_threads) {
+    if (call->num_tokens == 0) return;
+    call->tokens_per_task = max_long(1, ROW_TASK_ELEMENTS / max_long(1, elements_per_token));
+    parallel_for(ceil_div(call->num_tokens, call->tokens_per_task), num_threads, task, call);
+}
