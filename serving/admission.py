@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serving.config import AdmissionConfig
-from serving.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
+from serving.errors import DeadlineExceededError, InvalidRequestError, NotReadyError, OverloadedError
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Admission:
         self.num_queued = 0
         self._num_open_tokens = 0
         self._num_queued_tokens = 0
+        self._is_closed = False
 
     async def enter(self, tenant: str, num_requests: int, num_tokens: int, deadline_s: float) -> Ticket:
         """Wait for admission -> the ticket to release(). `deadline_s` is on the clock.
@@ -67,6 +68,7 @@ class Admission:
             if ticket.state is TicketState.WAITING:
                 async with asyncio.timeout(max(0.0, deadline_s - self._clock())):
                     await ticket.granted.wait()
+            self._refuse_closed(ticket.state is TicketState.ENDED)
         except TimeoutError:
             self.release(ticket)
             raise DeadlineExceededError(
@@ -79,6 +81,7 @@ class Admission:
 
     def offer(self, tenant: str, num_requests: int, num_tokens: int) -> Ticket:
         """Queue a request, admit what may enter. Raises OverloadedError; InvalidRequestError for too many choices."""
+        self._refuse_closed(self._is_closed)
         if num_requests > self._config.max_open_requests:
             raise InvalidRequestError(
                 f"n={num_requests} choices are more than this server runs at once ({self._config.max_open_requests})",
@@ -105,6 +108,14 @@ class Admission:
         ticket.state = TicketState.ENDED
         self._admit()
 
+    def close(self) -> None:
+        """Turn away everybody who waits, and everybody who comes."""
+        self._is_closed = True
+        for ticket in [ticket for queue in self._queues.values() for ticket in queue]:
+            self._leave_queue(ticket)
+            ticket.state = TicketState.ENDED
+            ticket.granted.set()
+
     def retry_after_s(self) -> float:
         """When what waits now will have entered, at the rate at which requests end. Between 1 s and 60 s."""
         if len(self._releases) < 2:
@@ -115,6 +126,10 @@ class Admission:
         if num_tokens <= 0:
             return MIN_RETRY_AFTER_S
         return min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, self._num_queued_tokens * elapsed_s / num_tokens))
+
+    def _refuse_closed(self, is_closed: bool) -> None:
+        if is_closed:
+            raise NotReadyError("this router is shutting down", fix="send the request again")
 
     def _refuse_over_bounds(self, num_requests: int, num_tokens: int) -> None:
         config, num_held = self._config, self._num_open_tokens + self._num_queued_tokens

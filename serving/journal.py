@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from serving.request import Submission
@@ -23,10 +23,6 @@ class Journal:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[str]:
-        """Ids of the open sequences, oldest first."""
-        return iter(tuple(self._entries))
-
     def open(self, submission: Submission) -> None:
         if submission.request_id in self._entries:
             raise ValueError(f"request {submission.request_id} is in the journal already: ids must differ")
@@ -35,9 +31,6 @@ class Journal:
 
     def append(self, request_id: str, token_ids: Sequence[int]) -> None:
         self._entries[request_id].output_token_ids += token_ids
-
-    def num_output_tokens(self, request_id: str) -> int:
-        return len(self._entries[request_id].output_token_ids)
 
     def resubmission(self, request_id: str) -> Submission:
         """The sequence as any shard can take it up now: its tokens so far are computed there, not drawn again.
@@ -48,6 +41,6 @@ class Journal:
         return replace(entry.submission, journal_token_ids=tuple(entry.output_token_ids),
                        num_prompt_logprobs=None if entry.output_token_ids else entry.submission.num_prompt_logprobs)
 
-    def close(self, request_id: str) -> None:
-        """The sequence has ended."""
-        del self._entries[request_id]
+    def close(self, request_id: str) -> Sequence[int]:
+        """The sequence has ended -> its output."""
+        return self._entries.pop(request_id).output_token_ids

@@ -40,11 +40,12 @@ class RoutedRequest:
     num_tokens_at_least: int        # a shard that cannot hold so many is no choice
 
 
-def block_hashes(token_ids: Sequence[int], block_size: int) -> tuple[int, ...]:
-    """Chained hashes of the full blocks: equal when the blocks and everything before them are equal."""
-    hashes: list[int] = []
-    parent = 0
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
+def block_hashes(token_ids: Sequence[int], block_size: int, known: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Chained hashes of the full blocks: equal when the blocks and everything before them are equal. `known`: those of
+    the first blocks, if they were computed before."""
+    hashes = list(known)
+    parent = known[-1] if known else 0
+    for start in range(len(known) * block_size, len(token_ids) - block_size + 1, block_size):
         parent = hash((parent, *token_ids[start:start + block_size]))
         hashes.append(parent)
     return tuple(hashes)
