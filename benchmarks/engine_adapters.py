@@ -1,0 +1,196 @@
+"""The engines that benchmarks/engine.py measures, behind one Protocol. All decode greedily and never stop early."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One batch. The decode window opens when every sequence has its first token."""
+
+    prefill_s: float            # from the submission to the moment the window opens
+    decode_s: float             # length of the window
+    num_decoded: int            # tokens drawn within it, all sequences together
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        return self.num_decoded / self.decode_s if self.num_decoded else None
+
+
+class BenchEngine(Protocol):
+    vocab_size: int
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
+        """Run the prompts as one batch; decoding stops after num_tokens each, or when the time is over."""
+
+
+# ==== moesaic: Engine + Scheduler + Runner in one process, the model on a thread of its own, as a shard runs it ====
+
+
+class MoesaicEngine:
+    def __init__(self, folder: Path, num_threads: int, num_kv_tokens: int, device: str, dtype: str) -> None:
+        import torch
+
+        from model.args import read_model_args
+        from model.dispatch import LocalDispatcher
+        from model.kernels.select import select_kernels
+        from model.placement import contiguous_placement
+        from model.runner import Runner
+        from model.step import StepHeader, StepPlan, StepResult
+        from model.weights import load_decoder
+        from serving.config import SchedulerConfig
+        from serving.engine import Engine
+        from serving.request import TokenEvent
+        from serving.scheduler import Scheduler
+
+        torch.set_num_threads(num_threads)
+        args = read_model_args(folder)
+        kernels = select_kernels(device)
+        placement = contiguous_placement(args.num_moe_layers, args.num_experts, (args.num_experts,))
+        decoder, _ = load_decoder(folder, args, getattr(torch, dtype), kernels, placement, 0)
+        num_blocks = num_kv_tokens // BLOCK_SIZE
+        runner = Runner(decoder, LocalDispatcher(kernels, placement), num_blocks, BLOCK_SIZE)
+        model_thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads,))
+
+        class OneMember:
+            async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
+                return (header,)
+
+            async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+                return await asyncio.get_running_loop().run_in_executor(
+                    model_thread, runner.execute, plan, num_tokens_of_member)
+
+        async def ring_nobody(step_index: int) -> None:
+            pass
+
+        def deliver(router_id: str, step_index: int, events: list[TokenEvent]) -> None:
+            now_s = time.perf_counter()
+            for event in events:
+                self._times[event.request_id] += [now_s] * len(event.token_ids)
+                if event.finish_reason is not None:
+                    self._num_open -= 1
+            if self._num_open == 0:
+                self._all_ended.set()
+
+        self.vocab_size = args.vocab_size
+        self.kernels_name = kernels.name
+        self._times: dict[str, list[float]] = {}
+        self._num_open = self._num_submitted = 0
+        self._all_ended = asyncio.Event()
+        config = SchedulerConfig(prefix_caching=False)
+        scheduler = Scheduler(config, num_blocks, args.max_position_embeddings)
+        self._engine = Engine(scheduler, OneMember(), 1, time.monotonic, ring_nobody, deliver)
+        self._loop = asyncio.new_event_loop()
+        self._engine_task = self._loop.create_task(self._engine.run())
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
+        return self._loop.run_until_complete(self._generate(prompts, num_tokens, time_limit_s))
+
+    async def _generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
+        from model.step import SamplingSpec
+        from serving.request import Submission
+
+        self._all_ended.clear()
+        self._times, self._num_open = {}, len(prompts)
+        start_s = time.perf_counter()
+        for prompt in prompts:
+            self._num_submitted += 1
+            request_id = str(self._num_submitted)
+            self._times[request_id] = []
+            self._engine.submit("bench", Submission(request_id, prompt, SamplingSpec(temperature=0.0), num_tokens))
+        waiter = asyncio.create_task(self._all_ended.wait())
+        await asyncio.wait({waiter, self._engine_task}, timeout=time_limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._engine_task.done():
+            self._engine_task.result()
+        if not waiter.done():
+            for request_id in self._times:
+                self._engine.cancel(request_id)
+            await waiter
+        return timing_of(start_s, list(self._times.values()))
+
+
+def timing_of(start_s: float, times_of_sequence: list[list[float]]) -> Timing:
+    """From the moments at which each sequence got its tokens."""
+    if not all(times_of_sequence):
+        raise SystemExit("the time limit passed before every sequence had a token: raise --time-limit-s")
+    open_s = max(times[0] for times in times_of_sequence)
+    end_s = max(times[-1] for times in times_of_sequence)
+    num_decoded = sum(moment > open_s for times in times_of_sequence for moment in times)
+    return Timing(open_s - start_s, end_s - open_s, num_decoded)
+
+
+# ==== transformers: its own forward in the leanest loop, sdpa attention, grouped_mm experts ====
+
+
+class TransformersEngine:
+    def __init__(self, folder: Path, num_threads: int, num_kv_tokens: int, device: str, dtype: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        torch.set_num_threads(num_threads)
+        self._torch = torch
+        self._device = device
+        self._model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", experts_implementation="grouped_mm")
+        self._model.to(device).eval()
+        self.vocab_size = self._model.config.vocab_size
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
+        from transformers import DynamicCache
+
+        torch = self._torch
+        start_s = time.perf_counter()
+        token_ids, cache, moments = torch.tensor(prompts, device=self._device), DynamicCache(), list[float]()
+        with torch.inference_mode():
+            while len(moments) < num_tokens and time.perf_counter() - start_s < time_limit_s:
+                output = self._model(token_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                token_ids = output.logits[:, -1].argmax(-1, keepdim=True)
+                token_ids.tolist()          # as a server would need them, and waits for the device
+                moments.append(time.perf_counter())
+        return timing_of(start_s, [moments] * len(prompts))
+
+
+# ==== vLLM: its offline interface, two runs, as it does not tell when a token came ====
+
+
+class VllmEngine:
+    def __init__(self, folder: Path, num_threads: int, num_kv_tokens: int, device: str, dtype: str) -> None:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{num_threads - 1}")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise SystemExit(f"vllm cannot be imported ({error}): install it in this environment, "
+                             "or choose another --engine") from error
+        self._llm = LLM(str(folder), dtype=dtype, enable_prefix_caching=False, max_model_len=num_kv_tokens,
+                        max_num_batched_tokens=2048)
+        self.vocab_size = self._llm.llm_engine.model_config.get_vocab_size()
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
+        prefill_s = self._seconds(prompts, 1)
+        if num_tokens == 1:
+            return Timing(prefill_s, 0.0, 0)
+        return Timing(prefill_s, self._seconds(prompts, num_tokens) - prefill_s, (num_tokens - 1) * len(prompts))
+
+    def _seconds(self, prompts: Sequence[tuple[int, ...]], num_tokens: int) -> float:
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        start_s = time.perf_counter()
+        self._llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
+        return time.perf_counter() - start_s
+
+
+ENGINES: dict[str, type[MoesaicEngine] | type[TransformersEngine] | type[VllmEngine]] = {
+    "moesaic": MoesaicEngine, "transformers": TransformersEngine, "vllm": VllmEngine}
