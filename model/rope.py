@@ -55,7 +55,7 @@ def inverse_frequencies(args: RopeArgs, head_dim: int) -> Tensor:
 
 
 def _yarn_frequencies(args: RopeArgs, head_dim: int, powers: Tensor) -> Tensor:
-    """Fast dimensions keep their frequency, slow ones are divided by the factor, between is a ramp (arXiv 2309.00071)."""
+    """Fast dimensions keep their frequency, slow ones are divided by the factor, a ramp lies between (YaRN)."""
     low, high = (_dim_that_turns(rotations, args, head_dim) for rotations in (args.beta_fast, args.beta_slow))
     if args.truncate:
         low, high = math.floor(low), math.ceil(high)

@@ -111,15 +111,15 @@ def save_tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         common: dict[str, object] = {
             "vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 2, "intermediate_size": 40, "num_experts_per_tok": 2, "max_position_embeddings": 256,
-            "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": None}
+            "initializer_range": 0.2}
         qwen: dict[str, object] = {"moe_intermediate_size": 24, "num_experts": 6, "head_dim": 16}
         mixtral: dict[str, object] = {"num_local_experts": 5}
+        own, config_class = (qwen, Qwen3MoeConfig) if family == "qwen3_moe" else (mixtral, MixtralConfig)
         torch.manual_seed(seed)
-        config = (Qwen3MoeConfig(**(common | qwen | fields)) if family == "qwen3_moe"
-                  else MixtralConfig(**(common | mixtral | fields)))
+        config = config_class(**{key: value for key, value in (common | own | fields).items() if value is not None})
         module = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():       # norms and biases start as ones and zeros, which would hide a mistake
-            for name, parameter in module.named_parameters():
+            for parameter in module.parameters():
                 if parameter.ndim == 1:
                     parameter.add_(torch.randn_like(parameter) * 0.2)
         folder = tmp_path_factory.mktemp(family)
