@@ -17,6 +17,7 @@ class DeviceFacts:
     memory_total_bytes: int         # of the device
     memory_budget_bytes: int        # what the pool's config lets this shard use, weights + KV cache + buffers
     num_threads: int
+    resident_bytes: int = 0         # of the process before it loaded any weights, measured; 0 on an accelerator
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Member:
     node_name: str
     link_address: str               # host:port of its shard link (gRPC)
     facts: DeviceFacts
+    store_address: str = ""         # host:port kept free for the store of the process group, were this member rank 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,9 @@ class ShardStatus:
     kv_cache_bytes: int = 0
     resident_bytes: int = 0         # of the whole process, measured
     bytes_read: int = 0             # of the checkpoint
+    bytes_to_read: int = 0          # of the checkpoint, when all is loaded
     num_steps: int = 0
     num_tokens_computed: int = 0
     num_expert_rows: int = 0        # (row, expert) pairs computed here, for anybody
     num_expert_copies: int = 0
+    detail: str = ""                # what went wrong, when the state says so
