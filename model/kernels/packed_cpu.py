@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 
 from model.errors import OutOfMemoryError
-from model.kernels.packed_cpu_library import (
-    AttentionStruct,
-    ExpertsStruct,
-    KernelLibrary,
-    LinearStruct,
-)
+from model.kernels.packed_cpu_library import AttentionStruct, ExpertsStruct, KernelLibrary, LinearStruct
 from model.kernels.protocol import AttentionBatch, ExpertWeights, LinearWeight
 
 _LANES = 16

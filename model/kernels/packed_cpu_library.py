@@ -82,7 +82,7 @@ class KernelLibrary:
                                      fix="build it here: python setup.py build_generated") from error
         _declare(self.long, _LONG_FUNCTIONS)
         _declare(self.short, _SHORT_FUNCTIONS)
-        self.short.packed_set_parallel(_openmp_parallel())
+        self.short.packed_set_parallel(openmp_parallel())
 
 
 def _declare(library: ctypes.CDLL, functions: _Functions) -> None:
@@ -94,19 +94,19 @@ def _declare(library: ctypes.CDLL, functions: _Functions) -> None:
 
 def library_path() -> Path | None:
     """The library for this CPU, whether or not it was built; None when no CPU level fits."""
-    level = _cpu_level()
+    if platform.system() != "Linux":
+        return None
+    level = cpu_level(platform.machine(), Path("/proc/cpuinfo").read_text())
     return None if level is None else Path(__file__).with_name(f"packed_cpu.{level}.so")
 
 
-def _cpu_level() -> str | None:
-    if platform.system() != "Linux":
-        return None
-    machine = platform.machine()
+def cpu_level(machine: str, cpuinfo: str) -> str | None:
+    """Suffix of the library for a machine with this /proc/cpuinfo."""
     if machine == "aarch64":
         return "aarch64"
     if machine != "x86_64":
         return None
-    flags = _cpu_flags(Path("/proc/cpuinfo").read_text())
+    flags = _cpu_flags(cpuinfo)
     if flags >= _V4_FLAGS:
         return "x86_64_v4"
     return "x86_64_v3" if flags >= _V3_FLAGS else None
@@ -120,7 +120,7 @@ def _cpu_flags(cpuinfo: str) -> set[str]:
     return set()
 
 
-def _openmp_parallel() -> int | None:
+def openmp_parallel() -> int | None:
     """Address of GOMP_parallel in the OpenMP runtime that torch loaded; None: run on one thread."""
     torch_libraries = Path(torch.__file__).parent.as_posix()
     paths = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
