@@ -125,11 +125,10 @@ class Scheduler:
                 plan.append(self._scheduled(request, budget))
                 budget -= len(plan[-1].token_ids)
         if self.num_preemptions == had_preemptions:     # else the blocks are needed by those who run
-            for request in self._admitted(must_admit=not plan):
-                plan.append(self._scheduled(request, budget))
+            newcomers = self._admitted(must_admit=not plan)
+            while budget > 0 and (newcomer := next(newcomers, None)) is not None:
+                plan.append(self._scheduled(newcomer, budget))
                 budget -= len(plan[-1].token_ids)
-                if budget == 0:
-                    break
         self._in_flight = {scheduled.request_id: self._requests[scheduled.request_id] for scheduled in plan}
         return tuple(plan)
 
