@@ -1,4 +1,4 @@
-"""A client's request after admission: its choices, the sequences they become, and what waits to be sent to the client."""
+"""A client's request after admission: its choices, their sequences, and what waits to be sent to the client."""
 
 from __future__ import annotations
 

@@ -38,9 +38,10 @@ def _check_length(request: GenerationRequest, max_tokens: int, limit: str) -> No
     if num_prompt + (num_output or 1) <= max_tokens:
         return
     if num_output is None or num_prompt >= max_tokens:
-        raise ContextLengthError(f"{limit}. However, your prompt has {num_prompt} tokens, and at least one must be "
-                                 "left for the output", fix=f"shorten the prompt to {max_tokens - 1} tokens", param="prompt")
-    raise ContextLengthError(f"{limit}. However, you requested {num_prompt + num_output} tokens ({num_prompt} in the "
-                             f"prompt, {num_output} in the completion)",
-                             fix=f"ask for at most {max_tokens - num_prompt} tokens, or shorten the prompt",
-                             param="max_tokens")
+        raise ContextLengthError(
+            f"{limit}. However, your prompt has {num_prompt} tokens, and at least one must be left for the output",
+            fix=f"shorten the prompt to {max_tokens - 1} tokens", param="prompt")
+    raise ContextLengthError(
+        f"{limit}. However, you requested {num_prompt + num_output} tokens ({num_prompt} in the prompt, {num_output} "
+        "in the completion)", fix=f"ask for at most {max_tokens - num_prompt} tokens, or shorten the prompt",
+        param="max_tokens")

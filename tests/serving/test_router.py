@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.router import PrefixIndex, RoutedRequest, ShardSnapshot, block_hashes, choose_shard
+
+BLOCK = 16
+IDLE = ShardSnapshot("a", num_open_tokens=0, num_foreign_sequences=0, kv_blocks_free=1000, kv_blocks_total=1000,
+                     tokens_per_s=0.0)
+
+
+def shard(shard_id: str, **fields: float) -> ShardSnapshot:
+    return replace(IDLE, shard_id=shard_id, **fields)      # type: ignore[arg-type]
+
+
+def request(token_ids: range, num_output: int = 10) -> RoutedRequest:
+    return RoutedRequest(block_hashes(token_ids, BLOCK), len(token_ids), len(token_ids) + num_output)
+
+
+def choose(asked: RoutedRequest, shards: list[ShardSnapshot], index: PrefixIndex | None = None) -> str | None:
+    chosen = choose_shard(asked, shards, index or PrefixIndex(), BLOCK)
+    return chosen.shard_id if chosen else None
+
+
+def test_equals_go_to_the_earlier_one() -> None:
+    assert choose(request(range(100)), [shard("b"), shard("a")]) == "b"
+
+
+def test_the_least_loaded_is_chosen() -> None:
+    shards = [shard("a", num_open_tokens=500), shard("b", num_open_tokens=499), shard("c", num_open_tokens=501)]
+    assert choose(request(range(100)), shards) == "b"
+
+
+def test_other_routers_sequences_are_load() -> None:
+    assert choose(request(range(100)), [shard("a", num_foreign_sequences=1), shard("b", num_open_tokens=200)]) == "b"
+
+
+def test_load_is_weighed_by_measured_speed() -> None:
+    shards = [shard("slow", num_open_tokens=100, tokens_per_s=10.0), shard("fast", num_open_tokens=500, tokens_per_s=100)]
+    assert choose(request(range(100)), shards) == "fast"
+
+
+def test_an_unknown_speed_counts_as_the_fastest() -> None:
+    shards = [shard("known", tokens_per_s=100.0), shard("new", num_open_tokens=1)]
+    assert choose(request(range(100)), shards) == "known"
+    assert choose(request(range(100)), [shard("slow", tokens_per_s=1.0), *shards[1:], shards[0]]) == "known"
+
+
+def test_a_cached_prefix_outweighs_a_smaller_load_and_not_a_larger() -> None:
+    index = PrefixIndex()
+    index.record("a", block_hashes(range(1024), BLOCK), capacity=1000)
+    asked = request(range(1100))
+    assert choose(asked, [shard("a", num_open_tokens=1000), shard("b")], index) == "a"
+    assert choose(asked, [shard("a", num_open_tokens=1050), shard("b")], index) == "b"
+
+
+def test_members_without_kv_capacity_are_skipped() -> None:
+    assert choose(request(range(10)), [shard("a", kv_blocks_total=0, kv_blocks_free=0), shard("b")]) == "b"
+    assert choose(request(range(10)), [shard("a", kv_blocks_total=0, kv_blocks_free=0)]) is None
+
+
+def test_a_shard_that_can_never_hold_the_request_is_skipped() -> None:
+    shards = [shard("small", kv_blocks_total=6), shard("large", num_open_tokens=10_000)]
+    assert choose(request(range(87), num_output=10), shards) == "small"     # 97 tokens: the last needs no place
+    assert choose(request(range(88), num_output=10), shards) == "large"
+
+
+def test_a_shard_whose_blocks_are_taken_comes_last() -> None:
+    assert choose(request(range(100)), [shard("full", kv_blocks_free=6), shard("b", num_open_tokens=900)]) == "b"
+
+
+def test_the_index_forgets_the_least_recently_used_tail_first() -> None:
+    index, first, second = PrefixIndex(), block_hashes(range(64), BLOCK), block_hashes(range(1000, 1032), BLOCK)
+    index.record("a", first, capacity=4)
+    index.record("a", second, capacity=4)
+    assert index.num_cached_blocks("a", second) == 2
+    assert index.num_cached_blocks("a", first) == 2
+    index.keep_only(["b"])
+    assert index.num_cached_blocks("a", second) == 0
+
+
+@given(tokens=st.lists(st.integers(0, 3), max_size=80), cut=st.integers(0, 80), num_known=st.integers(0, 5))
+def test_hashes_agree_exactly_on_the_common_prefix(tokens: list[int], cut: int, num_known: int) -> None:
+    hashes = block_hashes(tokens, BLOCK)
+    assert len(hashes) == len(tokens) // BLOCK
+    assert block_hashes(tokens, BLOCK, hashes[:num_known]) == hashes
+    assert block_hashes(tokens[:cut], BLOCK) == hashes[:min(cut, len(tokens)) // BLOCK]
+    if cut < len(tokens):
+        changed = block_hashes([*tokens[:cut], 9, *tokens[cut + 1:]], BLOCK)
+        assert all(left != right for left, right in zip(changed[cut // BLOCK:], hashes[cut // BLOCK:], strict=True))
