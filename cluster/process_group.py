@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed import distributed_c10d
 
 from model.errors import GroupError
 from model.step import StepHeader
@@ -119,12 +119,14 @@ class ProcessGroup:
 
 def _leave() -> None:
     """Destroy what exists of the group. Members that are gone already are no error."""
-    if not dist.is_initialized():
-        return
     try:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except RuntimeError as error:
         logger.warning("group_destroy_failed error=%s", error)
+    # Members find each other under the number of the group. torch counts a group that did not form and does not take it
+    # back, so that this process would look for the next one elsewhere than the others.
+    distributed_c10d._world.group_count = 0
 
 
 def _host_and_port(rendezvous: str) -> tuple[str, int]:
@@ -146,7 +148,7 @@ def _register_gloo(address: str) -> None:
     """Make GLOO_BACKEND mean: gloo on the interface of `address`."""
     gloo = dist.ProcessGroupGloo
 
-    def create(store: Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroupGloo:
+    def create(store: distributed_c10d.Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroupGloo:
         options = gloo._Options()  # type: ignore[attr-defined]
         options._devices = [gloo.create_device(hostname=address)]
         options._timeout = timeout
