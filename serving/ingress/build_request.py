@@ -1,0 +1,211 @@
+"""What a client asked, from whichever door -> GenerationRequest. The place of the doors' defaults and checks.
+
+Defaults: temperature, top_p, top_k, min_p and repetition_penalty come from the checkpoint's generation_config.json, else
+they are the OpenAI API's; max_tokens is the rest of the context for chats, and 16 for bare prompts (as in that API).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from serving.chat_template import ChatMessage
+from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError, UnsupportedFieldError
+from serving.generation import GenerationRequest, ModelCard, Service
+from serving.sampling_params import SamplingParams
+from serving.tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS_OF_BARE_PROMPT = 16
+_LONG_TEXT = 2048       # characters; from there a thread encodes it, below the switch costs more than it saves
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class SamplingFields(BaseModel):
+    """What a client may say of sampling, by the names of both doors; None: not said. SamplingParams has the limits."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    n: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None                    # 0 and -1: off, as vLLM's clients write it
+    top_p: float | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None  # token ids as decimal strings: keys of JSON are strings
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    messages: tuple[ChatMessage, ...]
+    add_generation_prompt: bool = True
+    variables: Mapping[str, JsonValue] = field(default_factory=dict)    # of the chat template
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    token_ids: tuple[int, ...]
+
+
+Prompt = Conversation | Text | TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request of a client, the prompt aside."""
+
+    model: str | None       # None: the first one served
+    fields: SamplingFields
+    request_id: str
+    tenant: str
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    deadline_s: float | None = None
+
+
+class RequestBuilder:
+    def __init__(self, service: Service, tokenizer: Tokenizer) -> None:
+        self._service = service
+        self._tokenizer = tokenizer
+
+    def card(self, model: str | None) -> ModelCard:
+        """The served model of that name; without a name the first one. Raises ModelNotFoundError."""
+        cards = self._service.cards
+        for card in cards:
+            if model is None or card.name == model:
+                return card
+        raise ModelNotFoundError(f"model {model!r} is not served here", param="model",
+                                 fix=f"use one of: {', '.join(card.name for card in cards) or 'none is served yet'}")
+
+    async def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """-> the prompt's token ids. Long texts are encoded in a thread. Raises InvalidRequestError."""
+        if isinstance(prompt, TokenIds):
+            self.check_token_ids(prompt.token_ids, param="prompt")
+            return prompt.token_ids
+        if _num_characters(prompt) < _LONG_TEXT:
+            return self._encode_text(prompt)
+        return await asyncio.to_thread(self._encode_text, prompt)
+
+    def check_token_ids(self, token_ids: Iterable[int], param: str) -> None:
+        """Raises InvalidRequestError for an id that the model has no embedding of."""
+        for token_id in token_ids:
+            if not 0 <= token_id < self._tokenizer.num_embeddings:
+                raise InvalidRequestError(f"token id {token_id} is not of this model", param=param,
+                                          fix=f"ids are 0 to {self._tokenizer.num_embeddings - 1}")
+
+    async def build(self, asked: Asked, prompt: Prompt) -> GenerationRequest:
+        """Check everything and tokenize. Raises InvalidRequestError and its kinds, ModelNotFoundError."""
+        card = self.card(asked.model)
+        params = self._params(asked)        # cheap, so wrong values are told before a long prompt is tokenized
+        token_ids = await self.encode(prompt)
+        if not token_ids:
+            raise InvalidRequestError("the prompt is empty", fix="give at least one token", param="prompt")
+        if params.max_tokens is None and not isinstance(prompt, Conversation):
+            default = min(DEFAULT_MAX_TOKENS_OF_BARE_PROMPT, card.max_model_len - len(token_ids))
+            params = params.model_copy(update={"max_tokens": max(default, params.min_tokens, 1)})
+        _check_length(token_ids, params.max_tokens, card, isinstance(prompt, Conversation))
+        # A client may send one id twice at a time; ours must not clash.
+        return GenerationRequest(request_id=f"{asked.request_id}-{uuid4().hex[:8]}", model=card.name,
+                                 prompt_token_ids=token_ids, params=params, tenant=asked.tenant,
+                                 deadline_s=asked.deadline_s)
+
+    def _encode_text(self, prompt: Conversation | Text) -> tuple[int, ...]:
+        if isinstance(prompt, Text):
+            return tuple(self._tokenizer.encode(prompt.text, prompt.add_special_tokens))
+        text = self._tokenizer.apply_chat_template(prompt.messages, prompt.add_generation_prompt, prompt.variables)
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))      # the template wrote them
+
+    def _params(self, asked: Asked) -> SamplingParams:
+        given = asked.fields.model_dump(include=set(SamplingFields.model_fields), exclude_none=True)
+        if isinstance(asked.fields.stop, str):
+            given["stop"] = [asked.fields.stop]
+        if asked.fields.top_k in (0, -1):
+            given["top_k"] = None
+        defaults = dataclasses.asdict(self._tokenizer.sampling_defaults)
+        given = {name: value for name, value in defaults.items() if value is not None} | given
+        try:
+            params = SamplingParams.model_validate(
+                given | {"logprobs": asked.num_logprobs, "prompt_logprobs": asked.num_prompt_logprobs})
+        except ValidationError as error:
+            raise invalid_request(error) from None
+        self.check_token_ids(params.logit_bias, param="logit_bias")
+        return params
+
+
+def chat_message(role: str, content: str, name: str | None = None, param: str = "messages") -> ChatMessage:
+    """Check the role. `developer` is OpenAI's newer word for `system`, which is the one that templates know."""
+    if role in ("tool", "function"):
+        raise UnsupportedFieldError(f"messages of role {role!r} are not supported", param=f"{param}.role",
+                                    fix="write the tool's answer into a user message")
+    if role not in _ROLES:
+        raise InvalidRequestError(f"{role!r} is not a role", fix=f"use one of: {', '.join(_ROLES)}",
+                                  param=f"{param}.role")
+    return ChatMessage(_ROLES[role], content, name)
+
+
+def invalid_request(error: ValidationError) -> InvalidRequestError:
+    """pydantic's findings about a request -> one error that names the first wrong field and its value."""
+    findings = error.errors(include_url=False)
+    param = field_name(findings[0]["loc"])
+    # The alternatives of a union are findings of their own, about one field.
+    reasons = dict.fromkeys(finding["msg"].removeprefix("Value error, ") for finding in findings
+                            if field_name(finding["loc"]) == param)
+    kind, value = findings[0]["type"], repr(findings[0]["input"])
+    if kind == "json_invalid":
+        return InvalidRequestError(f"the body is not JSON: {findings[0]['msg'].removeprefix('Invalid JSON: ')}")
+    if kind == "extra_forbidden":
+        return InvalidRequestError(f"unknown field {param!r}", fix="remove it, or check its spelling", param=param)
+    if kind == "missing":
+        return InvalidRequestError(f"{param} is missing", fix="give it", param=param)
+    shown = "" if kind == "value_error" else f", got {value if len(value) <= 80 else value[:77] + '...'}"
+    return InvalidRequestError(f"{param or 'the body'}: {' or '.join(reasons)}{shown}", param=param)
+
+
+def field_name(path: Sequence[int | str]) -> str | None:
+    """pydantic's path -> `messages[0].content`. The names of types, which stand for alternatives, are left out."""
+    name = ""
+    for part in path:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part.isidentifier() and part.islower() and part not in ("str", "int", "float", "bool", "list", "dict"):
+            name += f".{part}" if name else part
+    return name or None
+
+
+def _num_characters(prompt: Conversation | Text) -> int:
+    if isinstance(prompt, Text):
+        return len(prompt.text)
+    return sum(len(message.content) for message in prompt.messages)
+
+
+def _check_length(token_ids: Sequence[int], max_tokens: int | None, card: ModelCard, is_chat: bool) -> None:
+    num_asked = len(token_ids) + (max_tokens or 1)
+    if num_asked <= card.max_model_len:
+        return
+    room = card.max_model_len - len(token_ids)
+    raise ContextLengthError(
+        f"this model's maximum context length is {card.max_model_len} tokens, but {num_asked} were asked for: "
+        f"{len(token_ids)} of the prompt and {max_tokens or 1} to generate",
+        fix=f"ask for at most {room} tokens" if room > 0 else "shorten the prompt",
+        param="max_tokens" if room > 0 else "messages" if is_chat else "prompt")

@@ -1,0 +1,116 @@
+"""The gRPC door: moesaic.v1.Inference, grpc.health.v1 and reflection. The same code behind it as behind HTTP.
+
+A failed call's trailing metadata says more than its status: x-request-id, error-code, error-param, retry-after (s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Never
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from serving.config import RouterConfig
+from serving.generation import Service
+from serving.ingress.auth import choose_tenant, tenant_of_header
+from serving.ingress.build_request import Asked, RequestBuilder
+from serving.ingress.collect import UsageCount, open_streams
+from serving.ingress.grpc_health import ReadinessHealth
+from serving.ingress.grpc_messages import (
+    num_logprobs,
+    to_fields,
+    to_model,
+    to_prompt,
+    to_response,
+    to_tokenize_prompt,
+    to_usage,
+)
+from serving.ingress.http_request import MAX_BODY_BYTES, choose_request_id
+from serving.ingress.status import to_shared
+from serving.proto import inference_pb2 as pb
+from serving.proto import inference_pb2_grpc
+from serving.tokenizer import Tokenizer
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+_OPTIONS = [("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.max_send_message_length", MAX_BODY_BYTES)]
+
+
+def build_grpc_server(service: Service, tokenizer: Tokenizer, config: RouterConfig) -> grpc.aio.Server:
+    """The server of one router replica, to be given a port and started by the caller, in its event loop."""
+    server = grpc.aio.server(options=_OPTIONS)
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(service, tokenizer, config), server)
+    health_pb2_grpc.add_HealthServicer_to_server(ReadinessHealth(service, [SERVICE_NAME]), server)
+    reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    return server
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]
+    def __init__(self, service: Service, tokenizer: Tokenizer, config: RouterConfig) -> None:
+        self._service = service
+        self._api_keys = config.api_keys
+        self._builder = RequestBuilder(service, tokenizer)
+
+    async def Generate(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+                       ) -> AsyncIterator[pb.GenerateResponse]:
+        request_id = _request_id(context, request.request_id)
+        try:
+            asked = Asked(
+                model=request.model or None, fields=to_fields(request.sampling), request_id=request_id,
+                tenant=choose_tenant(self._authenticate(context), request.tenant), deadline_s=context.time_remaining(),
+                num_logprobs=num_logprobs(request.sampling))
+            generation = await self._builder.build(asked, to_prompt(request))
+            usage, num_open = UsageCount([generation]), generation.params.n
+            # gRPC cancels this coroutine when the client cancels or its deadline passes, which closes the streams.
+            async with open_streams(self._service, [generation]) as deltas:
+                async for index, delta in deltas:
+                    usage.add(index, delta)
+                    num_open -= delta.finish_reason is not None
+                    response = to_response(delta, request_id)
+                    if num_open == 0:
+                        response.usage.CopyFrom(to_usage(usage))
+                    yield response
+        except Exception as error:
+            await _abort(context, error, request_id)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+                         ) -> pb.ListModelsResponse:
+        request_id = _request_id(context)
+        try:
+            self._authenticate(context)
+            return pb.ListModelsResponse(models=[to_model(card) for card in self._service.cards])
+        except Exception as error:
+            return await _abort(context, error, request_id)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
+        request_id = _request_id(context)
+        try:
+            self._authenticate(context)
+            card = self._builder.card(request.model or None)
+            token_ids = await self._builder.encode(to_tokenize_prompt(request))
+            return pb.TokenizeResponse(token_ids=token_ids, max_model_len=card.max_model_len)
+        except Exception as error:
+            return await _abort(context, error, request_id)
+
+    def _authenticate(self, context: grpc.aio.ServicerContext) -> str | None:
+        return tenant_of_header(_metadata(context, "authorization"), self._api_keys)
+
+
+def _request_id(context: grpc.aio.ServicerContext, given: str = "") -> str:
+    return choose_request_id(given or _metadata(context, "x-request-id"))
+
+
+def _metadata(context: grpc.aio.ServicerContext, key: str) -> str | None:
+    return next((str(value) for name, value in context.invocation_metadata() if name == key), None)
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: Exception, request_id: str) -> Never:
+    """End the call as the table of errors says."""
+    shared = to_shared(error, request_id)
+    trailing = [("x-request-id", request_id)]
+    trailing += [("error-code", shared.status.openai_code)] if shared.status.openai_code else []
+    trailing += [("error-param", shared.param)] if shared.param else []
+    trailing += [("retry-after", str(shared.retry_after_s))] if shared.retry_after_s is not None else []
+    await context.abort(shared.status.grpc, shared.message, tuple(trailing))
+    raise AssertionError("abort raises")

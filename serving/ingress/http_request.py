@@ -1,0 +1,81 @@
+"""One HTTP request of a client: who asks, under which id, with which body, and whether the client is still there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import uuid4
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Receive
+
+from serving.errors import CancelledError
+from serving.ingress.auth import choose_tenant
+
+MAX_BODY_BYTES = 32 * 2**20     # a million token ids written as JSON are 8 MB
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    request_id: str
+    key_tenant: str | None      # None: no API keys are configured
+
+    def tenant(self, user: str | None) -> str:
+        return choose_tenant(self.key_tenant, user)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What every object of one answer carries."""
+
+    id: str
+    created_s: int              # Unix time
+    fingerprint: str
+
+
+def choose_request_id(given: str | None) -> str:
+    """The client's, if it can stand in a log line; else a new one."""
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body. Raises HTTPException 413 as soon as it is too long."""
+    declared = request.headers.get("content-length", "")
+    chunks: list[bytes] = []
+    num_bytes = int(declared) if declared.isdecimal() else 0
+    if num_bytes <= MAX_BODY_BYTES:
+        num_bytes = 0
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > MAX_BODY_BYTES:
+                break
+            chunks.append(chunk)
+    if num_bytes > MAX_BODY_BYTES:
+        raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes. Send a shorter prompt")
+    return b"".join(chunks)
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[None, None, T]) -> T:
+    """Run `work`; when the client goes away first, cancel it and raise CancelledError. The body must have been read."""
+    task = asyncio.create_task(work)
+    listener = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({task, listener}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise CancelledError("the client went away")
+    finally:
+        task.cancel()
+        listener.cancel()
+        await asyncio.gather(task, listener, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,156 @@
+"""/v1/completions: one or several prompts, as text or token ids -> answer or stream of chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from serving.errors import InvalidRequestError, UnsupportedFieldError
+from serving.generation import GenerationDelta, GenerationRequest, Service
+from serving.ingress.build_request import Asked, Prompt, RequestBuilder, Text
+from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
+from serving.ingress.http_request import Caller, Stamp
+from serving.ingress.logprobs import CompletionLogprobsWriter, prompt_logprobs
+from serving.ingress.openai_responses import Completion, CompletionChoice, CompletionLogprobs
+from serving.ingress.openai_schema import CompletionBody, to_prompts, wants_usage
+from serving.request import FinishReason
+from serving.tokenizer import Tokenizer
+
+MAX_PROMPTS = 2048      # in one body, as the OpenAI API
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptRequest:
+    prompt: Prompt
+    request: GenerationRequest
+
+
+class CompletionEndpoint:
+    def __init__(self, service: Service, tokenizer: Tokenizer) -> None:
+        self._service = service
+        self._tokenizer = tokenizer
+        self._builder = RequestBuilder(service, tokenizer)
+
+    async def build(self, body: CompletionBody, caller: Caller) -> list[PromptRequest]:
+        """One request for each prompt. Raises InvalidRequestError and its kinds, ModelNotFoundError."""
+        prompts = to_prompts(body)
+        _check(body, len(prompts))
+        # echo with max_tokens 0 asks for the prompt's scores; a step draws at least one token, which is left out.
+        fields = body.model_copy(update={"max_tokens": 1}) if _only_scores(body) else body
+        scores_prompt = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+        asked = Asked(model=body.model, fields=fields, request_id=caller.request_id, tenant=caller.tenant(body.user),
+                      num_logprobs=body.logprobs, num_prompt_logprobs=scores_prompt)
+        requests = await asyncio.gather(*(self._builder.build(asked, prompt) for prompt in prompts))
+        return [PromptRequest(prompt, request) for prompt, request in zip(prompts, requests, strict=True)]
+
+    async def answer(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> Completion:
+        """The whole answer; choices are ordered by prompt. Raises ServingError."""
+        n = asked[0].request.params.n
+        collected = [CollectedChoice() for _ in range(len(asked) * n)]
+        usage = UsageCount([one.request for one in asked])
+        async with self._open(body, asked, usage) as deltas:
+            async for prompt_index, delta in deltas:
+                collected[prompt_index * n + delta.choice].add(delta)
+        choices = []
+        for index, choice in enumerate(collected):
+            written = self._writer(body, asked, index).write(choice.to_delta(index % n))
+            choices += [written] if written is not None else []
+        return self._completion(stamp, asked, choices, usage)
+
+    async def stream(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> AsyncGenerator[str]:
+        """The chunks as JSON. Raises ServingError."""
+        n = asked[0].request.params.n
+        writers = [self._writer(body, asked, index) for index in range(len(asked) * n)]
+        usage = UsageCount([one.request for one in asked])
+        async with self._open(body, asked, usage) as deltas:
+            async for prompt_index, delta in deltas:
+                if (choice := writers[prompt_index * n + delta.choice].write(delta)) is not None:
+                    yield self._completion(stamp, asked, [choice]).model_dump_json()
+        if wants_usage(body.stream_options):
+            yield self._completion(stamp, asked, [], usage).model_dump_json()
+
+    @asynccontextmanager
+    async def _open(self, body: CompletionBody, asked: Sequence[PromptRequest], usage: UsageCount
+                    ) -> AsyncIterator[AsyncIterator[tuple[int, GenerationDelta]]]:
+        async with open_streams(self._service, [one.request for one in asked]) as deltas:
+            yield _counted(deltas, usage, keeps_output=not _only_scores(body))
+
+    def _writer(self, body: CompletionBody, asked: Sequence[PromptRequest], index: int) -> _ChoiceWriter:
+        return _ChoiceWriter(body, index, asked[index // asked[0].request.params.n], self._tokenizer)
+
+    def _completion(self, stamp: Stamp, asked: Sequence[PromptRequest], choices: list[CompletionChoice],
+                    usage: UsageCount | None = None) -> Completion:
+        return Completion(id=stamp.id, created=stamp.created_s, model=asked[0].request.model,
+                          system_fingerprint=stamp.fingerprint, choices=choices,
+                          usage=None if usage is None else usage.to_usage())
+
+
+class _ChoiceWriter:
+    """Turns the deltas of one choice into the API's shape, the echoed prompt before the first."""
+
+    def __init__(self, body: CompletionBody, index: int, asked: PromptRequest, tokenizer: Tokenizer) -> None:
+        skips = asked.request.params.skip_special_tokens
+        self._body, self._index, self._tokenizer = body, index, tokenizer
+        self._prompt_token_ids = asked.request.prompt_token_ids
+        self._echo = ""
+        if body.echo:
+            prompt = asked.prompt
+            self._echo = prompt.text if isinstance(prompt, Text) else tokenizer.decode(self._prompt_token_ids, skips)
+        self._starts = True
+        self._logprobs_of_prompt = CompletionLogprobsWriter(tokenizer, [], skips)
+        self._logprobs = CompletionLogprobsWriter(tokenizer, self._prompt_token_ids, skips)
+        self._logprobs.skip(self._echo)
+
+    def write(self, delta: GenerationDelta) -> CompletionChoice | None:
+        """None: nothing to tell, for the text is held back."""
+        starts, self._starts = self._starts, False
+        body = self._body
+        shows_tokens = bool(delta.token_ids) and (body.return_token_ids or body.logprobs is not None)
+        if not (delta.text or delta.finish_reason or shows_tokens or (starts and body.echo)):
+            self._starts = starts
+            return None
+        return CompletionChoice(
+            index=self._index, text=self._echo + delta.text if starts else delta.text,
+            logprobs=None if body.logprobs is None else self._scored(delta, starts),
+            finish_reason=None if delta.finish_reason is None else delta.finish_reason.value,
+            stop_reason=delta.stop_reason,
+            prompt_logprobs=prompt_logprobs(self._tokenizer, delta.prompt_logprobs)
+            if starts and body.prompt_logprobs is not None else None,
+            token_ids=list(delta.token_ids) if body.return_token_ids else None,
+            prompt_token_ids=list(self._prompt_token_ids) if starts and body.return_token_ids else None)
+
+    def _scored(self, delta: GenerationDelta, starts: bool) -> CompletionLogprobs:
+        output = self._logprobs.output(delta.logprobs)
+        if not (starts and self._body.echo):
+            return output
+        prompt = self._logprobs_of_prompt.prompt(self._prompt_token_ids, delta.prompt_logprobs)
+        return CompletionLogprobs(
+            tokens=prompt.tokens + output.tokens, token_logprobs=prompt.token_logprobs + output.token_logprobs,
+            top_logprobs=prompt.top_logprobs + output.top_logprobs,
+            text_offset=prompt.text_offset + output.text_offset)
+
+
+async def _counted(deltas: AsyncIterator[tuple[int, GenerationDelta]], usage: UsageCount, keeps_output: bool
+                   ) -> AsyncIterator[tuple[int, GenerationDelta]]:
+    async for prompt_index, delta in deltas:
+        if not keeps_output:
+            reason = None if delta.finish_reason is None else FinishReason.LENGTH
+            delta = dataclasses.replace(delta, text="", token_ids=(), logprobs=(), finish_reason=reason,
+                                        stop_reason=None)
+        usage.add(prompt_index, delta)
+        yield prompt_index, delta
+
+
+def _only_scores(body: CompletionBody) -> bool:
+    return bool(body.echo) and body.max_tokens == 0
+
+
+def _check(body: CompletionBody, num_prompts: int) -> None:
+    if num_prompts > MAX_PROMPTS:
+        raise InvalidRequestError(f"{num_prompts} prompts in one request", param="prompt",
+                                  fix=f"send at most {MAX_PROMPTS}, the others in further requests")
+    if body.best_of is not None and body.best_of != (1 if body.n is None else body.n):
+        raise UnsupportedFieldError(f"best_of={body.best_of} unlike n is not supported", param="best_of",
+                                    fix="remove it, and choose among the n choices yourself")

@@ -1,0 +1,217 @@
+"""The HTTP door: OpenAI's API, and vLLM's /tokenize, /detokenize, /version, /health and /metrics.
+
+The app needs no lifespan events, so that Ray Serve can mount one made inside a replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from importlib.metadata import version
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving.config import RouterConfig
+from serving.errors import CancelledError, InvalidRequestError, NotReadyError
+from serving.generation import ModelCard, Service
+from serving.ingress.auth import tenant_of_header
+from serving.ingress.build_request import RequestBuilder, Text
+from serving.ingress.event_stream import EventStream
+from serving.ingress.http_request import Caller, Stamp, choose_request_id, read_body, until_disconnect
+from serving.ingress.openai_chat import ChatEndpoint
+from serving.ingress.openai_completions import CompletionEndpoint
+from serving.ingress.openai_responses import (
+    Detokenized,
+    ErrorAnswer,
+    ErrorDetail,
+    ModelEntry,
+    ModelList,
+    Tokenized,
+    Version,
+)
+from serving.ingress.openai_schema import (
+    ChatCompletionBody,
+    CompletionBody,
+    DetokenizeBody,
+    TokenizeBody,
+    parse_body,
+    to_conversation,
+)
+from serving.ingress.status import to_shared
+from serving.tokenizer import Tokenizer
+
+_LONG_BODY_BYTES = 64 * 2**10       # from there a thread parses it
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+RenderMetrics = Callable[[], tuple[bytes, str]]         # -> text and its content type
+Handler = Callable[[Request, Caller], Awaitable[Response]]
+B = TypeVar("B", ChatCompletionBody, CompletionBody, TokenizeBody, DetokenizeBody)
+
+
+def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig,
+                   render_metrics: RenderMetrics) -> Starlette:
+    """The ASGI app of one router replica."""
+    door = _HttpDoor(service, tokenizer, config, render_metrics)
+    closed, is_open = door.with_key, door.without_key
+    routes = [
+        Route("/v1/chat/completions", closed(door.chat_completions), methods=["POST"]),
+        Route("/v1/completions", closed(door.completions), methods=["POST"]),
+        Route("/v1/models", closed(door.models)),
+        Route("/v1/models/{name:path}", closed(door.model)),
+        Route("/tokenize", closed(door.tokenize), methods=["POST"]),
+        Route("/detokenize", closed(door.detokenize), methods=["POST"]),
+        Route("/health", is_open(door.health)),
+        Route("/metrics", is_open(door.metrics)),
+        Route("/version", is_open(door.version)),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _answer_routing_error})
+
+
+class _HttpDoor:
+    def __init__(self, service: Service, tokenizer: Tokenizer, config: RouterConfig,
+                 render_metrics: RenderMetrics) -> None:
+        self._service = service
+        self._tokenizer = tokenizer
+        self._api_keys = config.api_keys
+        self._render_metrics = render_metrics
+        self._builder = RequestBuilder(service, tokenizer)
+        self._chat = ChatEndpoint(service, tokenizer)
+        self._completions = CompletionEndpoint(service, tokenizer)
+        self._version = version("moesaic")
+
+    def with_key(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        return self._guarded(handler, self._api_keys)
+
+    def without_key(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        return self._guarded(handler, ())
+
+    def _guarded(self, handler: Handler, api_keys: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
+        """Authentication before, request id and error objects after every handler."""
+        async def endpoint(request: Request) -> Response:
+            request_id = choose_request_id(request.headers.get("x-request-id"))
+            try:
+                key_tenant = tenant_of_header(request.headers.get("authorization"), api_keys)
+                response = await handler(request, Caller(request_id, key_tenant))
+            except HTTPException as error:
+                response = _http_error(error)
+            except ClientDisconnect:
+                response = _error(CancelledError("the client went away"), request_id)
+            except Exception as error:
+                response = _error(error, request_id)
+            response.headers["x-request-id"] = request_id
+            return response
+        return endpoint
+
+    async def chat_completions(self, request: Request, caller: Caller) -> Response:
+        body = await _parse(request, ChatCompletionBody)
+        stamp = self._stamp("chatcmpl", caller)
+        if body.stream:
+            asked = await until_disconnect(request.receive, self._chat.build(body, caller))
+            return _stream(self._chat.stream(body, asked, stamp), caller)
+
+        async def answer() -> Response:
+            return _json(await self._chat.answer(body, await self._chat.build(body, caller), stamp))
+        return await until_disconnect(request.receive, answer())
+
+    async def completions(self, request: Request, caller: Caller) -> Response:
+        body = await _parse(request, CompletionBody)
+        stamp = self._stamp("cmpl", caller)
+        if body.stream:
+            asked = await until_disconnect(request.receive, self._completions.build(body, caller))
+            return _stream(self._completions.stream(body, asked, stamp), caller)
+
+        async def answer() -> Response:
+            return _json(await self._completions.answer(body, await self._completions.build(body, caller), stamp))
+        return await until_disconnect(request.receive, answer())
+
+    async def models(self, request: Request, caller: Caller) -> Response:
+        return _json(ModelList(data=[_entry(card) for card in self._service.cards]))
+
+    async def model(self, request: Request, caller: Caller) -> Response:
+        return _json(_entry(self._builder.card(request.path_params["name"])))
+
+    async def tokenize(self, request: Request, caller: Caller) -> Response:
+        body = await _parse(request, TokenizeBody)
+        card = self._builder.card(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequestError("give either prompt or messages", param="prompt")
+        if body.messages is not None:
+            prompt = to_conversation(body.messages, body.add_generation_prompt, body.chat_template_kwargs)
+            token_ids = await self._builder.encode(prompt)
+        else:
+            token_ids = await self._builder.encode(Text(body.prompt or "", body.add_special_tokens is not False))
+        names = [self._tokenizer.token_name(token_id) for token_id in token_ids] if body.return_token_strs else None
+        return _json(Tokenized(count=len(token_ids), max_model_len=card.max_model_len, tokens=list(token_ids),
+                               token_strs=names))
+
+    async def detokenize(self, request: Request, caller: Caller) -> Response:
+        body = await _parse(request, DetokenizeBody)
+        self._builder.card(body.model)
+        self._builder.check_token_ids(body.tokens, param="tokens")
+        return _json(Detokenized(prompt=self._tokenizer.decode(body.tokens, skip_special_tokens=False)))
+
+    async def health(self, request: Request, caller: Caller) -> Response:
+        if not self._service.is_ready():
+            raise NotReadyError("no shards are serving yet", fix="wait, or look at moesaic status")
+        return Response()
+
+    async def metrics(self, request: Request, caller: Caller) -> Response:
+        text, content_type = self._render_metrics()
+        return Response(text, headers={"content-type": content_type})
+
+    async def version(self, request: Request, caller: Caller) -> Response:
+        return _json(Version(version=self._version))
+
+    def _stamp(self, prefix: str, caller: Caller) -> Stamp:
+        return Stamp(f"{prefix}-{caller.request_id}", int(time.time()), f"moesaic-{self._version}")
+
+
+async def _parse(request: Request, kind: type[B]) -> B:
+    content = await read_body(request)
+    if len(content) < _LONG_BODY_BYTES:
+        return parse_body(kind, content)
+    return await asyncio.to_thread(parse_body, kind, content)
+
+
+def _entry(card: ModelCard) -> ModelEntry:
+    return ModelEntry(id=card.name, created=card.created_s, root=card.name, max_model_len=card.max_model_len)
+
+
+def _json(answer: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(answer.model_dump_json(), status, headers, media_type="application/json")
+
+
+def _stream(payloads: AsyncGenerator[str], caller: Caller) -> Response:
+    def answer_error(error: Exception) -> Response:
+        response = _error(error, caller.request_id)
+        response.headers["x-request-id"] = caller.request_id
+        return response
+    return EventStream(payloads, answer_error)
+
+
+async def _answer_routing_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _http_error(error)
+
+
+def _error(error: Exception, request_id: str) -> Response:
+    shared = to_shared(error, request_id)
+    headers = {} if shared.retry_after_s is None else {"retry-after": str(shared.retry_after_s)}
+    if shared.status.http == 401:
+        headers["www-authenticate"] = "Bearer"
+    detail = ErrorDetail(message=shared.message, type=shared.status.openai_type, param=shared.param,
+                         code=shared.status.openai_code)
+    return _json(ErrorAnswer(error=detail), shared.status.http, headers)
+
+
+def _http_error(error: HTTPException) -> Response:
+    """What has no meaning behind the HTTP door: unknown paths and methods, bodies that are too large."""
+    detail = ErrorDetail(message=error.detail, type="invalid_request_error", param=None,
+                         code=_HTTP_CODES.get(error.status_code))
+    return _json(ErrorAnswer(error=detail), error.status_code, dict(error.headers or {}))

@@ -1,0 +1,110 @@
+"""A service that says a fixed text, and both doors in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+
+from model.step import TokenLogprob
+from serving.config import RouterConfig
+from serving.detokenizer import Detokenizer
+from serving.errors import NotReadyError
+from serving.generation import GenerationDelta, GenerationRequest, ModelCard
+from serving.ingress.openai_http import build_http_app
+from serving.request import FinishReason
+from serving.tokenizer import Tokenizer
+
+ANSWER = "Hello 你好 👩‍👩‍👧 world, this is a longer answer than sixteen tokens."
+
+
+class FakeService:
+    """Streams ANSWER token by token, each choice's own number before it; a hot one also depends on the seed."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.cards = (ModelCard("tiny", max_model_len=256, created_s=1_700_000_000),)
+        self.ready = True
+        self.requests: list[GenerationRequest] = []
+        self.num_closed = 0
+        self.error: Exception | None = None         # raised after `num_before_error` deltas
+        self.num_before_error = 0
+        self.stalls = False                         # after the first delta: wait to be cancelled
+        self.started = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
+        self.requests.append(request)
+        try:
+            if not self.ready:
+                raise NotReadyError("no shards are serving yet", fix="wait")
+            for num_sent, delta in enumerate(self._deltas(request)):
+                if self.error is not None and num_sent == self.num_before_error:
+                    raise self.error
+                yield delta
+                self.started.set()
+                if self.stalls:
+                    await asyncio.Event().wait()
+        finally:
+            self.num_closed += 1
+            self.closed.set()
+
+    def _deltas(self, request: GenerationRequest) -> list[GenerationDelta]:
+        choices = [self._choice(request, index) for index in range(request.params.n)]
+        longest = max(len(choice) for choice in choices)
+        return [choice[index] for index in range(longest) for choice in choices if index < len(choice)]
+
+    def _choice(self, request: GenerationRequest, index: int) -> list[GenerationDelta]:
+        params = request.params
+        draw = hashlib.sha256(f"{params.seed} {params.temperature!r}".encode()).hexdigest()[:6]
+        ids = self.tokenizer.encode(f"{index}{'' if params.temperature == 0 else draw}{ANSWER}")[:params.max_tokens]
+        detokenizer = Detokenizer(self.tokenizer, request.prompt_token_ids, params.stop,
+                                  params.include_stop_str_in_output, params.skip_special_tokens)
+        deltas = []
+        for position, token_id in enumerate(ids):
+            piece = detokenizer.push([token_id])
+            is_last = position == len(ids) - 1
+            finish = FinishReason.STOP if piece.stop_string else FinishReason.LENGTH if is_last else None
+            deltas.append(GenerationDelta(
+                index, piece.text + (detokenizer.flush() if is_last else ""), (token_id,),
+                logprobs=() if params.logprobs is None else (scored(token_id, params.logprobs),),
+                prompt_logprobs=() if params.prompt_logprobs is None or position else tuple(
+                    scored(prompt_id, params.prompt_logprobs) for prompt_id in request.prompt_token_ids[1:]),
+                num_cached_tokens=3 if position == 0 else None, finish_reason=finish, stop_reason=piece.stop_string))
+            if piece.stop_string:
+                break
+        return deltas
+
+
+def scored(token_id: int, num_top: int) -> TokenLogprob:
+    return TokenLogprob(token_id, -0.5, tuple((token_id + rank, -0.5 - rank) for rank in range(num_top)))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(byte_level_dir: Path) -> Tokenizer:
+    return Tokenizer.from_dir(byte_level_dir)
+
+
+@pytest.fixture
+async def service(tokenizer: Tokenizer) -> FakeService:
+    return FakeService(tokenizer)
+
+
+@pytest.fixture
+def app(service: FakeService, tokenizer: Tokenizer) -> Starlette:
+    return build_http_app(service, tokenizer, RouterConfig(), lambda: (b"moesaic:up 1\n", CONTENT_TYPE_LATEST))
+
+
+@pytest.fixture
+async def http(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client

@@ -1,0 +1,402 @@
+"""The HTTP door through its ASGI interface, in front of a fake service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.types import Message
+
+from serving.config import RouterConfig
+from serving.errors import OverloadedError
+from serving.ingress import http_request
+from serving.ingress.openai_http import build_http_app
+from serving.tokenizer import Tokenizer
+from tests.serving.ingress.conftest import ANSWER, FakeService
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+TEXT = {"model": "tiny", "prompt": "hello world", "temperature": 0, "max_tokens": 100}
+
+
+async def events(http: httpx.AsyncClient, path: str, body: dict[str, object]) -> list[dict[str, object]]:
+    """All events of a stream; its [DONE] is checked."""
+    response = await http.post(path, json=body | {"stream": True})
+    assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+async def refused(http: httpx.AsyncClient, path: str, body: object, status: int = 400) -> dict[str, str | None]:
+    response = await http.post(path, json=body)
+    assert response.status_code == status, response.text
+    error: dict[str, str | None] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    return error
+
+
+async def test_chat_answers(http: httpx.AsyncClient, service: FakeService) -> None:
+    response = await http.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "abc-1"})
+    answer = response.json()
+    assert response.headers["x-request-id"] == "abc-1" and answer["id"] == "chatcmpl-abc-1"
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": f"0{ANSWER}", "refusal": None}
+    assert answer["choices"][0]["finish_reason"] == "length" and answer["object"] == "chat.completion"
+    num_prompt = len(service.requests[0].prompt_token_ids)
+    num_generated = answer["usage"]["completion_tokens"]
+    assert answer["usage"] == {"prompt_tokens": num_prompt, "completion_tokens": num_generated,
+                               "total_tokens": num_prompt + num_generated,
+                               "prompt_tokens_details": {"cached_tokens": 3}}
+    assert service.requests[0].request_id.startswith("abc-1-") and service.num_closed == 1
+
+
+async def test_the_template_writes_the_prompt(http: httpx.AsyncClient, service: FakeService, tokenizer: Tokenizer) -> None:
+    messages = [{"role": "developer", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    await http.post("/v1/chat/completions", json=CHAT | {"messages": messages})
+    assert tokenizer.decode(service.requests[0].prompt_token_ids, skip_special_tokens=False) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na\nb<|im_end|>\n<|im_start|>assistant\n")
+
+
+async def test_chat_streams_role_text_finish_and_usage(http: httpx.AsyncClient) -> None:
+    chunks = await events(http, "/v1/chat/completions", CHAT | {"stream_options": {"include_usage": True}, "n": 2})
+    for index in range(2):
+        choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(choice["delta"].get("content", "") for choice in choices) == f"{index}{ANSWER}"
+        assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["length"]
+        assert all("\ufffd" not in choice["delta"].get("content", "") for choice in choices)
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] > 20
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+async def test_no_usage_chunk_unless_asked(http: httpx.AsyncClient) -> None:
+    assert all(chunk["choices"] for chunk in await events(http, "/v1/chat/completions", CHAT))
+
+
+@pytest.mark.parametrize("stop", ["你", ["xyz", "你"]])
+async def test_stop_strings_cut_the_text(http: httpx.AsyncClient, stop: object) -> None:
+    choice = (await http.post("/v1/chat/completions", json=CHAT | {"stop": stop})).json()["choices"][0]
+    assert choice["message"]["content"] == "0Hello " and choice["finish_reason"] == "stop"
+    assert choice["stop_reason"] == "你"
+
+
+async def test_chat_logprobs_name_bytes(http: httpx.AsyncClient) -> None:
+    answer = (await http.post("/v1/chat/completions", json=CHAT | {"logprobs": True, "top_logprobs": 2,
+                                                                   "return_token_ids": True})).json()
+    choice = answer["choices"][0]
+    content = choice["logprobs"]["content"]
+    assert len(content) == answer["usage"]["completion_tokens"] == len(choice["token_ids"])
+    assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == f"0{ANSWER}"
+    assert all(len(entry["top_logprobs"]) == 2 for entry in content)
+    assert answer["prompt_token_ids"]
+
+
+async def test_streamed_logprobs_cover_every_token(http: httpx.AsyncClient) -> None:
+    chunks = await events(http, "/v1/chat/completions", CHAT | {"logprobs": True, "return_token_ids": True})
+    entries = [entry for chunk in chunks for choice in chunk["choices"] if choice["logprobs"]
+               for entry in choice["logprobs"]["content"]]
+    assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == f"0{ANSWER}"
+    assert len(entries) == sum(len(choice["token_ids"] or []) for chunk in chunks for choice in chunk["choices"])
+    assert chunks[0]["prompt_token_ids"] and not chunks[1]["prompt_token_ids"]
+
+
+async def test_chat_prompt_logprobs_have_vllms_shape(http: httpx.AsyncClient, service: FakeService) -> None:
+    answer = (await http.post("/v1/chat/completions", json=CHAT | {"prompt_logprobs": 1})).json()
+    assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"] and answer["prompt_logprobs"][0] is None
+    token_id = str(service.requests[0].prompt_token_ids[1])
+    assert answer["prompt_logprobs"][1][token_id] == {"logprob": -0.5, "rank": 1, "decoded_token": "user"[:1]} or (
+        answer["prompt_logprobs"][1][token_id]["rank"] == 1)
+
+
+async def test_completions_answer_and_default_to_sixteen_tokens(http: httpx.AsyncClient) -> None:
+    answer = (await http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "temperature": 0})).json()
+    assert answer["object"] == "text_completion" and answer["usage"]["completion_tokens"] == 16
+
+
+async def test_several_prompts_and_choices_are_ordered(http: httpx.AsyncClient, service: FakeService) -> None:
+    answer = (await http.post("/v1/completions", json=TEXT | {"prompt": ["a", "bb"], "n": 2})).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"][0] for choice in answer["choices"]] == ["0", "1", "0", "1"]
+    assert answer["usage"]["prompt_tokens"] == sum(len(request.prompt_token_ids) for request in service.requests)
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 6 and service.num_closed == 2
+
+
+async def test_several_prompts_stream(http: httpx.AsyncClient) -> None:
+    chunks = await events(http, "/v1/completions", TEXT | {"prompt": ["a", "bb"], "echo": True})
+    for index, prompt in enumerate(["a", "bb"]):
+        text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"] if choice["index"] == index)
+        assert text == f"{prompt}0{ANSWER}"
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+async def test_token_id_prompts(http: httpx.AsyncClient, service: FakeService, as_list: bool) -> None:
+    body = TEXT | {"prompt": [[5, 6, 7]] if as_list else [5, 6, 7], "echo": True, "return_token_ids": True}
+    choice = (await http.post("/v1/completions", json=body)).json()["choices"][0]
+    assert service.requests[0].prompt_token_ids == (5, 6, 7) and choice["prompt_token_ids"] == [5, 6, 7]
+    assert choice["text"] == service.tokenizer.decode([5, 6, 7]) + f"0{ANSWER}"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_echo_with_logprobs_scores_the_prompt(http: httpx.AsyncClient, streams: bool) -> None:
+    body = TEXT | {"echo": True, "logprobs": 1, "prompt": "hello 你好 x"}
+    if streams:
+        choices = [choice for chunk in await events(http, "/v1/completions", body) for choice in chunk["choices"]]
+    else:
+        choices = (await http.post("/v1/completions", json=body)).json()["choices"]
+    text = "".join(choice["text"] for choice in choices)
+    assert text == f"hello 你好 x0{ANSWER}"
+    scores = {key: [value for choice in choices for value in choice["logprobs"][key]] for key in choices[0]["logprobs"]}
+    assert scores["token_logprobs"][0] is None and scores["top_logprobs"][0] is None
+    assert len({len(values) for values in scores.values()}) == 1
+    for token, offset in zip(scores["tokens"], scores["text_offset"], strict=True):
+        assert token.startswith("bytes:") or text[offset:].startswith(token)
+
+
+async def test_echo_with_no_tokens_only_scores(http: httpx.AsyncClient) -> None:
+    answer = (await http.post("/v1/completions", json=TEXT | {"echo": True, "logprobs": 0, "max_tokens": 0})).json()
+    choice = answer["choices"][0]
+    assert choice["text"] == "hello world" and choice["finish_reason"] == "length"
+    assert len(choice["logprobs"]["tokens"]) == answer["usage"]["prompt_tokens"]
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+async def test_models(http: httpx.AsyncClient) -> None:
+    listed = (await http.get("/v1/models")).json()
+    assert listed["object"] == "list" and listed["data"][0]["id"] == "tiny" and listed["data"][0]["max_model_len"] == 256
+    assert (await http.get("/v1/models/tiny")).json() == listed["data"][0]
+    assert (await http.get("/v1/models/other/one")).json()["error"]["code"] == "model_not_found"
+    assert (await http.get("/v1/models/")).status_code == 404
+
+
+async def test_tokenize_and_detokenize(http: httpx.AsyncClient, tokenizer: Tokenizer) -> None:
+    tokenized = (await http.post("/tokenize", json={"prompt": "hello 你好", "return_token_strs": True})).json()
+    assert tokenized["tokens"] == tokenizer.encode("hello 你好") and tokenized["count"] == len(tokenized["tokens"])
+    assert len(tokenized["token_strs"]) == tokenized["count"] and tokenized["max_model_len"] == 256
+    assert (await http.post("/detokenize", json={"model": "tiny", "tokens": tokenized["tokens"]})).json() == {
+        "prompt": "hello 你好"}
+    chat = (await http.post("/tokenize", json={"messages": CHAT["messages"]})).json()
+    assert tokenizer.decode(chat["tokens"], False).startswith("<|im_start|>user\nhi")
+    await refused(http, "/tokenize", {"model": "tiny"})
+    assert (await refused(http, "/detokenize", {"tokens": [10**6]}))["param"] == "tokens"
+
+
+async def test_health_follows_the_service(http: httpx.AsyncClient, service: FakeService) -> None:
+    assert (await http.get("/health")).status_code == 200
+    service.ready = False
+    assert (await http.get("/health")).status_code == 503
+    error = await refused(http, "/v1/chat/completions", CHAT, status=503)
+    assert error["code"] == "not_ready"
+
+
+async def test_metrics_and_version(http: httpx.AsyncClient) -> None:
+    metrics = await http.get("/metrics")
+    assert metrics.text == "moesaic:up 1\n" and metrics.headers["content-type"] == CONTENT_TYPE_LATEST
+    assert (await http.get("/version")).json()["version"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"model": "tiny", "messages": }', b"null",
+                                     b'{"model":"tiny","prompt":"\\ud800"}', b"[" * 100_000])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+async def test_malformed_bodies_get_an_error_object(http: httpx.AsyncClient, path: str, content: bytes) -> None:
+    response = await http.post(path, content=content)
+    assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("change", "param"), [
+    ({"model": None}, "model"), ({"model": 1}, "model"), ({"messages": "hi"}, "messages"), ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"), ({"messages": [{"content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour"),
+    ({"messages": [{"role": "user", "content": "x", "name": "Ada"}]}, "messages.name"),
+    ({"temperature": "hot"}, "temperature"), ({"temperature": 3}, "temperature"), ({"temperature": True}, "temperature"),
+    ({"top_p": 0}, "top_p"), ({"n": 0}, "n"), ({"n": 1.5}, "n"), ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+    ({"stop": 1}, "stop"), ({"stop": ["a", 1]}, "stop"), ({"stop": [""]}, "stop[0]"), ({"seed": 2**70}, "seed"),
+    ({"logit_bias": {"x": 1}}, "logit_bias.x"), ({"logit_bias": {"100000": 1}}, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "logit_bias"), ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": 2}, "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "logprobs"), ({"stream_options": {}}, "stream_options"),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"), ({"unheard_of": 1}, "unheard_of"),
+    ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+    ({"min_tokens": 5, "max_tokens": 2}, None)])
+async def test_wrong_fields_are_named(http: httpx.AsyncClient, service: FakeService, change: dict[str, object],
+                                      param: str | None) -> None:
+    assert (await refused(http, "/v1/chat/completions", CHAT | change))["param"] == param
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(("change", "param"), [
+    ({"tools": [{"type": "function"}]}, "tools"), ({"tool_choice": "required"}, "tool_choice"),
+    ({"response_format": {"type": "json_object"}}, "response_format"), ({"audio": {}}, "audio"),
+    ({"modalities": ["text", "audio"]}, "modalities"), ({"prediction": {"type": "content"}}, "prediction"),
+    ({"web_search_options": {}}, "web_search_options"), ({"functions": [{}]}, "functions"),
+    ({"function_call": {"name": "f"}}, "function_call"), ({"store": True}, "store"),
+    ({"reasoning_effort": "high"}, "reasoning_effort"), ({"service_tier": "flex"}, "service_tier"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+     "messages[0].content[0].type")])
+async def test_unsupported_fields_are_refused_by_name(http: httpx.AsyncClient, change: dict[str, object],
+                                                      param: str) -> None:
+    error = await refused(http, "/v1/chat/completions", CHAT | change)
+    assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+
+
+async def test_harmless_fields_are_accepted(http: httpx.AsyncClient) -> None:
+    harmless = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "parallel_tool_calls": True,
+                "safety_identifier": "s", "prompt_cache_key": "k", "tools": [{"type": "function"}], "tool_choice": "none",
+                "response_format": {"type": "text"}, "modalities": ["text"], "top_k": -1, "seed": None, "stop": None,
+                "logprobs": False, "frequency_penalty": 0, "audio": None}
+    response = await http.post("/v1/chat/completions", json=CHAT | harmless)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(("change", "param"), [
+    ({"best_of": 3}, "best_of"), ({"suffix": "x"}, "suffix"), ({"prompt": []}, "prompt"), ({"prompt": ""}, "prompt"),
+    ({"prompt": [[]]}, "prompt"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": {}}, "prompt"),
+    ({"prompt": [100_000]}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"logprobs": True}, "logprobs"),
+    ({"messages": []}, "messages")])
+async def test_wrong_completion_fields_are_named(http: httpx.AsyncClient, change: dict[str, object], param: str) -> None:
+    error = await refused(http, "/v1/completions", TEXT | change)
+    assert str(error["param"]).startswith(param.split("[")[0])
+
+
+async def test_what_cannot_fit_is_refused(http: httpx.AsyncClient) -> None:
+    for path, body, param in [
+            ("/v1/completions", TEXT | {"prompt": [5] * 256}, "prompt"), ("/v1/completions", TEXT | {"max_tokens": 999}, "max_tokens"),
+            ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": "word " * 3000}]}, "messages")]:
+        error = await refused(http, path, body)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param) and "256" in str(error["message"])
+
+
+async def test_unknown_model_path_and_method(http: httpx.AsyncClient) -> None:
+    assert (await refused(http, "/v1/chat/completions", CHAT | {"model": "gpt-4"}, 404))["code"] == "model_not_found"
+    assert (await refused(http, "/v1/nothing", {}, 404))["code"] == "not_found"
+    response = await http.get("/v1/chat/completions")
+    assert response.status_code == 405 and response.json()["error"]["code"] == "method_not_allowed"
+    assert response.headers["allow"] == "POST"
+
+
+async def test_a_body_too_large_is_not_read(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_request, "MAX_BODY_BYTES", 1000)
+    error = await refused(http, "/v1/completions", TEXT | {"prompt": "x" * 1000}, 413)
+    assert error["code"] == "request_too_large"
+
+
+async def test_a_long_body_is_parsed_beside_the_loop(http: httpx.AsyncClient) -> None:
+    error = await refused(http, "/v1/completions", TEXT | {"prompt": "x" * 200_000})
+    assert error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_overload_says_when_to_come_back(http: httpx.AsyncClient, service: FakeService, streams: bool) -> None:
+    service.error = OverloadedError("the queue is full", retry_after_s=2.5)
+    response = await http.post("/v1/chat/completions", json=CHAT | {"stream": streams}, headers={"x-request-id": "r1"})
+    assert response.status_code == 429 and response.headers["retry-after"] == "3"
+    assert response.json()["error"]["code"] == "rate_limit_exceeded" and response.headers["x-request-id"] == "r1"
+
+
+async def test_an_error_in_the_middle_of_a_stream_is_an_event(http: httpx.AsyncClient, service: FakeService) -> None:
+    service.error, service.num_before_error = RuntimeError("secret"), 3
+    response = await http.post("/v1/completions", json=TEXT | {"stream": True})
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert response.status_code == 200 and "secret" not in response.text and "[DONE]" not in response.text
+    assert json.loads(lines[-1])["error"]["code"] == "internal_error" and len(lines) == 4
+
+
+async def test_one_failed_prompt_cancels_the_others(http: httpx.AsyncClient, service: FakeService) -> None:
+    service.error, service.num_before_error = OverloadedError("full", retry_after_s=1), 2
+    assert (await http.post("/v1/completions", json=TEXT | {"prompt": ["a", "b", "c"]})).status_code == 429
+    assert service.num_closed == len(service.requests)
+
+
+async def test_api_keys(service: FakeService, tokenizer: Tokenizer) -> None:
+    app = build_http_app(service, tokenizer, RouterConfig(api_keys=("secret",)), lambda: (b"", "text/plain"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        assert (await http.get("/health")).status_code == 200
+        refusal = await http.get("/v1/models")
+        assert refusal.status_code == 401 and refusal.json()["error"]["code"] == "invalid_api_key"
+        assert (await http.post("/tokenize", json={"prompt": "x"})).status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        assert (await http.post("/v1/chat/completions", json=CHAT | {"user": "u"}, headers=headers)).status_code == 200
+    assert service.requests[0].tenant.startswith("key-")
+
+
+async def test_the_user_is_the_tenant_without_keys(http: httpx.AsyncClient, service: FakeService) -> None:
+    await http.post("/v1/completions", json=TEXT | {"user": "ada"})
+    assert service.requests[0].tenant == "ada"
+
+
+async def test_defaults_come_from_the_checkpoint(http: httpx.AsyncClient, service: FakeService) -> None:
+    await http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
+    await http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "top_k": -1, "top_p": 1, "temperature": 1})
+    first, second = (request.params for request in service.requests)
+    assert (first.temperature, first.top_p, first.top_k) == (0.7, 0.8, 20)
+    assert (second.temperature, second.top_p, second.top_k) == (1.0, 1.0, None)
+
+
+async def test_everything_asked_reaches_the_service(http: httpx.AsyncClient, service: FakeService) -> None:
+    asked = {"temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": -1,
+             "repetition_penalty": 1.1, "seed": -7, "min_tokens": 2, "ignore_eos": True, "stop_token_ids": [9],
+             "include_stop_str_in_output": True, "skip_special_tokens": False, "max_tokens": 7}
+    await http.post("/v1/completions", json=TEXT | asked | {"logit_bias": {"5": -100}, "stop": "x", "logprobs": 3})
+    params = service.requests[0].params
+    assert {name: getattr(params, name) for name in asked} == asked | {"stop_token_ids": (9,)}
+    assert (params.logit_bias, params.stop, params.logprobs) == ({5: -100.0}, ("x",), 3)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_client_that_leaves_cancels(app: Starlette, service: FakeService, path: str, streams: bool) -> None:
+    service.stalls = True
+    body = json.dumps((CHAT if path.endswith("chat/completions") else TEXT | {"prompt": ["a", "b"]}) | {"stream": streams})
+    sent: list[Message] = []
+    body_read = False
+
+    async def receive() -> Message:
+        nonlocal body_read
+        if not body_read:
+            body_read = True
+            return {"type": "http.request", "body": body.encode(), "more_body": False}
+        await service.started.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "http_version": "1.1",
+             "asgi": {"version": "3.0", "spec_version": "2.4"}}
+    async with asyncio.timeout(30):
+        await app(scope, receive, send)
+        await service.closed.wait()
+    assert service.num_closed == len(service.requests) > 0
+
+
+async def test_a_cancelled_handler_cancels(http: httpx.AsyncClient, service: FakeService) -> None:
+    """Ray Serve cancels the coroutine of a request whose client went away."""
+    service.stalls = True
+    task = asyncio.create_task(http.post("/v1/completions", json=TEXT | {"stream": True}))
+    async with asyncio.timeout(30):
+        await service.started.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await service.closed.wait()
+
+
+async def test_a_checkpoint_without_a_template_says_so(service: FakeService, metaspace_dir: Path) -> None:
+    app = build_http_app(service, Tokenizer.from_dir(metaspace_dir), RouterConfig(), lambda: (b"", "text/plain"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        assert "no chat template" in str((await refused(http, "/v1/chat/completions", CHAT))["message"])
+
+
+def test_the_app_can_be_made_outside_a_loop(tokenizer: Tokenizer, folder_with: Callable[..., Path]) -> None:
+    async def build() -> Starlette:
+        return build_http_app(FakeService(tokenizer), tokenizer, RouterConfig(), lambda: (b"", "text/plain"))
+    assert callable(asyncio.run(build()))
