@@ -1,4 +1,4 @@
-"""A sequence's logits are bit-identical alone or batched, whole or in chunks, on a cached prefix or not, preempted or not.
+"""Logits are bit-identical alone or batched, whole or in chunks, on a cached prefix or not, preempted or not.
 
 On the CPU, for every kernel implementation, in bf16 and fp32 (ARCHITECTURE.md, "Numbers never depend on where or with
 whom"). Members and placements are in test_distributed_invariance.py.
