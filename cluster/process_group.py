@@ -117,6 +117,11 @@ class ProcessGroup:
         _leave()
 
 
+def import_backend(device: str) -> None:
+    """Do the seconds of imports that `join` needs before it is time to join."""
+    _deepspeed_comm(device)
+
+
 def _leave() -> None:
     """Destroy what exists of the group. Members that are gone already are no error."""
     try:

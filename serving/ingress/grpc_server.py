@@ -34,7 +34,11 @@ from serving.proto import inference_pb2_grpc
 from serving.tokenizer import Tokenizer
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
-_OPTIONS = [("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.max_send_message_length", MAX_BODY_BYTES)]
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_BODY_BYTES),
+    ("grpc.max_send_message_length", MAX_BODY_BYTES),
+    ("grpc.so_reuseport", 0),       # a port that is taken must be an error
+]
 
 
 def build_grpc_server(service: Service, tokenizer: Tokenizer, config: RouterConfig) -> grpc.aio.Server:

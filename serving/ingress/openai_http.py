@@ -50,14 +50,19 @@ from serving.tokenizer import Tokenizer
 _LONG_BODY_BYTES = 64 * 2**10       # from there a thread parses it
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 RenderMetrics = Callable[[], tuple[bytes, str]]         # -> text and its content type
+WhyNotReady = Callable[[], str]
 Handler = Callable[[Request, Caller], Awaitable[Response]]
 B = TypeVar("B", ChatCompletionBody, CompletionBody, TokenizeBody, DetokenizeBody)
 
 
-def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig,
-                   render_metrics: RenderMetrics) -> Starlette:
-    """The ASGI app of one router replica."""
-    door = _HttpDoor(service, tokenizer, config, render_metrics)
+def _shards_are_missing() -> str:
+    return "no shards are serving yet"
+
+
+def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig, render_metrics: RenderMetrics,
+                   why_not_ready: WhyNotReady = _shards_are_missing) -> Starlette:
+    """The ASGI app of one router replica. `why_not_ready` is what /health says while it answers 503."""
+    door = _HttpDoor(service, tokenizer, config, render_metrics, why_not_ready)
     closed, is_open = door.with_key, door.without_key
     routes = [
         Route("/v1/chat/completions", closed(door.chat_completions), methods=["POST"]),
@@ -75,8 +80,9 @@ def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig,
 
 class _HttpDoor:
     def __init__(self, service: Service, tokenizer: Tokenizer, config: RouterConfig,
-                 render_metrics: RenderMetrics) -> None:
+                 render_metrics: RenderMetrics, why_not_ready: WhyNotReady) -> None:
         self._service = service
+        self._why_not_ready = why_not_ready
         self._tokenizer = tokenizer
         self._api_keys = config.api_keys
         self._render_metrics = render_metrics
@@ -158,7 +164,7 @@ class _HttpDoor:
 
     async def health(self, request: Request, caller: Caller) -> Response:
         if not self._service.is_ready():
-            raise NotReadyError("no shards are serving yet", fix="wait, or look at moesaic status")
+            raise NotReadyError(self._why_not_ready(), fix="wait, or look at moesaic status")
         return Response()
 
     async def metrics(self, request: Request, caller: Caller) -> Response:

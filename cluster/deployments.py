@@ -1,0 +1,151 @@
+"""The Ray Serve classes, kept thin: each makes its part with what Ray knows, and lets Serve watch over it.
+
+Imports of the parts are inside the constructors: this module is imported by the driver and by every replica, and each
+needs only its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.coordinator_handle import CoordinatorHandle
+from cluster.node import NODE_LABEL, NodeIdentity
+from serving.config import ServeConfig
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from cluster.coordinator import ClusterStatus, RouterReport
+    from cluster.membership import View
+    from cluster.shard import Shard
+    from serving.epoch import Epoch, Member, ShardStatus
+
+LOST_AFTER_S = 15.0         # a member that has not reported for so long is gone; it reports every second
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+class Background:
+    """A task that must not end. Serve's health check asks; the constructor may wait for a first success."""
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    async def wait_for(self, event: asyncio.Task[None]) -> None:
+        """Until `event` is done. Raises what ended the task when that comes first."""
+        await asyncio.wait((self._task, event), return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            event.cancel()
+            self._task.result()
+
+    def check(self) -> None:
+        if self._task.done():
+            self._task.result()
+            raise RuntimeError("the replica's main task has ended")
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await self._task
+
+
+class CoordinatorDeployment:
+    """See cluster/coordinator.py. One replica: when it dies Serve starts another, and the members tell it everything."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        from cluster.coordinator import Coordinator
+        from cluster.membership import GroupRules
+        from cluster.memory_demand import memory_demand
+        from cluster.model_store import locate_checkpoint
+        from model.args import read_model_args
+
+        _log_to_stderr()
+        args = read_model_args(locate_checkpoint(config.model, "facts"))
+        num_members = config.group.members or sum(pool.replicas for pool in config.pools)
+        rules = GroupRules(num_members, tuple(pool.name for pool in config.pools),
+                           memory_demand(args, config, num_members), LOST_AFTER_S)
+        self._coordinator = Coordinator(rules, time.monotonic)
+
+    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None) -> bool:
+        return await self._coordinator.report(member, status, epoch)
+
+    async def report_router(self, report: RouterReport) -> None:
+        await self._coordinator.report_router(report)
+
+    async def forget_router(self, router_id: str) -> None:
+        await self._coordinator.forget_router(router_id)
+
+    async def watch(self, seen_key: str, timeout_s: float) -> View:
+        return await self._coordinator.watch(seen_key, timeout_s)
+
+    async def status(self) -> ClusterStatus:
+        return await self._coordinator.status()
+
+
+class ShardDeployment:
+    """See cluster/shard.py. The constructor ends when the shard's first epoch runs, so the application is not RUNNING
+    before the model is served; meanwhile the routers answer and say what is awaited."""
+
+    async def __init__(  # type: ignore[misc]     # Serve awaits it
+            self, config: ServeConfig, pool_name: str, coordinator: DeploymentHandle) -> None:
+        _log_to_stderr()
+        shard_class = await asyncio.to_thread(_import_shard)
+        pool = next(pool for pool in config.pools if pool.name == pool_name)
+        shard = shard_class(config, pool, _node_identity(), CoordinatorHandle(coordinator))
+        self._background = Background(asyncio.create_task(shard.run()))
+        await self._background.wait_for(asyncio.create_task(shard.until_ready()))
+
+    async def check_health(self) -> None:
+        self._background.check()
+
+    async def __del__(self) -> None:
+        await self._background.stop()
+
+
+@serve.ingress()
+class RouterDeployment:
+    """See cluster/router_replica.py. `shards` are not called: naming them makes them part of the application."""
+
+    async def __init__(  # type: ignore[misc]     # Serve awaits it
+            self, config: ServeConfig, coordinator: DeploymentHandle, *shards: DeploymentHandle) -> None:
+        from cluster.router_replica import RouterReplica
+
+        _log_to_stderr()
+        self._replica = RouterReplica(config, _node_identity(), CoordinatorHandle(coordinator))
+        self._background = Background(asyncio.create_task(self._replica.run()))
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return self._replica.http_app
+
+    async def check_health(self) -> None:
+        self._background.check()
+
+    async def __del__(self) -> None:
+        await self._background.stop()
+
+
+def _import_shard() -> type[Shard]:
+    """Seconds: torch."""
+    from cluster.shard import Shard
+    return Shard
+
+
+def _node_identity() -> NodeIdentity:
+    context = ray.get_runtime_context()
+    name = context.get_node_labels().get(NODE_LABEL) or socket.gethostname()
+    return NodeIdentity(context.get_node_id(), str(name), ray.util.get_node_ip_address())
+
+
+def _log_to_stderr() -> None:
+    """Ray keeps a file for the stderr of every process; without this only warnings get there."""
+    logging.basicConfig(format=_LOG_FORMAT)
+    for package in ("cluster", "serving", "model"):
+        logging.getLogger(package).setLevel(logging.INFO)

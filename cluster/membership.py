@@ -1,0 +1,181 @@
+"""Who is in the group, and what the group does next. Pure: a snapshot of reports in, a view out.
+
+The group goes WAITING -> LOADING -> JOINING -> READY, and back to WAITING when a member of its epoch is gone.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from dataclasses import dataclass
+
+from cluster.placement import MemberMemory, MemoryDemand, Shortfall, place_by_free_memory, shortfalls
+from serving.epoch import Epoch, Member, ShardStatus
+from serving.errors import ServingError
+
+logger = logging.getLogger(__name__)
+
+
+class IllegalTransition(ServingError):
+    pass
+
+
+class ShardState(enum.StrEnum):
+    STARTING = "starting"       # importing, measuring its device
+    WAITING = "waiting"         # registered; in no group
+    LOADING = "loading"         # weights
+    LOADED = "loaded"           # waits for the other members
+    JOINING = "joining"         # the process group
+    READY = "ready"
+    FAILED = "failed"           # this process will not come back; ShardStatus.detail says why
+
+
+NEXT: dict[ShardState, frozenset[ShardState]] = {
+    ShardState.STARTING: frozenset({ShardState.WAITING, ShardState.FAILED}),
+    ShardState.WAITING: frozenset({ShardState.LOADING, ShardState.FAILED}),
+    ShardState.LOADING: frozenset({ShardState.LOADED, ShardState.WAITING, ShardState.FAILED}),
+    ShardState.LOADED: frozenset({ShardState.JOINING, ShardState.WAITING, ShardState.FAILED}),
+    ShardState.JOINING: frozenset({ShardState.READY, ShardState.WAITING, ShardState.FAILED}),
+    ShardState.READY: frozenset({ShardState.WAITING, ShardState.FAILED}),
+    ShardState.FAILED: frozenset(),
+}
+_CAN_JOIN = (ShardState.LOADED, ShardState.JOINING, ShardState.READY)
+UNKNOWN = "unknown"     # a member that the coordinator knows of only from another one's epoch
+
+
+class ShardLifecycle:
+    """The state of one shard."""
+
+    def __init__(self, shard_id: str) -> None:
+        self.shard_id = shard_id
+        self.state = ShardState.STARTING
+
+    def advance(self, to: ShardState, why: str) -> None:
+        if to not in NEXT[self.state]:
+            allowed = ", ".join(sorted(NEXT[self.state])) or "none, it has ended"
+            raise IllegalTransition(f"shard {self.shard_id}: {self.state} -> {to} ({why})",
+                                    fix=f"allowed next: {allowed}")
+        logger.info("shard_state shard_id=%s old=%s new=%s why=%s", self.shard_id, self.state, to, why)
+        self.state = to
+
+
+class GroupPhase(enum.StrEnum):
+    WAITING = "waiting"         # no epoch: View.why says what is missing
+    LOADING = "loading"         # the epoch's members load their weights
+    JOINING = "joining"         # all have loaded; they form the process group
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the coordinator tells everybody."""
+
+    phase: GroupPhase
+    epoch: Epoch | None
+    why: str = ""
+
+    @property
+    def key(self) -> str:
+        """Equal for equal views, also across a restart of the coordinator."""
+        return f"{self.epoch.number if self.epoch else 0} {self.phase} {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a shard last said of itself, and when."""
+
+    member: Member
+    status: ShardStatus
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRules:
+    num_members: int                    # the group starts when so many are there
+    pools: tuple[str, ...]              # ranks are ordered by pool, node name and shard id
+    demand: MemoryDemand
+    lost_after_s: float                 # a member that did not report for so long is gone
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSnapshot:
+    reports: tuple[Report, ...]
+    epoch: Epoch | None                 # the one that runs, or is being brought up
+    highest_epoch: int                  # ever seen, by anybody
+    now_s: float
+
+
+def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
+    """Go on with the epoch, make the next one, or say what is missing for it."""
+    over = _why_epoch_is_over(snapshot, rules) if snapshot.epoch else None
+    if snapshot.epoch is not None and over is None:
+        return _view_of_running(snapshot, snapshot.epoch)
+    present = sorted((report.member for report in snapshot.reports if _is_present(report, snapshot, rules)),
+                     key=lambda member: (_pool_index(member, rules), member.node_name, member.shard_id))
+    ended = f"epoch {snapshot.epoch.number} ended: {over}; " if snapshot.epoch and over else ""
+    if len(present) < rules.num_members:
+        return View(GroupPhase.WAITING, None, ended + _who_is_missing(present, snapshot, rules))
+    members = tuple(present[:rules.num_members])
+    memories = tuple(_memory_of(member) for member in members)
+    placement = place_by_free_memory(memories, rules.demand)
+    if placement is None:
+        return View(GroupPhase.WAITING, None, ended + explain(shortfalls(memories, rules.demand), rules.demand))
+    epoch = Epoch(snapshot.highest_epoch + 1, members, placement, f"tcp://{members[0].store_address}")
+    return View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights")
+
+
+def explain(lacking: tuple[Shortfall, ...], demand: MemoryDemand) -> str:
+    """Which node misses how many bytes, and of what its budget is made."""
+    total = sum(entry.missing_bytes for entry in lacking)
+    lines = [f"the {len(lacking)} members cannot hold the model: {total} bytes are missing. Raise the memory_budget of "
+             f"the nodes as said below, add nodes, or lower kv_cache and scheduler.max_batch_tokens"]
+    lines += [f"node {entry.memory.node_name}: {entry.missing_bytes} bytes missing (budget {entry.memory.budget_bytes}"
+              f" - process {entry.memory.resident_bytes} - shared weights {demand.shared_bytes} - KV cache "
+              f"{demand.kv_cache_bytes} - buffers {demand.buffer_bytes} = {entry.free_bytes} for experts, which take "
+              f"{demand.num_slots * demand.expert_bytes} in all)" for entry in lacking]
+    return "\n".join(lines)
+
+
+def _view_of_running(snapshot: GroupSnapshot, epoch: Epoch) -> View:
+    states = {report.member.shard_id: report.status.state for report in snapshot.reports
+              if report.status.epoch == epoch.number}
+    of_members = [states.get(member.shard_id, UNKNOWN) for member in epoch.members]
+    num_ready = of_members.count(ShardState.READY)
+    if num_ready == len(of_members):
+        return View(GroupPhase.READY, epoch)
+    if all(state in _CAN_JOIN for state in of_members):
+        return View(GroupPhase.JOINING, epoch, "the members form their process group")
+    return View(GroupPhase.LOADING, epoch, f"{len(of_members)} members load their weights")
+
+
+def _why_epoch_is_over(snapshot: GroupSnapshot, rules: GroupRules) -> str | None:
+    assert snapshot.epoch is not None
+    reports = {report.member.shard_id: report for report in snapshot.reports}
+    for member in snapshot.epoch.members:
+        report = reports.get(member.shard_id)
+        if report is None or not _is_present(report, snapshot, rules):
+            reason = report.status.detail if report else ""
+            return f"shard {member.shard_id} on node {member.node_name} is gone{': ' if reason else ''}{reason}"
+        if report.status.epoch == snapshot.epoch.number and report.status.state == ShardState.WAITING:
+            return f"shard {member.shard_id} on node {member.node_name} left it: {report.status.detail}"
+    return None
+
+
+def _is_present(report: Report, snapshot: GroupSnapshot, rules: GroupRules) -> bool:
+    return (report.status.state != ShardState.FAILED and snapshot.now_s - report.at_s <= rules.lost_after_s
+            and report.member.pool in rules.pools)
+
+
+def _pool_index(member: Member, rules: GroupRules) -> int:
+    return rules.pools.index(member.pool)
+
+
+def _who_is_missing(present: list[Member], snapshot: GroupSnapshot, rules: GroupRules) -> str:
+    here = ", ".join(member.node_name for member in present) or "none"
+    failed = [f"; shard {report.member.shard_id} on node {report.member.node_name} failed: {report.status.detail}"
+              for report in snapshot.reports if report.status.state == ShardState.FAILED]
+    return f"{len(present)} of {rules.num_members} shards are here ({here}){''.join(failed)}"
+
+
+def _memory_of(member: Member) -> MemberMemory:
+    return MemberMemory(member.node_name, member.facts.memory_budget_bytes, member.facts.resident_bytes)

@@ -1,0 +1,51 @@
+"""Where a process runs, and the ports it takes there."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from serving.errors import ServingError
+
+NODE_LABEL = "moesaic-node"     # Ray label that gives a node its name; without it the host's name is used
+
+
+class PortTakenError(ServingError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    node_id: str        # Ray's
+    name: str           # as people know it
+    address: str        # IP address that the other nodes reach
+
+
+class ReservedPort:
+    """A free TCP port that stays free for this process: bound, but never listened on.
+
+    With SO_REUSEADDR on both sockets Linux lets another socket listen on it, and gives it to nobody who asks for any
+    free port.
+    """
+
+    def __init__(self, address: str) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((address, 0))
+        self.port = int(self._socket.getsockname()[1])
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def is_port_free(address: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True

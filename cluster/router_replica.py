@@ -1,0 +1,109 @@
+"""One router replica: the service, its two doors, and its part in the group's life. No Ray in here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import grpc
+from starlette.applications import Starlette
+
+from cluster.coordinator import RouterReport
+from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, ViewFollower
+from cluster.membership import GroupPhase, View
+from cluster.memory_demand import max_model_len
+from cluster.model_store import locate_checkpoint
+from cluster.node import NodeIdentity, PortTakenError, is_port_free
+from model.args import read_model_args
+from serving.config import ServeConfig
+from serving.generation import ModelCard
+from serving.ingress.grpc_server import build_grpc_server
+from serving.ingress.openai_http import build_http_app
+from serving.metrics import RouterMetrics
+from serving.service import InferenceService
+from serving.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+REPORT_S = 1.0
+_PORTS_TO_TRY = 64      # several routers on one node take the next free ports
+
+
+class RouterReplica:
+    """`run` follows the coordinator; `http_app` and the gRPC server answer from the start, with 503 until ready."""
+
+    def __init__(self, config: ServeConfig, node: NodeIdentity, coordinator: CoordinatorApi) -> None:
+        """Reads the tokenizer: takes a moment. Raises CheckpointError, TokenizerError."""
+        folder = locate_checkpoint(config.model, "facts")
+        card = ModelCard(config.model.served_name, max_model_len(read_model_args(folder), config), int(time.time()))
+        tokenizer, metrics = Tokenizer.from_dir(folder), RouterMetrics()
+        self._config = config
+        self._node = node
+        self._coordinator = coordinator
+        self._follower = ViewFollower(coordinator)
+        self._service = InferenceService(card, tokenizer, config.router, config.scheduler.block_size, metrics,
+                                         time.monotonic)
+        self.http_app: Starlette = build_http_app(
+            self._service, tokenizer, config.router, metrics.render,
+            lambda: self._follower.view.why or "the router connects to its shards")
+        self._grpc_server: grpc.aio.Server = build_grpc_server(self._service, tokenizer, config.router)
+        self._grpc_address = ""
+        self._epoch = 0
+        self._report_now = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        self._grpc_address = await self._start_grpc()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follower.run())
+                tasks.create_task(self._report_forever())
+                tasks.create_task(self._follow_epochs())
+        finally:
+            with contextlib.suppress(CoordinatorUnavailableError):
+                await self._coordinator.forget_router(self._service.router_id)
+            await self._grpc_server.stop(grace=None)
+            await self._service.close()
+
+    async def _start_grpc(self) -> str:
+        """Listen on the configured port or the next free one. Returns the address for clients."""
+        host, first = self._config.http_host, self._config.router.grpc_port
+        ports = [0] if first == 0 else range(first, min(first + _PORTS_TO_TRY, 65536))
+        for port in ports:
+            if not is_port_free(host, port):
+                continue
+            with contextlib.suppress(RuntimeError):     # taken between the question and now
+                bound = self._grpc_server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+                await self._grpc_server.start()
+                shown = self._node.address if host in ("0.0.0.0", "::") else host
+                logger.info("grpc_door_open address=%s:%d", shown, bound)
+                return f"{shown}:{bound}"
+        raise PortTakenError(f"ports {first} to {first + _PORTS_TO_TRY - 1} are all taken on {host}",
+                             fix="set router.grpc_port to another port, or to 0 for any")
+
+    async def _follow_epochs(self) -> None:
+        while True:
+            view = await self._follower.until(self._is_ready_and_new)
+            assert view.epoch is not None
+            self._epoch = view.epoch.number
+            await self._service.set_epoch(view.epoch)
+            self._report_now.set()
+
+    def _is_ready_and_new(self, view: View) -> bool:
+        return view.phase is GroupPhase.READY and view.epoch is not None and view.epoch.number > self._epoch
+
+    async def _report_forever(self) -> None:
+        while True:
+            self._report_now.clear()
+            snapshot = self._service.snapshot()
+            report = RouterReport(self._service.router_id, self._node.name, self._grpc_address, snapshot.epoch,
+                                  snapshot.is_ready)
+            try:
+                await self._coordinator.report_router(report)
+            except CoordinatorUnavailableError as error:
+                logger.warning("report_failed router_id=%s error=%s", report.router_id, error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_S):
+                    await self._report_now.wait()

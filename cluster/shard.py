@@ -1,0 +1,201 @@
+"""One shard from its first breath to its last: it registers, and serves one epoch after the other.
+
+The event loop runs the link, the engine and the reports; the model thread does everything that touches tensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, ViewFollower
+from cluster.device_facts import measure_device, num_threads_of, resident_memory_bytes
+from cluster.epoch_run import EpochRun
+from cluster.loaded_model import LoadedModel, load_model, num_kv_blocks
+from cluster.membership import GroupPhase, ShardLifecycle, ShardState, View
+from cluster.model_store import locate_checkpoint
+from cluster.node import NodeIdentity, ReservedPort
+from cluster.process_group import import_backend
+from model.args import ModelArgs, read_model_args
+from model.errors import GroupError, ModelError
+from model.kernels.protocol import Kernels
+from model.kernels.select import select_kernels
+from serving.config import PoolConfig, ServeConfig
+from serving.epoch import Epoch, Member, ShardStatus
+from serving.shard_link_server import ShardLinkServer, start_link_server
+
+logger = logging.getLogger(__name__)
+
+REPORT_S = 1.0
+T = TypeVar("T")
+
+
+class Shard:
+    """`run` is everything; `until_ready` and `failure` are for whoever supervises it."""
+
+    def __init__(self, config: ServeConfig, pool: PoolConfig, node: NodeIdentity, coordinator: CoordinatorApi) -> None:
+        self.shard_id = f"{pool.name}-{secrets.token_hex(4)}"
+        self._config = config
+        self._pool = pool
+        self._node = node
+        self._coordinator = coordinator
+        self._follower = ViewFollower(coordinator)
+        self._lifecycle = ShardLifecycle(self.shard_id)
+        self._link = ShardLinkServer(time.monotonic)
+        self._thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads_of(pool),))
+        self._store_port = ReservedPort(node.address)
+        self._member: Member | None = None
+        self._epoch: Epoch | None = None
+        self._model: LoadedModel | None = None
+        self._run: EpochRun | None = None
+        self._progress = (0, 0)         # bytes read, bytes to read
+        self._detail = ""
+        self._report_now = asyncio.Event()
+        self._ready = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises what makes this process useless; then start another."""
+        server, port = await start_link_server(self._link, f"{self._node.address}:0")
+        try:
+            kernels, args = await self._in_thread(self._prepare)
+            facts = await self._in_thread(lambda: measure_device(self._pool, kernels.name))
+            address = self._node.address
+            self._member = Member(self.shard_id, self._pool.name, self._node.node_id, self._node.name,
+                                  f"{address}:{port}", facts, f"{address}:{self._store_port.port}")
+            self._advance(ShardState.WAITING, "registered")
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._report_forever(self._member))
+                tasks.create_task(self._follower.run())
+                tasks.create_task(self._serve_forever(kernels, args))
+        except* ModelError as group:
+            raise group.exceptions[0] from None
+        finally:
+            self._link.close_epoch("the shard stops")
+            await server.stop(grace=None)
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._store_port.close()
+
+    async def until_ready(self) -> None:
+        """The first epoch runs here."""
+        await self._ready.wait()
+
+    def _prepare(self) -> tuple[Kernels, ModelArgs]:
+        """Import and read what registration needs. On the model thread, because it takes seconds."""
+        device = "cpu" if self._pool.device == "cpu" else "cuda:0"
+        import_backend(device)
+        kernels = select_kernels(device)
+        folder = locate_checkpoint(self._config.model, "facts")
+        return kernels, read_model_args(folder)
+
+    async def _serve_forever(self, kernels: Kernels, args: ModelArgs) -> None:
+        while True:
+            epoch = (await self._follower.until(self._is_mine_and_new)).epoch
+            assert epoch is not None
+            self._epoch = epoch
+            try:
+                await self._serve(epoch, kernels, args)
+                why = "a newer epoch came"
+            except GroupError as error:
+                why = str(error)
+            except ModelError as error:
+                await self._fail(error)
+                raise
+            self._detail = why
+            self._advance(ShardState.WAITING, why)
+
+    def _is_mine_and_new(self, view: View) -> bool:
+        return (view.epoch is not None and view.epoch.number > (self._epoch.number if self._epoch else 0)
+                and view.epoch.rank_of(self.shard_id) is not None)
+
+    def _is_over(self, view: View, epoch: Epoch) -> bool:
+        return view.epoch is None or view.epoch.number != epoch.number
+
+    async def _serve(self, epoch: Epoch, kernels: Kernels, args: ModelArgs) -> None:
+        """Load, join and step, until the epoch is over. Raises GroupError when the group breaks."""
+        rank = epoch.rank_of(self.shard_id)
+        assert rank is not None and self._member is not None
+        self._advance(ShardState.LOADING, f"epoch {epoch.number}, rank {rank}")
+        model = await self._load(epoch, rank, kernels, args)
+        num_blocks = await self._in_thread(lambda: num_kv_blocks(
+            self._config, self._pool, args, epoch.members[rank].facts.memory_budget_bytes, str(kernels.device),
+            len(epoch.members)))
+        self._advance(ShardState.LOADED, "weights are loaded")
+        view = await self._follower.until(
+            lambda view: self._is_over(view, epoch) or view.phase in (GroupPhase.JOINING, GroupPhase.READY))
+        if self._is_over(view, epoch):
+            return
+        self._advance(ShardState.JOINING, "all members have loaded")
+        run = EpochRun(epoch, rank, self._config, self._link, self._thread)
+        try:
+            await run.join(model, num_blocks)
+            self._run = run
+            self._advance(ShardState.READY, "the group is formed")
+            self._ready.set()
+            await run.until(self._follower.until(lambda view: self._is_over(view, epoch)))
+        finally:
+            self._run = None
+            await run.close()
+
+    async def _load(self, epoch: Epoch, rank: int, kernels: Kernels, args: ModelArgs) -> LoadedModel:
+        if self._model is not None and self._model.holds(epoch.placement, rank):
+            return self._model
+        self._model = None          # two would not fit
+
+        def note(num_done: int, num_total: int) -> None:
+            self._progress = (num_done, num_total)
+
+        def load() -> LoadedModel:
+            folder = locate_checkpoint(self._config.model, "all")
+            return load_model(folder, args, self._config, kernels, epoch.placement, rank, note)
+        self._model = await self._in_thread(load)
+        return self._model
+
+    async def _fail(self, error: ModelError) -> None:
+        """Tell the coordinator why, once, at once: this process ends."""
+        self._detail = str(error)
+        self._advance(ShardState.FAILED, self._detail)
+        if self._member is not None:
+            with contextlib.suppress(CoordinatorUnavailableError):
+                await self._coordinator.report(self._member, self.status())
+
+    async def _report_forever(self, member: Member) -> None:
+        while True:
+            self._report_now.clear()
+            try:
+                if await self._coordinator.report(member, self.status()):
+                    await self._coordinator.report(member, self.status(), self._epoch)
+            except CoordinatorUnavailableError as error:
+                logger.warning("report_failed shard_id=%s error=%s", self.shard_id, error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_S):
+                    await self._report_now.wait()
+
+    def status(self) -> ShardStatus:
+        run, model = self._run, self._model
+        load = run.engine.load() if run else None
+        return ShardStatus(
+            shard_id=self.shard_id, epoch=self._epoch.number if self._epoch else 0, state=self._lifecycle.state,
+            num_running=load.num_running if load else 0, num_waiting=load.num_waiting if load else 0,
+            kv_blocks_total=load.kv_blocks_total if load else 0, kv_blocks_free=load.kv_blocks_free if load else 0,
+            weights_bytes=model.report.weights_bytes if model else 0,
+            kv_cache_bytes=run.kv_cache_bytes if run else 0, resident_bytes=resident_memory_bytes(),
+            bytes_read=self._progress[0], bytes_to_read=self._progress[1],
+            num_steps=run.engine.num_steps if run else 0,
+            num_tokens_computed=run.engine.num_tokens_computed if run else 0,
+            num_expert_rows=run.engine.num_expert_rows if run else 0,
+            num_expert_copies=model.num_expert_copies if model else 0, detail=self._detail)
+
+    def _advance(self, to: ShardState, why: str) -> None:
+        self._lifecycle.advance(to, why)
+        self._report_now.set()
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
