@@ -33,6 +33,8 @@ def _common_options(keepalive_time_s: float, timeout_s: float) -> Options:
     return [
         ("grpc.keepalive_time_ms", round(keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(timeout_s * 1000)),
+        # gRPC core never acts on keepalive_timeout_ms, only on this one, whose default is 60 s (grpc/grpc#39239).
+        ("grpc.http2.ping_timeout_ms", round(timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Both ends are ours, and admission bounds what a router can have open.

@@ -183,6 +183,8 @@ class ShardLinkServer:
                     why = f"a message of epoch {message.epoch} came on a stream of epoch {stream.epoch}"
                     break
                 stream.handle(message, self._clock())
+        except grpc.aio.BaseError as error:     # the call ended while we were reading
+            why = f"the stream broke: {error}"
         except Exception as error:
             logger.exception("router_stream_failed router_id=%s", stream.router_id)
             why = f"the shard could not handle a message: {error}"
