@@ -1,4 +1,4 @@
-"""What a client asked, from whichever door -> GenerationRequest. The place of the doors' defaults and checks.
+"""What a client asked, from whichever door -> GenerationRequest: the defaults and checks of both.
 
 Defaults: temperature, top_p, top_k, min_p and repetition_penalty come from the checkpoint's generation_config.json, else
 they are the OpenAI API's; max_tokens is the rest of the context for chats, and 16 for bare prompts (as in that API).
@@ -80,7 +80,6 @@ class Asked:
     request_id: str
     tenant: str
     num_logprobs: int | None = None
-    num_prompt_logprobs: int | None = None
     deadline_s: float | None = None
 
 
@@ -145,8 +144,7 @@ class RequestBuilder:
         defaults = dataclasses.asdict(self._tokenizer.sampling_defaults)
         given = {name: value for name, value in defaults.items() if value is not None} | given
         try:
-            params = SamplingParams.model_validate(
-                given | {"logprobs": asked.num_logprobs, "prompt_logprobs": asked.num_prompt_logprobs})
+            params = SamplingParams.model_validate(given | {"logprobs": asked.num_logprobs})
         except ValidationError as error:
             raise invalid_request(error) from None
         self.check_token_ids(params.logit_bias, param="logit_bias")

@@ -46,6 +46,7 @@ class CompletionLogprobsWriter:
 
     def prompt(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs:
         """Of an echoed prompt: its first token has no log-probability, `logprobs` are of the others."""
+        self._text_offset += len(self._detokenizer.push(token_ids[:1]).text)
         rest = self.output(logprobs)
         return CompletionLogprobs(
             tokens=[self._tokenizer.token_text(token_ids[0]), *rest.tokens],

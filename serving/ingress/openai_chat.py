@@ -32,7 +32,7 @@ class ChatEndpoint:
         """Raises InvalidRequestError and its kinds, ModelNotFoundError."""
         fields = body.model_copy(update={"max_tokens": _max_tokens(body)})
         asked = Asked(model=body.model, fields=fields, request_id=caller.request_id, tenant=caller.tenant(body.user),
-                      num_logprobs=_num_logprobs(body), num_prompt_logprobs=body.prompt_logprobs)
+                      num_logprobs=_num_logprobs(body))
         conversation = to_conversation(body.messages, body.add_generation_prompt, body.chat_template_kwargs)
         if body.stream and body.prompt_logprobs is not None:
             raise InvalidRequestError("prompt_logprobs are not part of a stream", param="prompt_logprobs",

@@ -38,10 +38,11 @@ class CompletionEndpoint:
         prompts = to_prompts(body)
         _check(body, len(prompts))
         # echo with max_tokens 0 asks for the prompt's scores; a step draws at least one token, which is left out.
-        fields = body.model_copy(update={"max_tokens": 1}) if _only_scores(body) else body
-        scores_prompt = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+        fields = body.model_copy(update={
+            "max_tokens": 1 if _only_scores(body) else body.max_tokens,
+            "prompt_logprobs": body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs})
         asked = Asked(model=body.model, fields=fields, request_id=caller.request_id, tenant=caller.tenant(body.user),
-                      num_logprobs=body.logprobs, num_prompt_logprobs=scores_prompt)
+                      num_logprobs=body.logprobs)
         requests = await asyncio.gather(*(self._builder.build(asked, prompt) for prompt in prompts))
         return [PromptRequest(prompt, request) for prompt, request in zip(prompts, requests, strict=True)]
 
@@ -108,7 +109,8 @@ class _ChoiceWriter:
         starts, self._starts = self._starts, False
         body = self._body
         shows_tokens = bool(delta.token_ids) and (body.return_token_ids or body.logprobs is not None)
-        if not (delta.text or delta.finish_reason or shows_tokens or (starts and body.echo)):
+        shows_prompt = starts and (body.echo or body.prompt_logprobs is not None)
+        if not (delta.text or delta.finish_reason or shows_tokens or shows_prompt):
             self._starts = starts
             return None
         return CompletionChoice(

@@ -15,8 +15,8 @@ from serving.tokenizer import Tokenizer
 MESSAGES = [ChatMessage("system", "Be brief."), ChatMessage("user", "1 < 2 & \"你好\"\n"),
             ChatMessage("assistant", "Yes. "), ChatMessage("user", "  why?")]
 TEMPLATES = {
-    "trim": "{%- for m in messages %}\n    {%- if loop.first %}\n[{{ m.role }}]\n    {%- endif %}\n {{ m.content | trim }}"
-            "\n{% endfor %}{{ eos_token }}",
+    "trim": "{%- for m in messages %}\n    {%- if loop.first %}\n[{{ m.role }}]\n    {%- endif %}\n "
+            "{{ m.content | trim }}\n{% endfor %}{{ eos_token }}",
     "tojson": "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}|"
               "{{ {'b': 1, 'a': '<'} | tojson(sort_keys=true) }}",
     "loop controls": "{% for m in messages %}{% if m.role == 'assistant' %}{% break %}{% endif %}"

@@ -66,14 +66,16 @@ class FakeService:
     def _choice(self, request: GenerationRequest, index: int) -> list[GenerationDelta]:
         params = request.params
         draw = hashlib.sha256(f"{params.seed} {params.temperature!r}".encode()).hexdigest()[:6]
-        ids = self.tokenizer.encode(f"{index}{'' if params.temperature == 0 else draw}{ANSWER}")[:params.max_tokens]
+        whole = self.tokenizer.encode(f"{index}{'' if params.temperature == 0 else draw}{ANSWER}")
+        ids = whole[:params.max_tokens]
+        end = FinishReason.LENGTH if len(ids) < len(whole) else FinishReason.STOP
         detokenizer = Detokenizer(self.tokenizer, request.prompt_token_ids, params.stop,
                                   params.include_stop_str_in_output, params.skip_special_tokens)
         deltas = []
         for position, token_id in enumerate(ids):
             piece = detokenizer.push([token_id])
             is_last = position == len(ids) - 1
-            finish = FinishReason.STOP if piece.stop_string else FinishReason.LENGTH if is_last else None
+            finish = FinishReason.STOP if piece.stop_string else end if is_last else None
             deltas.append(GenerationDelta(
                 index, piece.text + (detokenizer.flush() if is_last else ""), (token_id,),
                 logprobs=() if params.logprobs is None else (scored(token_id, params.logprobs),),

@@ -46,7 +46,7 @@ async def test_chat_answers(http: httpx.AsyncClient, service: FakeService) -> No
     answer = response.json()
     assert response.headers["x-request-id"] == "abc-1" and answer["id"] == "chatcmpl-abc-1"
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": f"0{ANSWER}", "refusal": None}
-    assert answer["choices"][0]["finish_reason"] == "length" and answer["object"] == "chat.completion"
+    assert answer["choices"][0]["finish_reason"] == "stop" and answer["object"] == "chat.completion"
     num_prompt = len(service.requests[0].prompt_token_ids)
     num_generated = answer["usage"]["completion_tokens"]
     assert answer["usage"] == {"prompt_tokens": num_prompt, "completion_tokens": num_generated,
@@ -55,7 +55,8 @@ async def test_chat_answers(http: httpx.AsyncClient, service: FakeService) -> No
     assert service.requests[0].request_id.startswith("abc-1-") and service.num_closed == 1
 
 
-async def test_the_template_writes_the_prompt(http: httpx.AsyncClient, service: FakeService, tokenizer: Tokenizer) -> None:
+async def test_the_template_writes_the_prompt(http: httpx.AsyncClient, service: FakeService,
+                                              tokenizer: Tokenizer) -> None:
     messages = [{"role": "developer", "content": "Be brief."},
                 {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     await http.post("/v1/chat/completions", json=CHAT | {"messages": messages})
@@ -69,7 +70,7 @@ async def test_chat_streams_role_text_finish_and_usage(http: httpx.AsyncClient) 
         choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
         assert choices[0]["delta"] == {"role": "assistant", "content": ""}
         assert "".join(choice["delta"].get("content", "") for choice in choices) == f"{index}{ANSWER}"
-        assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["length"]
+        assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
         assert all("\ufffd" not in choice["delta"].get("content", "") for choice in choices)
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] > 20
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
@@ -111,8 +112,7 @@ async def test_chat_prompt_logprobs_have_vllms_shape(http: httpx.AsyncClient, se
     answer = (await http.post("/v1/chat/completions", json=CHAT | {"prompt_logprobs": 1})).json()
     assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"] and answer["prompt_logprobs"][0] is None
     token_id = str(service.requests[0].prompt_token_ids[1])
-    assert answer["prompt_logprobs"][1][token_id] == {"logprob": -0.5, "rank": 1, "decoded_token": "user"[:1]} or (
-        answer["prompt_logprobs"][1][token_id]["rank"] == 1)
+    assert answer["prompt_logprobs"][1][token_id] == {"logprob": -0.5, "rank": 1, "decoded_token": "u"}
 
 
 async def test_completions_answer_and_default_to_sixteen_tokens(http: httpx.AsyncClient) -> None:
@@ -169,7 +169,7 @@ async def test_echo_with_no_tokens_only_scores(http: httpx.AsyncClient) -> None:
 
 async def test_models(http: httpx.AsyncClient) -> None:
     listed = (await http.get("/v1/models")).json()
-    assert listed["object"] == "list" and listed["data"][0]["id"] == "tiny" and listed["data"][0]["max_model_len"] == 256
+    assert listed["object"] == "list" and listed["data"][0]["max_model_len"] == 256
     assert (await http.get("/v1/models/tiny")).json() == listed["data"][0]
     assert (await http.get("/v1/models/other/one")).json()["error"]["code"] == "model_not_found"
     assert (await http.get("/v1/models/")).status_code == 404
@@ -210,14 +210,16 @@ async def test_malformed_bodies_get_an_error_object(http: httpx.AsyncClient, pat
 
 
 @pytest.mark.parametrize(("change", "param"), [
-    ({"model": None}, "model"), ({"model": 1}, "model"), ({"messages": "hi"}, "messages"), ({"messages": []}, "messages"),
-    ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"), ({"messages": [{"content": "x"}]}, "messages[0].role"),
+    ({"model": None}, "model"), ({"model": 1}, "model"), ({"messages": "hi"}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+    ({"messages": [{"content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour"),
     ({"messages": [{"role": "user", "content": "x", "name": "Ada"}]}, "messages.name"),
-    ({"temperature": "hot"}, "temperature"), ({"temperature": 3}, "temperature"), ({"temperature": True}, "temperature"),
-    ({"top_p": 0}, "top_p"), ({"n": 0}, "n"), ({"n": 1.5}, "n"), ({"max_tokens": 0}, "max_tokens"),
+    ({"temperature": "hot"}, "temperature"), ({"temperature": 3}, "temperature"),
+    ({"temperature": True}, "temperature"), ({"top_p": 0}, "top_p"), ({"n": 0}, "n"), ({"n": 1.5}, "n"), ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
     ({"stop": 1}, "stop"), ({"stop": ["a", 1]}, "stop"), ({"stop": [""]}, "stop[0]"), ({"seed": 2**70}, "seed"),
     ({"logit_bias": {"x": 1}}, "logit_bias.x"), ({"logit_bias": {"100000": 1}}, "logit_bias"),
@@ -250,10 +252,10 @@ async def test_unsupported_fields_are_refused_by_name(http: httpx.AsyncClient, c
 
 
 async def test_harmless_fields_are_accepted(http: httpx.AsyncClient) -> None:
-    harmless = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "parallel_tool_calls": True,
-                "safety_identifier": "s", "prompt_cache_key": "k", "tools": [{"type": "function"}], "tool_choice": "none",
-                "response_format": {"type": "text"}, "modalities": ["text"], "top_k": -1, "seed": None, "stop": None,
-                "logprobs": False, "frequency_penalty": 0, "audio": None}
+    harmless = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto",
+                "parallel_tool_calls": True, "safety_identifier": "s", "prompt_cache_key": "k", "tools": [{"type": "function"}],
+                "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"], "top_k": -1, "seed": None,
+                "stop": None, "logprobs": False, "frequency_penalty": 0, "audio": None}
     response = await http.post("/v1/chat/completions", json=CHAT | harmless)
     assert response.status_code == 200, response.text
 
@@ -263,14 +265,16 @@ async def test_harmless_fields_are_accepted(http: httpx.AsyncClient) -> None:
     ({"prompt": [[]]}, "prompt"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": {}}, "prompt"),
     ({"prompt": [100_000]}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"logprobs": True}, "logprobs"),
     ({"messages": []}, "messages")])
-async def test_wrong_completion_fields_are_named(http: httpx.AsyncClient, change: dict[str, object], param: str) -> None:
+async def test_wrong_completion_fields_are_named(http: httpx.AsyncClient, change: dict[str, object],
+                                               param: str) -> None:
     error = await refused(http, "/v1/completions", TEXT | change)
     assert str(error["param"]).startswith(param.split("[")[0])
 
 
 async def test_what_cannot_fit_is_refused(http: httpx.AsyncClient) -> None:
     for path, body, param in [
-            ("/v1/completions", TEXT | {"prompt": [5] * 256}, "prompt"), ("/v1/completions", TEXT | {"max_tokens": 999}, "max_tokens"),
+            ("/v1/completions", TEXT | {"prompt": [5] * 256}, "prompt"),
+            ("/v1/completions", TEXT | {"max_tokens": 999}, "max_tokens"),
             ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": "word " * 3000}]}, "messages")]:
         error = await refused(http, path, body)
         assert (error["code"], error["param"]) == ("context_length_exceeded", param) and "256" in str(error["message"])
@@ -356,7 +360,8 @@ async def test_everything_asked_reaches_the_service(http: httpx.AsyncClient, ser
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 async def test_a_client_that_leaves_cancels(app: Starlette, service: FakeService, path: str, streams: bool) -> None:
     service.stalls = True
-    body = json.dumps((CHAT if path.endswith("chat/completions") else TEXT | {"prompt": ["a", "b"]}) | {"stream": streams})
+    asked = CHAT if path.endswith("chat/completions") else TEXT | {"prompt": ["a", "b"]}
+    body = json.dumps(asked | {"stream": streams})
     sent: list[Message] = []
     body_read = False
 

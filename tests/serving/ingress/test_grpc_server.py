@@ -1,0 +1,193 @@
+"""The gRPC door over a real server and channel, in front of a fake service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from serving.config import RouterConfig
+from serving.errors import OverloadedError
+from serving.ingress.grpc_server import SERVICE_NAME, build_grpc_server
+from serving.proto import inference_pb2 as pb
+from serving.proto import inference_pb2_grpc
+from serving.tokenizer import Tokenizer
+from tests.serving.ingress.conftest import ANSWER, FakeService
+
+
+@dataclass
+class Door:
+    channel: grpc.aio.Channel
+    stub: inference_pb2_grpc.InferenceStub
+
+
+@pytest.fixture
+async def door(request: pytest.FixtureRequest, service: FakeService, tokenizer: Tokenizer) -> AsyncIterator[Door]:
+    server = build_grpc_server(service, tokenizer, RouterConfig(api_keys=getattr(request, "param", ())))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Door(channel, inference_pb2_grpc.InferenceStub(channel))
+    await server.stop(grace=None)
+
+
+def greedy(**sampling: object) -> pb.GenerateRequest:
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])
+    return pb.GenerateRequest(model="tiny", chat=chat, sampling=pb.Sampling(temperature=0, **sampling))
+
+
+async def refused(door: Door, request: pb.GenerateRequest, **options: object) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in door.stub.Generate(request, timeout=60, **options):
+            pass
+    return caught.value
+
+
+async def test_generate_streams_both_choices_and_ends_with_usage(door: Door, service: FakeService) -> None:
+    request = greedy(n=2, logprobs=1, prompt_logprobs=0)
+    request.request_id = "mine"
+    responses = [response async for response in door.stub.Generate(request)]
+    for choice in range(2):
+        own = [response for response in responses if response.choice == choice]
+        assert "".join(response.text for response in own) == f"{choice}{ANSWER}"
+        assert [response.finish_reason for response in own if response.finish_reason] == ["stop"]
+        ids = [token_id for response in own for token_id in response.token_ids]
+        scored = [entry for response in own for entry in response.logprobs]
+        assert [entry.token_id for entry in scored] == ids and all(len(entry.top) == 1 for entry in scored)
+        assert len(own[0].prompt_logprobs) == len(service.requests[0].prompt_token_ids) - 1
+    assert [response.HasField("usage") for response in responses] == [False] * (len(responses) - 1) + [True]
+    assert responses[-1].usage.completion_tokens == sum(len(response.token_ids) for response in responses)
+    assert responses[-1].usage.cached_tokens == 3 and {response.request_id for response in responses} == {"mine"}
+
+
+async def test_stop_strings_are_told(door: Door) -> None:
+    responses = [response async for response in door.stub.Generate(greedy(stop=["你"]))]
+    assert "".join(response.text for response in responses) == "0Hello "
+    assert responses[-1].finish_reason == "stop" and responses[-1].stop_string == "你"
+
+
+async def test_text_and_token_id_prompts(door: Door, service: FakeService, tokenizer: Tokenizer) -> None:
+    for request in [pb.GenerateRequest(text="hello"),
+                    pb.GenerateRequest(model="tiny", token_ids=pb.TokenIds(ids=tokenizer.encode("hello")))]:
+        async for _ in door.stub.Generate(request):
+            pass
+    first, second = service.requests
+    assert first.prompt_token_ids == second.prompt_token_ids and first.params == second.params
+    assert first.params.max_tokens == 16 and first.model == "tiny"
+
+
+async def test_both_doors_build_the_same_request_and_give_the_same_text(
+        door: Door, http: httpx.AsyncClient, service: FakeService) -> None:
+    sampling = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05, "seed": 11, "repetition_penalty": 1.1,
+                "max_tokens": 40, "presence_penalty": 0.3, "frequency_penalty": -0.1, "top_k": 7, "min_tokens": 1}
+    for given in (sampling, {}):
+        chat = pb.Chat(messages=[pb.ChatMessage(role="system", content="s"),
+                                 pb.ChatMessage(role="user", content="你好")])
+        request = pb.GenerateRequest(model="tiny", chat=chat, sampling=pb.Sampling(
+            **given, stop=["zz"], logit_bias={5: 0.1}, stop_token_ids=[3]))
+        over_grpc = "".join([response.text async for response in door.stub.Generate(request)])
+        body = given | {"model": "tiny", "stop_token_ids": [3], "messages": [
+            {"role": "system", "content": "s"}, {"role": "user", "content": "你好"}],
+                        "stop": "zz", "logit_bias": {"5": 0.1}}
+        over_http = (await http.post("/v1/chat/completions", json=body)).json()["choices"][0]["message"]["content"]
+        assert over_grpc == over_http
+        first, second = service.requests[-2:]
+        assert (first.params, first.prompt_token_ids) == (second.params, second.prompt_token_ids)
+
+
+async def test_models_and_tokenize(door: Door, tokenizer: Tokenizer) -> None:
+    models = (await door.stub.ListModels(pb.ListModelsRequest())).models
+    assert [(model.name, model.max_model_len) for model in models] == [("tiny", 256)]
+    tokenized = await door.stub.Tokenize(pb.TokenizeRequest(model="tiny", text="hello 你好"))
+    assert list(tokenized.token_ids) == tokenizer.encode("hello 你好") and tokenized.max_model_len == 256
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])
+    ids = (await door.stub.Tokenize(pb.TokenizeRequest(chat=chat))).token_ids
+    assert tokenizer.decode(ids, False).endswith("<|im_start|>assistant\n")
+    for wrong in (pb.TokenizeRequest(), pb.TokenizeRequest(chat=chat, add_special_tokens=True)):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.stub.Tokenize(wrong)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(("request_", "code", "word"), [
+    (pb.GenerateRequest(model="tiny"), grpc.StatusCode.INVALID_ARGUMENT, "prompt"),
+    (pb.GenerateRequest(model="other", text="x"), grpc.StatusCode.NOT_FOUND, "other"),
+    (greedy(top_p=2.0), grpc.StatusCode.INVALID_ARGUMENT, "top_p"),
+    (greedy(max_tokens=10_000), grpc.StatusCode.INVALID_ARGUMENT, "256"),
+    (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[100_000])), grpc.StatusCode.INVALID_ARGUMENT, "100000"),
+    (pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="robot")])), grpc.StatusCode.INVALID_ARGUMENT,
+     "robot"),
+    (pb.GenerateRequest(chat=pb.Chat()), grpc.StatusCode.INVALID_ARGUMENT, "empty")])
+async def test_wrong_requests_get_the_tables_code(door: Door, request_: pb.GenerateRequest, code: grpc.StatusCode,
+                                                  word: str) -> None:
+    error = await refused(door, request_)
+    assert error.code() is code and word in str(error.details())
+
+
+async def test_overload_says_when_to_come_back(door: Door, service: FakeService) -> None:
+    service.error = OverloadedError("the queue is full", retry_after_s=2.5)
+    error = await refused(door, greedy(), metadata=(("x-request-id", "r1"),))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert dict(error.trailing_metadata()) == {"x-request-id": "r1", "error-code": "rate_limit_exceeded",
+                                               "retry-after": "3"}
+
+
+async def test_unexpected_errors_tell_nothing(door: Door, service: FakeService) -> None:
+    service.error, service.num_before_error = RuntimeError("secret"), 2
+    error = await refused(door, greedy())
+    assert error.code() is grpc.StatusCode.INTERNAL and "secret" not in str(error.details())
+
+
+@pytest.mark.parametrize("door", [("secret",)], indirect=True)
+async def test_api_keys_come_in_metadata(door: Door, service: FakeService) -> None:
+    assert (await refused(door, greedy())).code() is grpc.StatusCode.UNAUTHENTICATED
+    with pytest.raises(grpc.aio.AioRpcError):
+        await door.stub.ListModels(pb.ListModelsRequest())
+    metadata = (("authorization", "Bearer secret"),)
+    assert [response async for response in door.stub.Generate(greedy(), metadata=metadata)]
+    assert service.requests[0].tenant.startswith("key-")
+
+
+async def test_a_cancelled_call_cancels(door: Door, service: FakeService) -> None:
+    service.stalls = True
+    call = door.stub.Generate(greedy())
+    async with asyncio.timeout(30):
+        await call.read()
+        call.cancel()
+        await service.closed.wait()
+
+
+async def test_the_clients_deadline_reaches_the_service_and_ends_the_call(door: Door, service: FakeService) -> None:
+    service.stalls = True
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in door.stub.Generate(greedy(), timeout=0.5):
+            pass
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(30):
+        await service.closed.wait()
+    assert service.requests[0].deadline_s is not None and 0 < service.requests[0].deadline_s <= 0.5
+
+
+async def test_reflection_lists_the_services(door: Door) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
+    requests = [reflection_pb2.ServerReflectionRequest(list_services=""),
+                reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE_NAME)]
+    answers = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
+    names = {service.name for service in answers[0].list_services_response.service}
+    assert names >= {SERVICE_NAME, "grpc.health.v1.Health"}
+    assert answers[1].file_descriptor_response.file_descriptor_proto
+
+
+async def test_health_is_served_without_a_key(door: Door, service: FakeService) -> None:
+    stub = health_pb2_grpc.HealthStub(door.channel)
+    serving = health_pb2.HealthCheckResponse.SERVING
+    assert (await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE_NAME))).status == serving
+    service.ready = False
+    assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await refused(door, greedy())).code() is grpc.StatusCode.UNAVAILABLE
