@@ -73,6 +73,7 @@ class View:
     phase: GroupPhase
     epoch: Epoch | None
     why: str = ""
+    is_too_small: bool = False      # the members that it takes are here, and cannot hold the model
 
     @property
     def key(self) -> str:
@@ -119,7 +120,8 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
     memories = tuple(_memory_of(member) for member in members)
     placement = place_by_free_memory(memories, rules.demand)
     if placement is None:
-        return View(GroupPhase.WAITING, None, ended + explain(shortfalls(memories, rules.demand), rules.demand))
+        lacking = explain(shortfalls(memories, rules.demand), rules.demand)
+        return View(GroupPhase.WAITING, None, ended + lacking, is_too_small=True)
     epoch = Epoch(snapshot.highest_epoch + 1, members, placement, f"tcp://{members[0].store_address}")
     return View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights")
 

@@ -134,7 +134,8 @@ class LocalNodeConfig(_Options):
     """One Ray node to start on this machine."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-    num_cpus: PositiveFloat = 1
+    num_cpus: PositiveInt = 1
+    num_gpus: Annotated[int, Field(ge=0)] = 0
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
 
 

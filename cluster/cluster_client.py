@@ -1,0 +1,109 @@
+"""What the command line does to a Ray cluster: connect, deploy, ask, delete. Imports Ray when it connects."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from cluster.coordinator import ClusterStatus
+from cluster.coordinator_client import CoordinatorUnavailableError
+from cluster.state_file import NoClusterError
+from serving.config import ServeConfig
+
+STATUS_S = 0.5
+STATUS_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True)
+class Latest:
+    """What the poller knows."""
+
+    status: ClusterStatus | None = None
+    failure: str = ""               # why Serve gave the application up
+
+
+class ClusterClient:
+    """One application on one Ray cluster."""
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+
+    def connect(self, address: str | None) -> None:
+        """`address` of the GCS; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""
+        import ray
+
+        try:
+            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR,
+                     namespace="moesaic")
+        except ConnectionError as error:
+            raise NoClusterError(f"no Ray cluster answers at {address or 'RAY_ADDRESS or this machine'}: {error}",
+                                 fix="start one with `ray start --head`, or give the config local_nodes") from error
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+    def disconnect(self) -> None:
+        """What runs on the cluster goes on."""
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
+
+    def deploy(self, config: ServeConfig) -> None:
+        """Returns when Serve has taken the application, long before it answers."""
+        from ray import serve
+
+        from cluster.app import build
+
+        # Nodes on one machine have one set of ports.
+        location = "HeadOnly" if config.local_nodes else "EveryNode"
+        serve.start(proxy_location=location, http_options={"host": config.http_host, "port": config.http_port})
+        serve.run_many([serve.RunTarget(build(config), config.application, config.route_prefix)],
+                       wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+    def delete(self) -> None:
+        from ray import serve
+
+        serve.delete(self._application)
+
+    def status(self) -> ClusterStatus:
+        """Ask the coordinator. Raises CoordinatorUnavailableError."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        from cluster.app import COORDINATOR
+
+        try:
+            from ray import serve
+
+            handle = serve.get_deployment_handle(COORDINATOR, self._application)
+            return cast(ClusterStatus, handle.status.remote().result(timeout_s=STATUS_TIMEOUT_S))
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise CoordinatorUnavailableError(f"the coordinator of {self._application!r} did not answer: {error}",
+                                              fix="look at `serve status` and the logs") from error
+
+    @contextlib.contextmanager
+    def polling(self) -> Iterator[Latest]:
+        """Keeps asking in a thread while the block runs."""
+        latest, ended = Latest(), threading.Event()
+
+        def poll() -> None:
+            while not ended.wait(STATUS_S):
+                with contextlib.suppress(CoordinatorUnavailableError):
+                    latest.status = self.status()
+                latest.failure = self._failure()
+        thread = threading.Thread(target=poll, name="status", daemon=True)
+        thread.start()
+        try:
+            yield latest
+        finally:
+            ended.set()
+            thread.join(STATUS_TIMEOUT_S + STATUS_S)
+
+    def _failure(self) -> str:
+        from ray import serve
+
+        application = serve.status().applications.get(self._application)
+        return application.message if application and application.status == "DEPLOY_FAILED" else ""
