@@ -1,7 +1,7 @@
 """What a client asked, from whichever door -> GenerationRequest: the defaults and checks of both.
 
-Defaults: temperature, top_p, top_k, min_p and repetition_penalty come from the checkpoint's generation_config.json, else
-they are the OpenAI API's; max_tokens is the rest of the context for chats, and 16 for bare prompts (as in that API).
+Defaults: temperature, top_p, top_k, min_p and repetition_penalty come from the checkpoint's generation_config.json,
+else they are the OpenAI API's; max_tokens is the rest of the context for chats, and 16 for bare prompts (as there).
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class EventStream(Response):
             try:
                 async for payload in payloads:
                     if not started:
+                        started = True      # before the attempt: a wire that breaks in it takes no other answer
                         await self._start(send)
-                        started = True
                     await _send_event(send, payload)
                 await _send_event(send, "[DONE]")
             except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Answer(BaseModel):
@@ -80,13 +80,15 @@ class ChatCompletion(_Answer):
     prompt_token_ids: list[int] | None
 
 
-class ChatDelta(_Answer):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
+def _is_none(value: str | None) -> bool:
+    return value is None
 
-    @model_serializer(mode="wrap")
-    def _say_only_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, str]:
-        return {name: value for name, value in serialize(self).items() if value is not None}
+
+class ChatDelta(_Answer):
+    """Only what is new is written."""
+
+    role: Literal["assistant"] | None = Field(default=None, exclude_if=_is_none)
+    content: str | None = Field(default=None, exclude_if=_is_none)
 
 
 class ChatChunkChoice(_Answer):

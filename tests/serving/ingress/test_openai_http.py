@@ -219,7 +219,8 @@ async def test_malformed_bodies_get_an_error_object(http: httpx.AsyncClient, pat
     ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour"),
     ({"messages": [{"role": "user", "content": "x", "name": "Ada"}]}, "messages.name"),
     ({"temperature": "hot"}, "temperature"), ({"temperature": 3}, "temperature"),
-    ({"temperature": True}, "temperature"), ({"top_p": 0}, "top_p"), ({"n": 0}, "n"), ({"n": 1.5}, "n"), ({"max_tokens": 0}, "max_tokens"),
+    ({"temperature": True}, "temperature"), ({"top_p": 0}, "top_p"), ({"n": 0}, "n"), ({"n": 1.5}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
     ({"stop": 1}, "stop"), ({"stop": ["a", 1]}, "stop"), ({"stop": [""]}, "stop[0]"), ({"seed": 2**70}, "seed"),
     ({"logit_bias": {"x": 1}}, "logit_bias.x"), ({"logit_bias": {"100000": 1}}, "logit_bias"),
@@ -253,9 +254,10 @@ async def test_unsupported_fields_are_refused_by_name(http: httpx.AsyncClient, c
 
 async def test_harmless_fields_are_accepted(http: httpx.AsyncClient) -> None:
     harmless = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto",
-                "parallel_tool_calls": True, "safety_identifier": "s", "prompt_cache_key": "k", "tools": [{"type": "function"}],
-                "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"], "top_k": -1, "seed": None,
-                "stop": None, "logprobs": False, "frequency_penalty": 0, "audio": None}
+                "parallel_tool_calls": True, "safety_identifier": "s", "prompt_cache_key": "k",
+                "tools": [{"type": "function"}], "tool_choice": "none", "response_format": {"type": "text"},
+                "modalities": ["text"],
+                "top_k": -1, "seed": None, "stop": None, "logprobs": False, "frequency_penalty": 0, "audio": None}
     response = await http.post("/v1/chat/completions", json=CHAT | harmless)
     assert response.status_code == 200, response.text
 
