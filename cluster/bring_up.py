@@ -18,8 +18,9 @@ from pathlib import Path
 
 from cluster.cluster_client import ClusterClient
 from cluster.coordinator import ClusterStatus
-from cluster.local_nodes import LocalNodes, are_alive, stop_processes
+from cluster.local_nodes import LocalNodes
 from cluster.node import PortTakenError, is_port_free
+from cluster.process_marks import are_alive, stop_processes
 from cluster.state_file import NoClusterError, RunningCluster, read_state, remove_state, write_state
 from serving.config import ServeConfig
 from serving.errors import ServingError
@@ -56,6 +57,7 @@ class BringUp:
         self._local = LocalNodes()
         self._nodes: list[str] = []
         self._node_errors: list[BaseException] = []
+        self._grpc_address = ""
         self._client = ClusterClient(config.application)
         self._other_nodes = threading.Thread(target=self._start_other_nodes, name="local-nodes")
 
@@ -65,6 +67,7 @@ class BringUp:
         try:
             self._start_nodes_and_application()
             self._wait_until_healthy()
+            self._save()
             return self._running()
         except BaseException:
             self._undo()
@@ -125,7 +128,9 @@ class BringUp:
                 time.sleep(POLL_S)
         if self._config.local_nodes:
             self._other_nodes.join()
-        self._tell("healthy", self._client.status())
+        status = self._client.status()
+        self._grpc_address = next((router.grpc_address for router in status.routers), "")
+        self._tell("healthy", status)
 
     def _tell(self, stage: str, status: ClusterStatus | None = None) -> None:
         self._on_progress(Progress(stage, tuple(self._nodes), status))
@@ -136,8 +141,8 @@ class BringUp:
     def _running(self) -> RunningCluster:
         config, is_local = self._config, bool(self._config.local_nodes)
         return RunningCluster(config.application, self._local.address if is_local else "auto", http_url(config),
-                              config.model.served_name, self._local.log_dir if is_local else "",
-                              self._local.marks() if is_local else ())
+                              config.model.served_name, self._grpc_address,
+                              self._local.log_dir if is_local else "", self._local.marks() if is_local else ())
 
     def _save(self) -> None:
         write_state(self._running(), self._state_dir)
@@ -161,12 +166,8 @@ def take_down(running: RunningCluster, state_dir: Path) -> int:
     if running.processes:
         num_stopped = stop_processes(running.processes)
     else:
-        client = ClusterClient(running.application)
-        try:
-            client.connect(None)
+        with ClusterClient.connected(running) as client:
             client.delete()
-        finally:
-            client.disconnect()
     remove_state(state_dir, running.application)
     return num_stopped
 

@@ -11,7 +11,7 @@ from typing import cast
 
 from cluster.coordinator import ClusterStatus
 from cluster.coordinator_client import CoordinatorUnavailableError
-from cluster.state_file import NoClusterError
+from cluster.state_file import NoClusterError, RunningCluster
 from serving.config import ServeConfig
 
 STATUS_S = 0.5
@@ -31,6 +31,16 @@ class ClusterClient:
 
     def __init__(self, application: str) -> None:
         self._application = application
+
+    @staticmethod
+    @contextlib.contextmanager
+    def connected(running: RunningCluster) -> Iterator[ClusterClient]:
+        client = ClusterClient(running.application)
+        try:
+            client.connect(None if running.address == "auto" else running.address)
+            yield client
+        finally:
+            client.disconnect()
 
     def connect(self, address: str | None) -> None:
         """`address` of the GCS; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""

@@ -58,7 +58,7 @@ class Background:
 
 
 class CoordinatorDeployment:
-    """See cluster/coordinator.py. One replica: when it dies Serve starts another, and the members tell it everything."""
+    """See cluster/coordinator.py. One replica: when it dies Serve starts another, and the members tell it all."""
 
     def __init__(self, config: ServeConfig) -> None:
         from cluster.coordinator import Coordinator

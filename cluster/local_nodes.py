@@ -1,33 +1,22 @@
-"""Several Ray nodes on this machine, for the demo, the tests and development. They outlive the process that starts them.
+"""Several Ray nodes on this machine, for the demo, tests and development. They outlive the process that starts them.
 
 Ray's own ways are `ray start`, one command of seconds after the other, and ray.cluster_utils, whose nodes die with
-their parent. Both are thin layers over ray._private.node.Node, which is used here directly: Ray is pinned to a minor version.
+their parent. Both are thin layers over ray._private.node.Node, used here directly: Ray is pinned to a minor version.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-import psutil
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 from cluster.node import NODE_LABEL
+from cluster.process_marks import ProcessMark, mark_of
 from serving.config import LocalNodeConfig
 
 _OBJECT_STORE_BYTES = 80 << 20      # about the least that Ray takes; tokens and weights never go through it
-_KILL_AFTER_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessMark:
-    """A process, and no later one with the same number."""
-
-    pid: int
-    create_time_s: float
 
 
 class _LocalNode(Node):  # type: ignore[misc]
@@ -60,11 +49,7 @@ class LocalNodes:
         """The processes started here. All others are their descendants."""
         pids = [entry.process.pid for node in list(self._nodes) for entries in node.all_processes.values()
                 for entry in entries]
-        marks = []
-        for pid in pids:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                marks.append(ProcessMark(pid, psutil.Process(pid).create_time()))
-        return tuple(marks)
+        return tuple(mark for mark in map(mark_of, pids) if mark is not None)
 
     def start_head(self, config: LocalNodeConfig) -> None:
         self._start(config, RayParams(include_dashboard=False, no_monitor=True), is_head=True)
@@ -91,34 +76,3 @@ class LocalNodes:
                       min_worker_port=0, max_worker_port=0, dashboard_agent_listen_port=None,
                       include_log_monitor=False)
         _LocalNode(params, is_head, self._nodes)
-
-
-def stop_processes(marks: Sequence[ProcessMark]) -> int:
-    """End exactly these processes and their descendants: ask, and after a while kill. Returns how many there were."""
-    processes: list[psutil.Process] = []
-    for mark in marks:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(mark.pid)
-            if abs(process.create_time() - mark.create_time_s) < 0.01:
-                processes += [*process.children(recursive=True), process]
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=_KILL_AFTER_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=_KILL_AFTER_S)
-    return len(processes)
-
-
-def are_alive(marks: Sequence[ProcessMark]) -> bool:
-    """Whether any of them runs."""
-    for mark in marks:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(mark.pid)
-            if abs(process.create_time() - mark.create_time_s) < 0.01 and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
-
-

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-from cluster.local_nodes import ProcessMark
+from cluster.process_marks import ProcessMark
 from serving.errors import ServingError
 
 
@@ -25,8 +25,14 @@ class RunningCluster:
     address: str                            # of Ray's GCS
     http_url: str
     model: str                              # as clients call it
+    grpc_address: str = ""                  # host:port of one router's gRPC door, once it is known
     log_dir: str = ""
     processes: tuple[ProcessMark, ...] = ()     # of local nodes; none when the Ray cluster was there before
+
+    @property
+    def http_address(self) -> str:
+        """host:port, and the route prefix if there is one."""
+        return self.http_url.removeprefix("http://")
 
 
 def default_state_dir() -> Path:

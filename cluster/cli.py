@@ -1,0 +1,126 @@
+"""The command `moesaic`. Each command imports what it needs when it runs, so that each starts fast."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.state_file import RunningCluster, default_state_dir, read_state
+from model.errors import ModelError
+from serving.config import load_config
+from serving.errors import ServingError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Serve one Mixture-of-Experts language model over a Ray cluster.")
+console = Console()
+errors = Console(stderr=True)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML config, for example examples/demo.yaml")]
+Application = Annotated[str | None, typer.Option(help="Which application, when several run")]
+StateDir = Annotated[Path | None, typer.Option(help="Where running applications are noted", hidden=True)]
+
+
+@app.command()
+def up(config: ConfigPath, state_dir: StateDir = None) -> None:
+    """Start the local nodes of CONFIG, if it has any, and serve the model. Returns when it answers."""
+    from cluster.bring_up import BringUp
+    from cluster.start_display import StartDisplay
+
+    loaded = load_config(config)
+    with StartDisplay(console, loaded) as display:
+        running = BringUp(loaded, state_dir or default_state_dir(), display).run()
+    console.print(f"{running.model} answers at {running.http_url}/v1 and over gRPC at {running.grpc_address}\n"
+                  "next: moesaic chat, moesaic status, moesaic down", markup=False, highlight=False)
+
+
+@app.command()
+def status(application: Application = None, as_json: Annotated[bool, typer.Option("--json")] = False,
+           state_dir: StateDir = None) -> None:
+    """Show nodes, shards, experts and memory, load and health. Exit code 1 when not healthy."""
+    from cluster.cluster_client import ClusterClient
+    from cluster.status_table import status_json, status_view
+
+    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+        found = client.status()
+    if as_json:
+        typer.echo(status_json(found))
+    else:
+        console.print(status_view(found))
+    raise typer.Exit(0 if found.is_ready else 1)
+
+
+@app.command()
+def chat(question: Annotated[str | None, typer.Argument(help="Ask this and end; without it, a conversation")] = None,
+         grpc: Annotated[bool, typer.Option("--grpc", help="Over gRPC instead of HTTP")] = False,
+         address: Annotated[str | None, typer.Option(help="host:port of a service started elsewhere")] = None,
+         api_key: Annotated[str | None, typer.Option(envvar="MOESAIC_API_KEY")] = None,
+         max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+         temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
+         application: Application = None, state_dir: StateDir = None) -> None:
+    """Talk to the running service; answers are streamed."""
+    from cluster.chat import GrpcDoor, HttpDoor, Message
+    from cluster.conversation import converse, print_answer
+
+    if address is None:
+        running = read_state(state_dir or default_state_dir(), application)
+        address = running.grpc_address if grpc else running.http_address
+    door = GrpcDoor(address, api_key) if grpc else HttpDoor(address, api_key)
+    if question is not None:
+        print_answer(console, door, [Message("user", question)], max_tokens, temperature)
+    else:
+        converse(console, door, max_tokens, temperature)
+
+
+@app.command()
+def down(application: Application = None, state_dir: StateDir = None) -> None:
+    """Stop the application, and the local nodes that were started for it."""
+    from cluster.bring_up import take_down
+
+    directory = state_dir or default_state_dir()
+    running: RunningCluster = read_state(directory, application)
+    num_stopped = take_down(running, directory)
+    console.print(f"{running.application} is stopped" + (f" ({num_stopped} processes)" if num_stopped else ""))
+
+
+@app.command()
+def doctor(config: Annotated[Path | None, typer.Argument(help="Check for this config too")] = None) -> None:
+    """Check this machine before the first start. Exit code 1 when something would not work."""
+    from cluster.doctor import Verdict, run_checks
+
+    loaded = load_config(config) if config is not None else None
+    colours = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+    worst = Verdict.OK
+    for check in run_checks(loaded):
+        row = Table.grid(padding=(0, 1))
+        row.add_row(f"[{colours[check.verdict]}]{check.verdict:<4}[/]", f"{check.name:<16}", check.found)
+        console.print(row)
+        if check.fix:
+            console.print(f"       -> {check.fix}", markup=False)
+        worst = Verdict.FAIL if Verdict.FAIL in (worst, check.verdict) else worst
+    raise typer.Exit(1 if worst is Verdict.FAIL else 0)
+
+
+@app.command()
+def demo(config: Annotated[Path | None, typer.Option(help="Instead of examples/demo.yaml")] = None,
+         state_dir: StateDir = None) -> None:
+    """Serve a small real chat model on three local nodes, and ask it something through each door."""
+    from cluster.demo import DEMO_CONFIG, run_demo
+
+    run_demo(console, config or DEMO_CONFIG, state_dir or default_state_dir())
+
+
+def main() -> None:
+    """Entry point. Errors that people can mend are shown without a traceback; exit code 1, or 2 for wrong usage."""
+    try:
+        app()
+    except (ServingError, ModelError) as error:
+        errors.print(f"moesaic: {error}", markup=False, highlight=False, style="red")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        sys.exit(130)
