@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
-from model.dispatch_exchange import RowExchange
+from model.dispatch_exchange import RowExchange, WireBuffer
 from model.dispatch_plan import plan_sends
 from model.kernels.protocol import Kernels
 from model.placement import Placement
@@ -41,21 +41,20 @@ class AllToAllDispatcher:
         exchange = self._exchange
         if not exchange.travels(layer):
             return exchange.stay(layer, x_TD, expert_ids_TK)
-        hidden_size, num_per_token = x_TD.shape[1], expert_ids_TK.shape[1]
+        num_per_token = expert_ids_TK.shape[1]
         own_ids_TK = expert_ids_TK.cpu().numpy()
         token_S, num_sent_M = plan_sends(exchange.routing[layer], own_ids_TK, exchange.rank)
         num_received_M = self._exchange_counts(num_sent_M)
 
-        sent_SW = exchange.new_buffer(len(token_S), x_TD, num_per_token)
+        sent = WireBuffer(exchange.sent, len(token_S), x_TD, num_per_token)
         tokens = torch.from_numpy(token_S).to(x_TD.device)
-        sent_SW[:, :hidden_size] = x_TD.index_select(0, tokens)
-        exchange.ids_in(sent_SW, hidden_size, num_per_token).copy_(expert_ids_TK.index_select(0, tokens))
-        received_SW = exchange.new_buffer(sum(num_received_M), x_TD, num_per_token)
-        self._collectives.all_to_all(received_SW, sent_SW, num_received_M, num_sent_M)
+        sent.rows_SD.copy_(x_TD.index_select(0, tokens))
+        sent.ids_SK.copy_(expert_ids_TK.index_select(0, tokens))
+        received = WireBuffer(exchange.received, sum(num_received_M), x_TD, num_per_token)
+        self._collectives.all_to_all(received.everything_SW, sent.everything_SW, num_received_M, num_sent_M)
 
-        ids_SK = exchange.ids_in(received_SW, hidden_size, num_per_token).cpu().numpy()
         owner_S = np.repeat(np.arange(exchange.num_members), num_received_M)
-        return exchange.arrive(layer, received_SW, owner_S, ids_SK, own_ids_TK, x_TD)
+        return exchange.arrive(layer, received, owner_S, received.ids_on_host(), own_ids_TK)
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         return self._exchange.combine(rows_RD, weights_TK, handle)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
-from model.dispatch_plan import Ids, Ints, LayerRouting, layer_routing, plan_arrivals, plan_returns
+from model.dispatch_plan import Ids, Ints, layer_routing, plan_arrivals, plan_returns
 from model.kernels.protocol import Kernels
 from model.placement import Placement
 
@@ -30,6 +30,37 @@ class ExchangeHandle(DispatchHandle):
     num_returns_M: list[int] | None = None
 
 
+class Scratch:
+    """Memory that is used again by every layer: fresh pages cost more than the copies into them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._elements: Tensor | None = None
+
+    def take(self, num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """Uninitialized [num_rows, width], valid until the next take."""
+        num_elements = num_rows * width
+        if self._elements is None or self._elements.dtype != dtype or self._elements.numel() < num_elements:
+            self._elements = torch.empty(num_elements, dtype=dtype, device=self._device)
+        return self._elements[:num_elements].view(num_rows, width)
+
+
+class WireBuffer:
+    """Rows [S, W] on the wire's device: each row, then its expert ids as raw int16."""
+
+    def __init__(self, scratch: Scratch, num_rows: int, x_TD: Tensor, num_experts_per_token: int) -> None:
+        hidden_size = x_TD.shape[1]
+        id_columns = -(-num_experts_per_token * _ID_BYTES // x_TD.element_size())
+        self.everything_SW = scratch.take(num_rows, hidden_size + id_columns, x_TD.dtype)
+        self.rows_SD = self.everything_SW[:, :hidden_size]
+        self.ids_SK = self.everything_SW[:, hidden_size:].view(torch.int16)[:, :num_experts_per_token]
+        self._ids_view_SK: Ids | None = self.ids_SK.numpy() if self.ids_SK.device.type == "cpu" else None
+
+    def ids_on_host(self) -> Ids:
+        """The ids as they are now; waits for an accelerator."""
+        return self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK
+
+
 class RowExchange:
     """One member's tables, and the steps of an exchange that do not depend on how rows travel."""
 
@@ -38,8 +69,11 @@ class RowExchange:
         self.num_members = placement.num_members
         self.collectives = collectives
         self.routing = [layer_routing(placement, layer, rank) for layer in range(placement.num_layers)]
-        self.num_tokens_M: tuple[int, ...] = (0,) * self.num_members
+        self.sent = Scratch(collectives.wire_device)
+        self.received = Scratch(collectives.wire_device)
         self._kernels = kernels
+        self._on_cpu = kernels.device.type == "cpu"
+        self._num_tokens_M: tuple[int, ...] = (0,) * self.num_members
         self._lacks_LM = np.array(
             [[len(placement.experts_of(layer, member)) < len(placement.holders[layer])
               for member in range(self.num_members)] for layer in range(placement.num_layers)], dtype=np.bool_)
@@ -47,8 +81,8 @@ class RowExchange:
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         """Take the agreed row counts. A layer's rows travel when any member with rows lacks any of its experts."""
-        if num_tokens_of_member != self.num_tokens_M:
-            self.num_tokens_M = num_tokens_of_member
+        if num_tokens_of_member != self._num_tokens_M:
+            self._num_tokens_M = num_tokens_of_member
             with_rows_M = np.array(num_tokens_of_member) > 0
             self._travels_L = [bool((lacks_M & with_rows_M).any()) for lacks_M in self._lacks_LM]
 
@@ -60,43 +94,43 @@ class RowExchange:
         """`dispatch` of a layer whose rows do not travel: this member holds all that its rows need."""
         ids_TK: Ints = expert_ids_TK.cpu().numpy()
         arrivals = plan_arrivals(self.routing[layer], ids_TK, np.full(len(ids_TK), self.rank))
-        # Departures are in the order of (token, k) and name the sorted row: exactly where each output is.
-        row_of_TK = torch.from_numpy(arrivals.departure_R).view(len(ids_TK), -1) if len(ids_TK) else expert_ids_TK
-        rows_RD = x_TD.index_select(0, torch.from_numpy(arrivals.source_row_R).to(x_TD.device))
-        return rows_RD, ExchangeHandle(arrivals.num_rows_E, row_of_TK.to(x_TD.device))
+        rows_RD = x_TD.index_select(0, self._index(arrivals.source_row_R))
+        # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
+        return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
 
-    def new_buffer(self, num_rows: int, x_TD: Tensor, num_experts_per_token: int) -> Tensor:
-        """Uninitialized [num_rows, W] on the wire's device: the row, then its expert ids as raw int16."""
-        width = x_TD.shape[1] + -(-num_experts_per_token * _ID_BYTES // x_TD.element_size())
-        return torch.empty(num_rows, width, dtype=x_TD.dtype, device=self.collectives.wire_device)
-
-    def ids_in(self, buffer_SW: Tensor, hidden_size: int, num_experts_per_token: int) -> Tensor:
-        """View of the expert ids in a buffer, int16 [S, K]."""
-        return buffer_SW[:, hidden_size:].view(torch.int16)[:, :num_experts_per_token]
-
-    def arrive(self, layer: int, buffer_SW: Tensor, owner_S: Ints, ids_SK: Ids, own_ids_TK: Ids | Ints,
-               x_TD: Tensor) -> tuple[Tensor, ExchangeHandle]:
+    def arrive(self, layer: int, received: WireBuffer, owner_S: Ints, ids_SK: Ids, own_ids_TK: Ids | Ints,
+               ) -> tuple[Tensor, ExchangeHandle]:
         """Pick this member's rows out of what arrived -> rows [R, D] sorted by slot, and the handle of the way back."""
-        routing: LayerRouting = self.routing[layer]
-        arrivals = plan_arrivals(routing, ids_SK, owner_S)
-        returns = plan_returns(routing, own_ids_TK, self.rank)
-        source_row_R = torch.from_numpy(arrivals.source_row_R).to(buffer_SW.device)
-        rows_RD = buffer_SW[:, :x_TD.shape[1]].index_select(0, source_row_R).to(x_TD.device)
-        return rows_RD, ExchangeHandle(
-            arrivals.num_rows_E, torch.from_numpy(returns.row_of_TK).to(x_TD.device),
-            torch.from_numpy(arrivals.departure_R).to(x_TD.device), arrivals.num_departures_M, returns.num_returns_M)
+        arrivals = plan_arrivals(self.routing[layer], ids_SK, owner_S)
+        returns = plan_returns(self.routing[layer], own_ids_TK, self.rank)
+        source_row_R = torch.from_numpy(arrivals.source_row_R).to(received.rows_SD.device)
+        rows_RD = received.rows_SD.index_select(0, source_row_R)
+        return rows_RD if self._on_cpu else rows_RD.to(self._kernels.device), ExchangeHandle(
+            arrivals.num_rows_E, self._index(returns.row_of_TK), self._index(arrivals.departure_R),
+            arrivals.num_departures_M, returns.num_returns_M)
 
     def combine(self, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         """Send every output to the owner of its row, which adds up its own. One collective, none if nothing left."""
         assert isinstance(handle, ExchangeHandle)
-        incoming_ND = rows_RD
+        returned_ND = rows_RD
         if handle.departure_R is not None:
-            assert handle.num_departures_M is not None and handle.num_returns_M is not None
-            wire = self.collectives.wire_device
-            outgoing_RD = rows_RD.index_select(0, handle.departure_R).to(wire)
-            incoming_ND = torch.empty(weights_TK.numel(), rows_RD.shape[1], dtype=rows_RD.dtype, device=wire)
-            self.collectives.all_to_all(incoming_ND, outgoing_RD, handle.num_returns_M, handle.num_departures_M)
-            incoming_ND = incoming_ND.to(rows_RD.device)
-        if not len(weights_TK):
+            returned_ND = self._send_back(rows_RD, weights_TK.numel(), handle, handle.departure_R)
+        if weights_TK.shape[0] == 0:
             return rows_RD.new_empty(0, rows_RD.shape[1])
-        return self._kernels.combine(incoming_ND, handle.row_of_TK, weights_TK)
+        return self._kernels.combine(returned_ND, handle.row_of_TK, weights_TK)
+
+    def _send_back(self, rows_RD: Tensor, num_returns: int, handle: ExchangeHandle, departure_R: Tensor) -> Tensor:
+        assert handle.num_departures_M is not None and handle.num_returns_M is not None
+        num_rows, hidden_size = rows_RD.shape
+        returned_ND = self.received.take(num_returns, hidden_size, rows_RD.dtype)
+        leaving_RD = self.sent.take(num_rows, hidden_size, rows_RD.dtype)
+        if leaving_RD.device == rows_RD.device:
+            torch.index_select(rows_RD, 0, departure_R, out=leaving_RD)
+        else:
+            leaving_RD.copy_(rows_RD.index_select(0, departure_R))
+        self.collectives.all_to_all(returned_ND, leaving_RD, handle.num_returns_M, handle.num_departures_M)
+        return returned_ND if self._on_cpu else returned_ND.to(rows_RD.device)
+
+    def _index(self, numbers: Ints) -> Tensor:
+        index = torch.from_numpy(numbers)
+        return index if self._on_cpu else index.to(self._kernels.device)

@@ -7,16 +7,31 @@ T tokens of this member, D hidden size, K experts per token, M members, S rows i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
-from model.dispatch_exchange import RowExchange
+from model.dispatch_exchange import RowExchange, Scratch, WireBuffer
 from model.dispatch_plan import Ints
 from model.kernels.protocol import Kernels
 from model.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """Buffers of one step and the views into them. C copies of this member's rows: one for each member, or one."""
+
+    kind: tuple[int, torch.dtype, int]      # hidden size, dtype, experts per token
+    sent: WireBuffer
+    sent_rows_CTD: Tensor
+    sent_ids_CTK: Tensor
+    sent_padding_ids: Tensor
+    received: WireBuffer
 
 
 class GatherDispatcher:
@@ -32,8 +47,12 @@ class GatherDispatcher:
         self._collectives = Collectives(group, rank, placement.num_members, kernels.device)
         self._exchange = RowExchange(kernels, placement, rank, self._collectives)
         self.fixed_shapes = self._collectives.uses_nccl if fixed_shapes is None else fixed_shapes
+        self._sent = Scratch(self._collectives.wire_device)
+        self._received = Scratch(self._collectives.wire_device)
+        self._num_tokens_M: tuple[int, ...] = ()
         self._num_rows_M: list[int] = []        # rows that arrive from each member, padding included
         self._owner_S: Ints = np.empty(0, dtype=np.int64)
+        self._buffers: _Buffers | None = None   # of this step; its layers use them one after the other
 
     @property
     def num_collectives(self) -> int:
@@ -45,37 +64,44 @@ class GatherDispatcher:
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         self._exchange.begin_step(num_tokens_of_member)
-        self._num_rows_M = list(num_tokens_of_member)
-        if self.fixed_shapes:
-            self._num_rows_M = [max(num_tokens_of_member)] * len(num_tokens_of_member)
-        self._owner_S = np.repeat(np.arange(len(self._num_rows_M)), self._num_rows_M)
+        if num_tokens_of_member != self._num_tokens_M:
+            self._num_tokens_M = num_tokens_of_member
+            self._num_rows_M = list(num_tokens_of_member)
+            if self.fixed_shapes:
+                self._num_rows_M = [max(num_tokens_of_member)] * len(num_tokens_of_member)
+            self._owner_S = np.repeat(np.arange(len(self._num_rows_M)), self._num_rows_M)
+            self._buffers = None
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         exchange = self._exchange
         if not exchange.travels(layer):
             return exchange.stay(layer, x_TD, expert_ids_TK)
-        (num_tokens, hidden_size), num_per_token = x_TD.shape, expert_ids_TK.shape[1]
-        own_SW = exchange.new_buffer(self._num_rows_M[exchange.rank], x_TD, num_per_token)
-        own_SW[:num_tokens, :hidden_size] = x_TD
-        ids_in_buffer = exchange.ids_in(own_SW, hidden_size, num_per_token)
-        ids_in_buffer[:num_tokens] = expert_ids_TK
-        if num_tokens < len(own_SW):
-            ids_in_buffer[num_tokens:] = exchange.routing[layer].padding_id
-
-        gathered_SW = self._gather(own_SW)
-        ids_SK = exchange.ids_in(gathered_SW, hidden_size, num_per_token).cpu().numpy()
+        buffers = self._buffers_for(x_TD, expert_ids_TK.shape[1])
+        buffers.sent_rows_CTD.copy_(x_TD)
+        buffers.sent_ids_CTK.copy_(expert_ids_TK)
+        sent_SW, received_SW = buffers.sent.everything_SW, buffers.received.everything_SW
+        if self.fixed_shapes:
+            buffers.sent_padding_ids.fill_(exchange.routing[layer].padding_id)
+            self._collectives.all_gather(received_SW, sent_SW)
+        else:
+            self._collectives.all_to_all(received_SW, sent_SW, self._num_rows_M,
+                                         [x_TD.shape[0]] * exchange.num_members)
+        ids_SK = buffers.received.ids_on_host()
         first = sum(self._num_rows_M[:exchange.rank])
-        return exchange.arrive(layer, gathered_SW, self._owner_S, ids_SK, ids_SK[first:first + num_tokens], x_TD)
+        return exchange.arrive(layer, buffers.received, self._owner_S, ids_SK, ids_SK[first:first + x_TD.shape[0]])
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         return self._exchange.combine(rows_RD, weights_TK, handle)
 
-    def _gather(self, own_SW: Tensor) -> Tensor:
-        gathered_SW = own_SW.new_empty(len(self._owner_S), own_SW.shape[1])
-        if self.fixed_shapes:
-            self._collectives.all_gather(gathered_SW, own_SW)
-        else:
-            num_members = self._exchange.num_members
-            self._collectives.all_to_all(gathered_SW, own_SW.repeat(num_members, 1), self._num_rows_M,
-                                         [len(own_SW)] * num_members)
-        return gathered_SW
+    def _buffers_for(self, x_TD: Tensor, num_experts_per_token: int) -> _Buffers:
+        kind = (x_TD.shape[1], x_TD.dtype, num_experts_per_token)
+        if self._buffers is None or self._buffers.kind != kind:
+            num_copies = 1 if self.fixed_shapes else self._exchange.num_members
+            num_rows, num_tokens = self._num_rows_M[self._exchange.rank], x_TD.shape[0]
+            sent = WireBuffer(self._sent, num_copies * num_rows, x_TD, num_experts_per_token)
+            rows_CSD = sent.rows_SD.view(num_copies, num_rows, x_TD.shape[1])
+            ids_CSK = sent.ids_SK.view(num_copies, num_rows, num_experts_per_token)
+            self._buffers = _Buffers(
+                kind, sent, rows_CSD[:, :num_tokens], ids_CSK[:, :num_tokens], ids_CSK[:, num_tokens:],
+                WireBuffer(self._received, len(self._owner_S), x_TD, num_experts_per_token))
+        return self._buffers
