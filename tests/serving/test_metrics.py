@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.engine import ShardLoad
+from serving.errors import OverloadedError
+from serving.metrics import RouterMetrics
+from serving.request import FinishReason
+
+
+def samples(metrics: RouterMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
+    text = metrics.render()[0].decode()
+    return {(sample.name, tuple(sample.labels[label] for label in sorted(sample.labels))): sample.value
+            for family in text_string_to_metric_families(text) for sample in family.samples}
+
+
+def test_a_request_leaves_its_marks_under_the_names_of_the_field() -> None:
+    metrics = RouterMetrics()
+    metrics.requests.admitted(num_prompt_tokens=10, queued_s=0.5)
+    assert samples(metrics)["moesaic:num_requests_open", ()] == 1
+    metrics.requests.first_token_arrived(after_s=1.0, num_prompt_tokens=10, num_cached_tokens=4)
+    metrics.requests.tokens_arrived(num_tokens=2, after_s=0.5)
+    metrics.requests.request_ended(FinishReason.STOP, after_s=1.5, num_generated_tokens=3)
+    metrics.requests.request_refused(OverloadedError("full", retry_after_s=1.0))
+    found = samples(metrics)
+    for name, value in {
+            "num_requests_open": 0, "prompt_tokens_total": 10, "generation_tokens_total": 3,
+            "prefix_cache_queries_total": 10, "prefix_cache_hits_total": 4, "request_queue_time_seconds_sum": 0.5,
+            "time_to_first_token_seconds_sum": 1.0, "time_per_output_token_seconds_sum": 0.5,
+            "time_per_output_token_seconds_count": 2, "e2e_request_latency_seconds_sum": 1.5,
+            "request_prompt_tokens_sum": 10, "request_generation_tokens_sum": 3}.items():
+        assert found[f"moesaic:{name}", ()] == value, name
+    assert found["moesaic:request_success_total", ("stop",)] == 1
+    assert found["moesaic:request_success_total", ("length",)] == 0
+    assert found["moesaic:request_refused_total", ("OverloadedError",)] == 1
+
+
+def test_shards_show_their_latest_load_and_leave_no_series_behind() -> None:
+    metrics = RouterMetrics()
+    load = ShardLoad(num_running=3, num_waiting=2, kv_blocks_free=25, kv_blocks_total=100, tokens_per_s=80.0,
+                     num_preemptions=4, step_s=0.25)
+    for _ in range(2):
+        metrics.shards.observe("s1", "cpu", load)
+    found = samples(metrics)
+    for name, value in {
+            "num_requests_running": 3, "num_requests_waiting": 2, "kv_cache_usage_perc": 0.75, "kv_blocks": 100,
+            "shard_tokens_per_second": 80.0, "step_time_seconds": 0.25, "num_preemptions_total": 4}.items():
+        assert found[f"moesaic:{name}", ("cpu", "s1")] == value, name
+    metrics.shards.forget("s1", "cpu")
+    metrics.shards.forget("never seen", "cpu")
+    assert not any("s1" in labels for _, labels in samples(metrics))
+
+
+def test_replicas_in_one_process_do_not_share_a_registry() -> None:
+    first, second = RouterMetrics(), RouterMetrics()
+    first.epoch.set(7)
+    assert samples(second)["moesaic:epoch", ()] == 0
+    assert first.render()[1].startswith("text/plain")
