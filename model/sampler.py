@@ -73,9 +73,11 @@ def adjusted(raw_V: Row, request: ScheduledRequest, spec: SamplingSpec) -> Row:
     of every token of prompt and output (transformers, vLLM).
     """
     logits_V = raw_V.copy()
+    num_ids = raw_V.shape[0]            # a tokenizer may know more ids than the model has logits for
     for token_id, bias in spec.logit_bias:
-        logits_V[token_id] += np.float32(bias)
-    logits_V[list(spec.banned_token_ids)] = -np.inf
+        if 0 <= token_id < num_ids:
+            logits_V[token_id] += np.float32(bias)
+    logits_V[[token_id for token_id in spec.banned_token_ids if 0 <= token_id < num_ids]] = -np.inf
     if spec.repetition_penalty != 1.0:
         seen = np.unique(np.array(request.prompt_token_ids + request.output_token_ids, dtype=np.int64))
         penalty = np.float32(spec.repetition_penalty)

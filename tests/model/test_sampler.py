@@ -109,6 +109,12 @@ def test_greedy_honours_bans_and_bias() -> None:
     assert [draw.token_id for draw in sample(logits, [request(spec) for spec in specs])] == [1, 2, 0]
 
 
+def test_ids_beyond_the_vocabulary_change_nothing() -> None:
+    raw = np.array([1.0, 2.0], dtype=np.float32)
+    spec = SamplingSpec(logit_bias=((2, 5.0), (-1, 5.0)), banned_token_ids=(9, -1))
+    assert adjusted(raw, request(spec), spec).tolist() == [1.0, 2.0]
+
+
 def test_greedy_takes_the_lowest_of_equal_ids() -> None:
     logits = torch.zeros(2, 40)
     logits[:, [7, 9, 33]] = 1.0
