@@ -39,7 +39,7 @@ def test_other_routers_sequences_are_load() -> None:
 
 
 def test_load_is_weighed_by_measured_speed() -> None:
-    shards = [shard("slow", num_open_tokens=100, tokens_per_s=10.0), shard("fast", num_open_tokens=500, tokens_per_s=100)]
+    shards = [shard("slow", num_open_tokens=100, tokens_per_s=10), shard("fast", num_open_tokens=500, tokens_per_s=100)]
     assert choose(request(range(100)), shards) == "fast"
 
 

@@ -42,8 +42,8 @@ MAX_MODEL_LEN = 2000
 
 async def until(condition: Callable[[], bool]) -> None:
     """For what announces itself to nobody."""
-    while not condition():
-        await asyncio.sleep(0)      # noqa: ASYNC110
+    while not condition():      # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 class SteppedExecutor(FakeExecutor):
