@@ -173,11 +173,11 @@ class Engine:
         self._wake.set()
         self._pause_changed.set()
 
-    def change_epoch(self, epoch: int, executor: Executor) -> None:
+    def change_epoch(self, epoch: int, executor: Executor, ring_peers: Callable[[int], Awaitable[None]]) -> None:
         """Go on with another group, between two runs. Sequences keep their tokens and their KV blocks."""
         if self._run_task is not None:
             raise RuntimeError(f"epoch {self.epoch} still runs: end it with stop() before epoch {epoch}")
-        self.epoch, self.executor = epoch, executor
+        self.epoch, self.executor, self._ring_peers = epoch, executor, ring_peers
         self._begin_epoch()
 
     async def run(self) -> None:

@@ -157,7 +157,8 @@ class Scheduler:
 
     def _grow(self, request: Request) -> bool:
         """Give a running request the block of its next token. False: it was the one to give its blocks back."""
-        while len(request.block_table) * self.config.block_size < request.num_tokens:
+        num_tokens = request.num_tokens
+        while len(request.block_table) * self.config.block_size < num_tokens:
             block_table = self.blocks.allocate(1)
             if block_table is not None:
                 request.block_table += block_table
@@ -230,8 +231,9 @@ class Scheduler:
     def _scheduled(self, request: Request, budget: int) -> ScheduledRequest:
         submission = request.submission
         start = request.num_computed_tokens
-        end = min(request.num_tokens, start + budget)
-        sampling = self._sampling(request) if end == request.num_tokens else None
+        num_tokens = request.num_tokens
+        end = min(num_tokens, start + budget)
+        sampling = self._sampling(request) if end == num_tokens else None
         has_history = sampling is not None and sampling.needs_history
         is_scored = _wants_prompt_logprobs(request)
         return ScheduledRequest(
@@ -279,10 +281,11 @@ class Scheduler:
         if not self.config.prefix_caching:
             return
         size = self.config.block_size
-        num_full = request.num_computed_tokens // size
-        hashes = self._hashes(request, num_full)
-        for index in range(num_computed_before // size, num_full):
-            self.blocks.publish(request.block_table[index], hashes[index])
+        num_full_before, num_full = num_computed_before // size, request.num_computed_tokens // size
+        if num_full > num_full_before:
+            hashes = self._hashes(request, num_full)
+            for index in range(num_full_before, num_full):
+                self.blocks.publish(request.block_table[index], hashes[index])
 
     def _finish_reason(self, request: Request) -> FinishReason | None:
         """Judges the last output token. add() has made sure that max_tokens ends it within max_model_len."""

@@ -394,10 +394,11 @@ async def test_pausing_an_idle_group_and_stopping_it_in_order() -> None:
 
 async def test_only_one_run_at_a_time_and_no_epoch_change_within() -> None:
     async with Cluster() as cluster:
+        shard, = cluster.shards
         with pytest.raises(RuntimeError, match="one run"):
-            await cluster.shards[0].engine.run()
+            await shard.engine.run()
         with pytest.raises(RuntimeError, match="stop"):
-            cluster.shards[0].engine.change_epoch(2, cluster.shards[0].executor)
+            shard.engine.change_epoch(2, shard.executor, shard._ring_peers)
 
 
 async def client(cluster: Cluster, rng: random.Random, number: int) -> None:
@@ -466,7 +467,7 @@ async def test_a_broken_group_keeps_its_requests_and_the_next_epoch_draws_the_sa
     cluster.group = Group(3, epoch=2)
     for shard in cluster.shards:
         shard.executor = FakeExecutor(cluster.group, shard.rank, shard.model)
-        shard.engine.change_epoch(2, shard.executor)
+        shard.engine.change_epoch(2, shard.executor, shard._ring_peers)
     async with cluster:
         await cluster.until_ended()
     cluster.check()
