@@ -16,7 +16,8 @@ def tokenizer(byte_level_dir: Path) -> Tokenizer:
     return Tokenizer.from_dir(byte_level_dir)
 
 
-def choice(tokenizer: Tokenizer, *stop: str, stop_token_ids: tuple[int, ...] = (), includes_stop: bool = False) -> Choice:
+def choice(tokenizer: Tokenizer, *stop: str, stop_token_ids: tuple[int, ...] = (),
+           includes_stop: bool = False) -> Choice:
     return Choice(0, "s", Detokenizer(tokenizer, [], stop, includes_stop), stop_token_ids, includes_stop)
 
 
