@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.admission import Admission, Ticket, TicketState
@@ -159,6 +159,7 @@ operations = st.lists(st.tuples(st.sampled_from(["offer", "release"]), st.sample
                                 st.integers(1, 60), st.integers(0, 99)), max_size=60)
 
 
+@settings(deadline=None)
 @given(operations=operations)
 def test_every_accepted_request_waits_or_ends_exactly_once(operations: list[tuple[str, str, int, int, int]]) -> None:
     door, clock = admission(max_open=3, max_queued=5, max_tokens=200)

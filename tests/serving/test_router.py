@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.router import PrefixIndex, RoutedRequest, ShardSnapshot, block_hashes, choose_shard
@@ -82,6 +82,7 @@ def test_the_index_forgets_the_least_recently_used_tail_first() -> None:
     assert index.num_cached_blocks("a", second) == 0
 
 
+@settings(deadline=None)
 @given(tokens=st.lists(st.integers(0, 3), max_size=80), cut=st.integers(0, 80), num_known=st.integers(0, 5))
 def test_hashes_agree_exactly_on_the_common_prefix(tokens: list[int], cut: int, num_known: int) -> None:
     hashes = block_hashes(tokens, BLOCK)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.step import SamplingSpec, TokenLogprob
@@ -34,6 +34,7 @@ events = st.builds(TokenEvent, st.just("r"), token_ids, logprobs, logprobs, st.n
                    st.none() | st.sampled_from(FinishReason), st.none() | small, st.text())
 
 
+@settings(deadline=None)
 @given(submission=submissions)
 def test_a_submission_arrives_as_it_was_sent(submission: Submission) -> None:
     wire = encode_submission(submission, 5.0).SerializeToString()
@@ -45,6 +46,7 @@ def test_a_deadline_moves_to_the_other_sides_clock() -> None:
     assert decode_submission(encode_submission(submission, 10.0), 500.0).deadline_s == 502.0
 
 
+@settings(deadline=None)
 @given(event=events)
 def test_an_event_arrives_as_it_was_sent(event: TokenEvent) -> None:
     wire = encode_event(event).SerializeToString()
@@ -56,6 +58,7 @@ def test_a_load_arrives_as_it_was_sent() -> None:
     assert decode_load(encode_load(load)) == load
 
 
+@settings(deadline=None)
 @given(steps=st.lists(events, min_size=1, max_size=5))
 def test_merged_events_say_the_same_as_the_steps(steps: list[TokenEvent]) -> None:
     merged = steps[0]
