@@ -52,6 +52,8 @@ class ClusterClient:
         except ConnectionError as error:
             raise NoClusterError(f"no Ray cluster answers at {address or 'RAY_ADDRESS or this machine'}: {error}",
                                  fix="start one with `ray start --head`, or give the config local_nodes") from error
+        import ray.serve  # sets up its logger
+
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     def disconnect(self) -> None:
@@ -80,14 +82,13 @@ class ClusterClient:
 
     def status(self) -> ClusterStatus:
         """Ask the coordinator. Raises CoordinatorUnavailableError."""
+        from ray import serve
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
         from cluster.app import COORDINATOR
 
         try:
-            from ray import serve
-
             handle = serve.get_deployment_handle(COORDINATOR, self._application)
             return cast(ClusterStatus, handle.status.remote().result(timeout_s=STATUS_TIMEOUT_S))
         except (TimeoutError, RayError, RayServeException) as error:

@@ -38,7 +38,7 @@ def run_demo(console: Console, config_path: Path, state_dir: Path) -> RunningClu
     console.rule("who computed what", align="left")
     with ClusterClient.connected(running) as client:
         console.print(status_view(client.status()))
-    console.print(_how_to_go_on(running), markup=False)
+    console.print(_how_to_go_on(running), markup=False, highlight=False, soft_wrap=True)
     return running
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import psutil
 
 _KILL_AFTER_S = 2.0         # nothing in these processes is worth a longer goodbye
 _SAME_TIME_S = 0.01
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,7 @@ def process_of(mark: ProcessMark) -> psutil.Process | None:
     """The process itself, while it runs."""
     try:
         process = psutil.Process(mark.pid)
-        is_same = abs(process.create_time() - mark.create_time_s) < _SAME_TIME_S
-        return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if abs(process.create_time() - mark.create_time_s) < _SAME_TIME_S and _runs(process) else None
     except psutil.NoSuchProcess:
         return None
 
@@ -50,12 +51,27 @@ def stop_processes(marks: Sequence[ProcessMark]) -> int:
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes += [*process.children(recursive=True), process]
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=_KILL_AFTER_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=_KILL_AFTER_S)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        if _have_ended(processes, _KILL_AFTER_S):
+            break
     return len(processes)
+
+
+def _have_ended(processes: Sequence[psutil.Process], timeout_s: float) -> bool:
+    """A zombie has ended: whether its parent ever asks for it is not ours to wait for (psutil.wait_procs would)."""
+    until_s = time.monotonic() + timeout_s
+    while any(map(_runs, processes)):
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

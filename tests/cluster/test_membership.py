@@ -1,0 +1,112 @@
+"""The group's decisions, one snapshot at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.membership import (
+    NEXT,
+    GroupPhase,
+    GroupSnapshot,
+    IllegalTransition,
+    Report,
+    ShardLifecycle,
+    ShardState,
+    View,
+    decide,
+)
+from serving.epoch import Epoch
+from tests.cluster.group_reports import member, report, rules
+
+A, B, C, D = (member(name) for name in "abcd")
+
+
+def decided(reports: list[Report], epoch: Epoch | None = None, highest: int = 0, now_s: float = 0.0,
+            num_members: int = 3) -> View:
+    return decide(GroupSnapshot(tuple(reports), epoch, highest, now_s), rules(num_members))
+
+
+def first_epoch() -> Epoch:
+    epoch = decided([report(one) for one in (A, B, C)]).epoch
+    assert epoch is not None
+    return epoch
+
+
+def test_waits_for_all_members_and_says_who_is_here() -> None:
+    view = decided([report(B), report(A)])
+    assert (view.phase, view.epoch) == (GroupPhase.WAITING, None)
+    assert view.why == "2 of 3 shards are here (node-a, node-b)"
+
+
+def test_epoch_one_orders_ranks_by_pool_and_node_however_they_report() -> None:
+    fast = member("z", pool="gpu")
+    for reports in ([report(one) for one in (B, fast, A)], [report(one) for one in (A, B, fast)]):
+        epoch = decided(reports).epoch
+        assert epoch is not None and epoch.number == 1
+        assert epoch.members == (fast, A, B)
+        assert epoch.rendezvous == "tcp://z:2"
+
+
+def test_spare_members_stay_out() -> None:
+    epoch = decided([report(one) for one in (A, B, C, D)]).epoch
+    assert epoch is not None and epoch.rank_of(D.shard_id) is None
+
+
+def test_members_that_cannot_hold_the_model_learn_what_is_missing_where() -> None:
+    small = [report(member(name, budget=400)) for name in "abc"]
+    view = decided(small)
+    assert view.is_too_small and view.epoch is None
+    # 400 - 10 process - 100 fixed = 290 for experts: 2 of the 12 on each, so 6 are missing, 2 on each.
+    assert "600 bytes are missing" in view.why
+    assert all(f"node node-{name}: 200 bytes missing (budget 400 - process 10" in view.why for name in "abc")
+
+
+def test_phases_follow_the_slowest_member() -> None:
+    epoch = first_epoch()
+    for states, phase in [
+            ((ShardState.WAITING,) * 3, GroupPhase.LOADING),
+            ((ShardState.LOADED, ShardState.LOADING, ShardState.LOADED), GroupPhase.LOADING),
+            ((ShardState.LOADED, ShardState.JOINING, ShardState.LOADED), GroupPhase.JOINING),
+            ((ShardState.READY, ShardState.READY, ShardState.JOINING), GroupPhase.JOINING),
+            ((ShardState.READY,) * 3, GroupPhase.READY)]:
+        reports = [report(one, state, epoch=0 if state is ShardState.WAITING else 1)
+                   for one, state in zip((A, B, C), states, strict=True)]
+        view = decided(reports, epoch, highest=1)
+        assert (view.phase, view.epoch) == (phase, epoch)
+
+
+@pytest.mark.parametrize(("of_c", "reason"), [
+    (report(C, ShardState.READY, epoch=1, at_s=-20.0), "is gone"),
+    (report(C, ShardState.FAILED, epoch=1, detail="bad weights"), "bad weights"),
+    (report(C, ShardState.WAITING, epoch=1, detail="group broke"), "left it: group broke")])
+def test_a_member_that_is_gone_ends_the_epoch(of_c: Report, reason: str) -> None:
+    of_others = [report(one, ShardState.READY, epoch=1) for one in (A, B)]
+    view = decided([*of_others, of_c], first_epoch(), highest=1)
+    if of_c.status.state is ShardState.WAITING:     # it still runs, so the next epoch can have it
+        assert view.epoch is not None and view.epoch.number == 2
+    else:
+        assert view.epoch is None and reason in view.why and "2 of 3 shards are here" in view.why
+
+
+def test_the_next_epoch_is_numbered_above_all_seen() -> None:
+    reports = [report(A, ShardState.READY, epoch=7), report(B, ShardState.READY, epoch=7), report(D)]
+    epoch = decided(reports, first_epoch(), highest=7).epoch
+    assert epoch is not None and epoch.number == 8 and epoch.members == (A, B, D)
+
+
+def test_views_are_told_apart_by_their_keys() -> None:
+    views = [decided([report(A)]), decided([report(A), report(B)]), decided([report(one) for one in (A, B, C)])]
+    assert len({view.key for view in views}) == 3
+
+
+@pytest.mark.parametrize("state", ShardState)
+def test_only_listed_moves_are_legal(state: ShardState) -> None:
+    for to in ShardState:
+        lifecycle = ShardLifecycle("s")
+        lifecycle.state = state
+        if to in NEXT[state]:
+            lifecycle.advance(to, "test")
+            assert lifecycle.state is to
+        else:
+            with pytest.raises(IllegalTransition, match="allowed next"):
+                lifecycle.advance(to, "test")

@@ -1,0 +1,59 @@
+"""Placement by free memory: what it promises for any memories."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.placement import MemberMemory, MemoryDemand, free_bytes, place_by_free_memory, shortfalls
+
+DEMAND = MemoryDemand(num_moe_layers=5, num_experts=8, expert_bytes=100, shared_bytes=1000, kv_cache_bytes=300,
+                      buffer_bytes=200)
+FIXED = DEMAND.fixed_bytes + 50
+
+
+def members(*free: int) -> tuple[MemberMemory, ...]:
+    return tuple(MemberMemory(f"node-{index}", FIXED + left, 50) for index, left in enumerate(free))
+
+
+def test_equal_members_get_equal_shares() -> None:
+    placement = place_by_free_memory(members(4000, 4000, 4000, 4000), DEMAND)
+    assert placement is not None
+    assert all(len(placement.experts_of(layer, rank)) == 2 for layer in range(5) for rank in range(4))
+
+
+def test_what_does_not_divide_differs_by_one() -> None:
+    placement = place_by_free_memory(members(4000, 4000, 4000), DEMAND)
+    assert placement is not None
+    assert sorted(placement.num_experts_of(rank) for rank in range(3)) == [13, 13, 14]
+    assert {len(placement.experts_of(layer, rank)) for layer in range(5) for rank in range(3)} == {2, 3}
+
+
+def test_shares_follow_free_memory() -> None:
+    placement = place_by_free_memory(members(3000, 1000, 0), DEMAND)
+    assert placement is not None
+    assert [placement.num_experts_of(rank) for rank in range(3)] == [30, 10, 0]
+
+
+@given(st.lists(st.integers(0, 6000), min_size=1, max_size=6), st.integers(0, 4), st.integers(1, 9))
+def test_every_expert_once_and_nobody_above_its_memory(free: list[int], num_layers: int, num_experts: int) -> None:
+    demand = replace(DEMAND, num_moe_layers=num_layers, num_experts=num_experts)
+    memories = members(*free)
+    placement = place_by_free_memory(memories, demand)
+    fits = sum(left // demand.expert_bytes for left in free) >= demand.num_slots
+    assert (placement is not None) == fits == (not shortfalls(memories, demand))
+    if placement is not None:
+        assert all(len(holders) == 1 for layer in placement.holders for holders in layer)
+        assert all(placement.num_experts_of(rank) * demand.expert_bytes <= free_bytes(memory, demand)
+                   for rank, memory in enumerate(memories))
+
+
+@given(st.lists(st.integers(-3000, 1500), min_size=1, max_size=5))
+def test_the_missing_bytes_are_enough(free: list[int]) -> None:
+    memories = members(*free)
+    lacking = shortfalls(memories, DEMAND)
+    raised = tuple(replace(memory, budget_bytes=memory.budget_bytes + entry.missing_bytes)
+                   for memory, entry in zip(memories, lacking, strict=False)) or memories
+    assert place_by_free_memory(raised, DEMAND) is not None
