@@ -1,0 +1,182 @@
+"""Time and bytes of one MoE layer's dispatch and combine over loopback gloo, experts left out.
+
+`python benchmarks/dispatch.py [--members 2,3,4] [--rows 1,8,64,512,2048] [--hidden 1024]`. Experts are spread evenly,
+tokens choose uniformly. A row of the table is one (members, rows of each member, hidden size); for each dispatcher it
+has the median time of a layer on the slowest member, and the bytes that left all members beside the least possible:
+every row once to each other member that needs it, every (row, expert) output once to another owner.
+The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.machine import describe  # noqa: E402
+from model.dispatch import Dispatcher  # noqa: E402
+from model.expert_copies import choose_copies  # noqa: E402
+from model.kernels.select import select_kernels  # noqa: E402
+from model.placement import Placement, contiguous_placement  # noqa: E402
+
+NAMES = ("all_to_all", "gather", "gather_fixed", "auto")
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    rows_of_member: tuple[int, ...]
+    hidden_size: int
+    num_experts: int
+    num_experts_per_token: int
+    layers: int                     # repetitions: one layer each
+
+    @property
+    def placement(self) -> Placement:
+        members = len(self.rows_of_member)
+        shares = [len(range(rank, self.num_experts, members)) for rank in range(members)]
+        return contiguous_placement(1, self.num_experts, tuple(shares))
+
+    def expert_ids(self, rank: int) -> torch.Tensor:
+        random = torch.Generator().manual_seed(rank)
+        scores = torch.rand(self.rows_of_member[rank], self.num_experts, generator=random)
+        return scores.topk(self.num_experts_per_token).indices.sort(dim=1).values
+
+
+@dataclass
+class Result:
+    members: int
+    rows_of_member: tuple[int, ...]
+    hidden_size: int
+    least_bytes: int
+    ms_per_layer: dict[str, float] = field(default_factory=dict)
+    bytes_per_layer: dict[str, int] = field(default_factory=dict)
+
+
+def least_bytes(setting: Setting) -> int:
+    placement, rows = setting.placement, 0
+    for owner in range(placement.num_members):
+        holder_E = torch.tensor(choose_copies(placement.holders[0], owner))
+        for holders in holder_E[setting.expert_ids(owner)].tolist():
+            rows += len(set(holders) - {owner}) + sum(holder != owner for holder in holders)
+    return rows * setting.hidden_size * torch.bfloat16.itemsize
+
+
+def makers(setting: Setting, rank: int, group: torch.distributed.ProcessGroup) -> dict[str, Callable[[], Dispatcher]]:
+    from model.dispatch_all_to_all import AllToAllDispatcher
+    from model.dispatch_auto import AutoDispatcher
+    from model.dispatch_gather import GatherDispatcher
+    kernels, placement = select_kernels("cpu"), setting.placement
+    return {"all_to_all": lambda: AllToAllDispatcher(kernels, placement, rank, group),
+            "gather": lambda: GatherDispatcher(kernels, placement, rank, group),
+            "gather_fixed": lambda: GatherDispatcher(kernels, placement, rank, group, fixed_shapes=True),
+            "auto": lambda: AutoDispatcher(kernels, placement, rank, group)}
+
+
+def measure(setting: Setting, dispatcher: Dispatcher, rank: int) -> tuple[float, int]:
+    """(median seconds, bytes sent) of a layer on this member."""
+    expert_ids = setting.expert_ids(rank)
+    x = torch.randn(len(expert_ids), setting.hidden_size).to(torch.bfloat16)
+    weights = torch.rand(expert_ids.shape)
+    seconds = []
+    for repetition in range(setting.layers + 3):        # the first three warm up
+        before = dispatcher.bytes_sent
+        start = time.perf_counter()
+        dispatcher.begin_step(setting.rows_of_member)
+        rows, handle = dispatcher.dispatch(0, x, expert_ids)
+        dispatcher.combine(0, rows, weights, handle)
+        if repetition >= 3:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), dispatcher.bytes_sent - before
+
+
+def member(rank: int, num_members: int, rendezvous: str, settings: list[Setting], pipe: Connection) -> None:
+    from cluster.process_group import ProcessGroup
+    torch.set_num_threads(1)
+    group = ProcessGroup.join(rendezvous, rank, num_members, TIMEOUT_S, "gloo", "cpu")
+    for setting in settings:
+        made = makers(setting, rank, group.group)
+        pipe.send({name: measure(setting, made[name](), rank) for name in NAMES})
+    group.close()
+
+
+def run_members(settings: list[Setting], num_members: int) -> list[Result]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        rendezvous = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for rank in range(num_members):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=member, args=(rank, num_members, rendezvous, settings, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    results = [collect(setting, pipes) for setting in settings]
+    for process in processes:
+        process.join(TIMEOUT_S)
+    return results
+
+
+def collect(setting: Setting, pipes: list[Connection]) -> Result:
+    answers = [pipe.recv() for pipe in pipes]
+    result = Result(len(pipes), setting.rows_of_member, setting.hidden_size, least_bytes(setting))
+    for name in NAMES:
+        result.ms_per_layer[name] = round(max(answer[name][0] for answer in answers) * 1e3, 3)
+        result.bytes_per_layer[name] = sum(answer[name][1] for answer in answers)
+    print_row(result)
+    return result
+
+
+def print_row(result: Result) -> None:
+    times = " | ".join(f"{result.ms_per_layer[name]:.2f}" for name in NAMES)
+    ratios = " | ".join(f"{result.bytes_per_layer[name] / max(result.least_bytes, 1):.2f}" for name in NAMES)
+    rows = "+".join(map(str, result.rows_of_member))
+    print(f"| {result.members} | {rows} | {result.hidden_size} | {times} | {result.least_bytes / 1e6:.3f} | {ratios} |",
+          flush=True)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=numbers, default=[2, 3, 4])
+    parser.add_argument("--rows", type=numbers, default=[1, 8, 64, 512, 2048], help="of each member")
+    parser.add_argument("--hidden", type=numbers, default=[1024])
+    parser.add_argument("--experts", type=int, default=64)
+    parser.add_argument("--experts-per-token", type=int, default=8)
+    parser.add_argument("--skewed", action="store_true", help="also: one member has all the rows, the others one each")
+    options = parser.parse_args()
+    print("| members | rows | hidden | " + " | ".join(f"{name} ms" for name in NAMES) + " | least MB | "
+          + " | ".join(f"{name} x least" for name in NAMES) + " |")
+    print("|---" * (4 + 2 * len(NAMES)) + "|")
+    results: list[Result] = []
+    for num_members in options.members:
+        batches = [(rows,) * num_members for rows in options.rows]
+        if options.skewed:
+            batches += [(rows,) + (1,) * (num_members - 1) for rows in options.rows if rows > 1]
+        settings = [Setting(batch, hidden, options.experts, options.experts_per_token, 50 if max(batch) <= 64 else 10)
+                    for hidden in options.hidden for batch in batches]
+        results += run_members(settings, num_members)
+    print(json.dumps({"benchmark": "dispatch", "experts": options.experts, "dtype": "bfloat16",
+                      "experts_per_token": options.experts_per_token, **describe(),
+                      "results": [asdict(result) for result in results]}))
+
+
+if __name__ == "__main__":
+    main()
