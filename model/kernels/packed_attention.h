@@ -118,7 +118,7 @@ INLINE void attention_tile(const Dtype dtype, const Attention *a, const Attentio
         load_keys(dtype, a, t, chunk, chunk_end, s.keys);
         load_values(dtype, a, t, chunk, chunk_end, s.values);
         long score_vecs = ceil_div(chunk_end - chunk, LANES), num_pairs = t->num_tokens * t->num_heads;
-        multiply_f32(num_pairs, score_vecs, s.q, HEAD_LD, s.keys, LANES * 4, CHUNK * 4, a->head_dim, s.scores, CHUNK_LD, 0);
+        multiply_f32(num_pairs, score_vecs, s.q, HEAD_LD, s.keys, CHUNK, a->head_dim, s.scores, CHUNK_LD, 0);
         int is_whole = position + 1 >= chunk + CHUNK && end - window <= chunk;
         for (long i = 0; i < t->num_tokens; i++) {
             long first = max_long(0, position + i + 1 - window - chunk), last = min_long(CHUNK, position + i + 1 - chunk);
@@ -127,9 +127,9 @@ INLINE void attention_tile(const Dtype dtype, const Attention *a, const Attentio
             if (is_whole) continue;
             long pair = i * t->num_heads;       // only positions that the token sees are touched: others may hold NaN
             multiply_f32(t->num_heads, num_vecs, s.scores + pair * CHUNK_LD + first, CHUNK_LD, s.values + first * HEAD_LD,
-                         LANES * 4, HEAD_LD * 4, last - first, s.sums + pair * HEAD_LD, HEAD_LD, 1);
+                         HEAD_LD, last - first, s.sums + pair * HEAD_LD, HEAD_LD, 1);
         }
-        if (is_whole) multiply_f32(num_pairs, num_vecs, s.scores, CHUNK_LD, s.values, LANES * 4, HEAD_LD * 4, CHUNK, s.sums,
+        if (is_whole) multiply_f32(num_pairs, num_vecs, s.scores, CHUNK_LD, s.values, HEAD_LD, CHUNK, s.sums,
                                    HEAD_LD, 1);
     }
     finish_tile(dtype, a, t, &s);

@@ -58,8 +58,10 @@ class PackedExperts:
         self._library = library
         up_bytes, down_bytes = (library.short.packed_panel_bytes(_CODES[dtype], k)
                                 for k in (hidden_size, intermediate_size))
-        self.gate_up = torch.zeros(num_experts, 2 * -(-intermediate_size // _LANES) * up_bytes, dtype=torch.uint8)
-        self.down = torch.zeros(num_experts, -(-hidden_size // _LANES) * down_bytes, dtype=torch.uint8)
+        self.gate_up, self.down = (
+            torch.zeros(num_experts, num_panels * panel_bytes, dtype=torch.uint8)
+            for num_panels, panel_bytes in ((2 * -(-intermediate_size // _LANES), up_bytes),
+                                            (-(-hidden_size // _LANES), down_bytes)))
         self.nbytes = self.gate_up.nbytes + self.down.nbytes
         self._struct = ExpertsStruct(self.gate_up.data_ptr(), self.down.data_ptr(), num_experts, intermediate_size,
                                      hidden_size, _CODES[dtype])

@@ -14,11 +14,11 @@ enum { TILE_ROWS = 12, TILE_VECS = 2 };     // 24 of 32 registers hold sums
 enum { TILE_ROWS = 6, TILE_VECS = 1 };      // AVX2: 12 of 16; NEON: 24 of 32
 #endif
 enum {
-    BLOCK_ROWS = 120, BLOCK_K = 256, BLOCK_PANELS = 16,     // a block's rows and sums stay in L2, one widened panel in L1
-    DIRECT_ROWS = 8,                        // up to here a panel is widened in registers, above into L1 first
+    BLOCK_ROWS = 120, BLOCK_PANELS = 16,    // one task's share: its rows and its sums stay in L2
     ROWS_LD_PAD = 16,                       // keeps rows out of each other's cache sets
+    ROWS_FLOATS = BLOCK_ROWS * (256 + ROWS_LD_PAD),     // 120 rows are taken 256 k at a time, fewer rows more
     SUMS_LD = BLOCK_PANELS * LANES + 16,
-    ROWS_FLOATS = BLOCK_ROWS * (BLOCK_K + ROWS_LD_PAD),
+    PREFETCH = 3072,                        // bytes of weights ahead of the one being read, all streams together
 };
 
 INLINE long panel_bytes(Dtype dtype, long k) { return LANES * (dtype == F32 ? 4 * k : 2 * (k + (k & 1))); }
@@ -36,6 +36,7 @@ INLINE void tile(const Dtype dtype, const int num_rows, const int num_vecs, cons
             for (int v = 0; v < num_vecs; v++) {
                 u32x16 pair;
                 __builtin_memcpy(&pair, b + v * vec_step + i * 32, sizeof pair);
+                __builtin_prefetch(b + v * vec_step + i * 32 + PREFETCH / num_vecs);
                 f32x16 even = (f32x16)(pair << 16), odd = (f32x16)(pair & 0xffff0000u);
                 for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(rows[m * ld_rows + i]), even, acc[m][v]);
                 for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(rows[m * ld_rows + i + 1]), odd, acc[m][v]);
@@ -59,91 +60,47 @@ INLINE void tile(const Dtype dtype, const int num_rows, const int num_vecs, cons
         for (int v = 0; v < num_vecs; v++) store_f32(sums + m * ld_sums + v * LANES, acc[m][v]);
 }
 
-// Any number of rows and vectors of floats: the kernel of large products and of attention
-static void multiply_f32(long num_rows, long num_vecs, const float *rows, long ld_rows, const float *b, long vec_step,
-                         long ldb, long k, float *sums, long ld_sums, int resume) {
-    const char *bytes = (const char *)b;
-    long num_tiles = ceil_div(num_rows, TILE_ROWS), done = 0;
-    for (long t = 0; t < num_tiles; t++) {
-        long here = (num_rows - done) / (num_tiles - t);            // even tiles: 7 rows are 4 + 3, not 6 + 1
-        const float *tile_rows = rows + done * ld_rows;
-        float *tile_sums = sums + done * ld_sums;
-#define TILE(R, V) case R: for (; v + V <= num_vecs; v += V) \
-            tile(F32, R, V, tile_rows, ld_rows, bytes + v * vec_step, vec_step, ldb, k, tile_sums + v * LANES, ld_sums, resume); \
-            for (; v < num_vecs; v++) \
-            tile(F32, R, 1, tile_rows, ld_rows, bytes + v * vec_step, vec_step, ldb, k, tile_sums + v * LANES, ld_sums, resume); \
-            break;
-        long v = 0;
-        switch (here) {
-            TILE(1, 4) TILE(2, 2) TILE(3, 2) TILE(4, TILE_VECS) TILE(5, TILE_VECS) TILE(6, TILE_VECS)
+// Any number of rows and vectors. Weights are widened in registers and never written: for few rows memory is the limit,
+// for many the multiplications are.
+INLINE void multiply(const Dtype dtype, long num_rows, long num_vecs, const float *rows, long ld_rows, const char *b,
+                     long vec_step, long ldb, long k, float *sums, long ld_sums, int resume) {
+#define TILE(R, V) tile(dtype, R, V, rows + done * ld_rows, ld_rows, b + v * vec_step, vec_step, ldb, k, \
+                        sums + done * ld_sums + v * LANES, ld_sums, resume)
+#define CASE(R) case R: if (vecs == TILE_VECS) TILE(R, TILE_VECS); else TILE(R, 1); break;
+    long v = 0, done = 0, vecs;
+    if (num_rows == 1) for (; v + 4 <= num_vecs; v += 4) TILE(1, 4);       // more chains at once hide their latency
+    if (num_rows == 2) for (; v + 2 <= num_vecs; v += 2) TILE(2, 2);
+    for (; v < num_vecs; v += vecs, done = 0) {
+        vecs = v + TILE_VECS <= num_vecs ? TILE_VECS : 1;
+        for (long tiles = ceil_div(num_rows, TILE_ROWS), here; tiles > 0; tiles--, done += here)
+            switch (here = (num_rows - done) / tiles) {                     // even tiles: 7 rows are 3 + 4, not 6 + 1
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #ifdef __AVX512F__
-            TILE(7, 2) TILE(8, 2) TILE(9, 2) TILE(10, 2) TILE(11, 2) TILE(12, 2)
+                CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
-        }
-#undef TILE
-        done += here;
+            }
     }
-}
-
-// At most DIRECT_ROWS rows: memory-bound, so weights are widened in registers and never written
-INLINE void multiply_direct(const Dtype dtype, long num_rows, long num_panels, const float *rows, long ld_rows,
-                            const char *panels, long panel_step, long k, float *sums, int resume) {
-#define TILE(R, V, FIRST) tile(dtype, R, V, rows + (FIRST) * ld_rows, ld_rows, panels + p * panel_step, panel_step, 64, k, \
-                               sums + (FIRST) * SUMS_LD + p * LANES, SUMS_LD, resume)
-    long p = 0;
-    if (num_rows == 1) for (; p + 4 <= num_panels; p += 4) TILE(1, 4, 0);
-    if (num_rows == 2) for (; p + 2 <= num_panels; p += 2) TILE(2, 2, 0);
-    for (; p < num_panels; p++) switch (num_rows) {
-        case 1: TILE(1, 1, 0); break;
-        case 2: TILE(2, 1, 0); break;
-        case 3: TILE(3, 1, 0); break;
-        case 4: TILE(4, 1, 0); break;
-        case 5: TILE(3, 1, 0); TILE(2, 1, 3); break;
-        case 6: TILE(3, 1, 0); TILE(3, 1, 3); break;
-        case 7: TILE(4, 1, 0); TILE(3, 1, 4); break;
-        default: TILE(4, 1, 0); TILE(4, 1, 4); break;
-    }
+#undef CASE
 #undef TILE
 }
 
-INLINE void widen_panel(const Dtype dtype, float *out, const char *panel, long k) {
-    if (dtype == F16) { widen(F16, out, panel, k * LANES); return; }
-    for (long i = 0; i < k; i += 2) {               // odd k: one row of padding more, `out` has room
-        u32x16 pair;
-        __builtin_memcpy(&pair, panel + i * 32, sizeof pair);
-        store_f32(out + i * LANES, (f32x16)(pair << 16));
-        store_f32(out + (i + 1) * LANES, (f32x16)(pair & 0xffff0000u));
-    }
+// The same on plain floats b[k][...], for attention
+static void multiply_f32(long num_rows, long num_vecs, const float *rows, long ld_rows, const float *b, long ldb, long k,
+                         float *sums, long ld_sums, int resume) {
+    multiply(F32, num_rows, num_vecs, rows, ld_rows, (const char *)b, LANES * 4, ldb * 4, k, sums, ld_sums, resume);
 }
 
 INLINE void multiply_block_of(const Dtype dtype, long num_rows, long num_panels, const char *x, long x_step,
                               const char *panels, long k, float *sums) {
     float rows[ROWS_FLOATS] __attribute__((aligned(64)));
-    float widened[TILE_VECS * BLOCK_K * LANES] __attribute__((aligned(64)));
-    int direct = num_rows <= DIRECT_ROWS;
-    long panel_step = panel_bytes(dtype, k);
-    long block_k = direct ? ((ROWS_FLOATS / num_rows - ROWS_LD_PAD) & ~15L) : BLOCK_K;
-    for (long k0 = 0; k0 < k; k0 += block_k) {
-        long kc = min_long(block_k, k - k0), ld_rows = ((kc + 15) & ~15L) + ROWS_LD_PAD;
+    long most_k = ROWS_FLOATS / num_rows - ROWS_LD_PAD, num_parts = ceil_div(k, most_k & ~15L);
+    long part_k = (ceil_div(k, num_parts) + 15) & ~15L, ld_rows = part_k + ROWS_LD_PAD;
+    for (long k0 = 0; k0 < k; k0 += part_k) {
+        long kc = min_long(part_k, k - k0);
         for (long m = 0; m < num_rows; m++)
             widen(dtype, rows + m * ld_rows, x + m * x_step + k0 * dtype_bytes(dtype), kc);
-        const char *here = panels + panel_offset(dtype, k0);
-        if (direct) {
-            multiply_direct(dtype, num_rows, num_panels, rows, ld_rows, here, panel_step, kc, sums, k0 > 0);
-            continue;
-        }
-        for (long p = 0; p < num_panels; p += TILE_VECS) {
-            long vecs = min_long(TILE_VECS, num_panels - p);
-            const char *panel = here + p * panel_step;
-            if (dtype == F32) {
-                multiply_f32(num_rows, vecs, rows, ld_rows, (const float *)panel, panel_step, 64, kc,
-                             sums + p * LANES, SUMS_LD, k0 > 0);
-                continue;
-            }
-            for (long v = 0; v < vecs; v++) widen_panel(dtype, widened + v * BLOCK_K * LANES, panel + v * panel_step, kc);
-            multiply_f32(num_rows, vecs, rows, ld_rows, widened, BLOCK_K * LANES * 4, 64, kc, sums + p * LANES, SUMS_LD,
-                         k0 > 0);
-        }
+        multiply(dtype, num_rows, num_panels, rows, ld_rows, panels + panel_offset(dtype, k0), panel_bytes(dtype, k),
+                 LANES * 4, kc, sums, SUMS_LD, k0 > 0);
     }
 }
 
