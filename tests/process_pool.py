@@ -42,20 +42,24 @@ class ProcessPool:
         started = [_start_worker(index) for index in range(num_workers)]
         self._processes = [process for process, _ in started]
         self._pipes = [pipe for _, pipe in started]
+        self._job_id = 0
 
     def start(self, job: str, arguments_of_worker: Sequence[tuple[object, ...]]) -> None:
         """Give worker i the job with arguments_of_worker[i]; workers beyond the list get nothing."""
+        self._job_id += 1
         for pipe, arguments in zip(self._pipes, arguments_of_worker, strict=False):
-            pipe.send((job, arguments))
+            pipe.send((self._job_id, job, arguments))
 
     def results(self, workers: Sequence[int], timeout_s: float = 60.0) -> list[Any]:
         """Results of the job last started, one for each of `workers`. Raises JobFailed with a worker's traceback."""
         deadline = time.monotonic() + timeout_s
         answers: list[Any] = []
         for index in workers:
-            if not self._pipes[index].poll(max(deadline - time.monotonic(), 0.0)):
-                raise JobFailed(f"worker {index} gave no result within {timeout_s:g} s")
-            succeeded, answer = self._pipes[index].recv()
+            job_id = None
+            while job_id != self._job_id:           # an earlier job may have been given up
+                if not self._pipes[index].poll(max(deadline - time.monotonic(), 0.0)):
+                    raise JobFailed(f"worker {index} gave no result within {timeout_s:g} s")
+                job_id, succeeded, answer = self._pipes[index].recv()
             if not succeeded:
                 raise JobFailed(f"worker {index}:\n{answer}")
             answers.append(answer)
@@ -108,11 +112,12 @@ def _serve(pipe: Connection, index: int, parent: int) -> None:
     worker = Worker(index)
     while True:
         try:
-            job, arguments = pipe.recv()
+            job_id, job, arguments = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
         module, _, function = job.partition(":")
         try:
-            pipe.send((True, getattr(importlib.import_module(module), function)(worker, *arguments)))
+            answer = getattr(importlib.import_module(module), function)(worker, *arguments)
+            pipe.send((job_id, True, answer))
         except Exception:
-            pipe.send((False, traceback.format_exc()))
+            pipe.send((job_id, False, traceback.format_exc()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,13 @@ from model.step import StepHeader
 from tests.process_pool import JobFailed, ProcessPool, free_rendezvous
 
 pytestmark = pytest.mark.multinode
-NUM_WORKERS = 3
 JOBS = "tests.cluster.group_jobs"
 LONG_S = 120.0          # a test that would need this long fails: results are awaited for a shorter time
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[ProcessPool]:
-    workers = ProcessPool(NUM_WORKERS)
-    yield workers
-    workers.close()
+def pool(worker_pool: ProcessPool) -> ProcessPool:
+    return worker_pool
 
 
 def join(pool: ProcessPool, num_members: int, timeout_s: float = LONG_S) -> None:

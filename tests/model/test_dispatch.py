@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -22,13 +20,9 @@ JOBS = "tests.model.dispatch_jobs"
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[ProcessPool]:
-    workers = ProcessPool(NUM_WORKERS)
-    try:
-        workers.run(f"{JOBS}:join", [(free_rendezvous(), NUM_WORKERS)] * NUM_WORKERS, timeout_s=120.0)
-        yield workers
-    finally:
-        workers.close()
+def pool(worker_pool: ProcessPool) -> ProcessPool:
+    worker_pool.run(f"{JOBS}:join", [(free_rendezvous(), NUM_WORKERS)] * NUM_WORKERS, timeout_s=120.0)
+    return worker_pool
 
 
 @st.composite
