@@ -40,19 +40,31 @@ INLINE const char *head_block(const Dtype dtype, const Attention *a, long seq, l
     return a->cache + ((block * 2 + is_value) * a->num_kv_heads + kv_head) * a->head_dim * a->block_size * dtype_bytes(dtype);
 }
 
+// While keys are widened, the values of the same positions are fetched, and the keys of the next chunk while values are:
+// blocks lie anywhere, so the CPU cannot guess them.
 INLINE void load_keys(const Dtype dtype, const Attention *a, const AttentionTask *t, long chunk, long end, float *keys) {
     long bytes = dtype_bytes(dtype), run = min_long(LANES, a->block_size);
     for (long p = chunk; p < end; p += run) {
         const char *from = head_block(dtype, a, t->seq, t->kv_head, p, 0) + p % a->block_size * bytes;
-        for (long i = 0; i < a->head_dim; i++)
+        const char *values = head_block(dtype, a, t->seq, t->kv_head, p, 1) + p % a->block_size * a->head_dim * bytes;
+        for (long i = 0; i < a->head_dim; i++) {
+            __builtin_prefetch(values + i * run * bytes, 0, 2);
             store_n(F32, keys + i * CHUNK + (p - chunk), load_n(dtype, from + i * a->block_size * bytes, run), run);
+        }
     }
 }
 
-INLINE void load_values(const Dtype dtype, const Attention *a, const AttentionTask *t, long chunk, long end, float *values) {
-    for (long p = chunk; p < end; p++)
+INLINE void load_values(const Dtype dtype, const Attention *a, const AttentionTask *t, long chunk, long end, long next_end,
+                        float *values) {
+    long row_bytes = a->head_dim * dtype_bytes(dtype);
+    for (long p = chunk; p < end; p++) {
+        if (p + CHUNK < next_end) {
+            const char *next = head_block(dtype, a, t->seq, t->kv_head, p + CHUNK, 0) + p % a->block_size * row_bytes;
+            for (long i = 0; i < row_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+        }
         widen(dtype, values + (p - chunk) * HEAD_LD,
-              head_block(dtype, a, t->seq, t->kv_head, p, 1) + p % a->block_size * a->head_dim * dtype_bytes(dtype), a->head_dim);
+              head_block(dtype, a, t->seq, t->kv_head, p, 1) + p % a->block_size * row_bytes, a->head_dim);
+    }
 }
 
 // Turns scores of positions [first, last) of the chunk into weights, rescales what the row has summed so far
@@ -116,7 +128,7 @@ INLINE void attention_tile(const Dtype dtype, const Attention *a, const Attentio
     for (long chunk = max_long(0, position + 1 - window) / CHUNK * CHUNK; chunk < end; chunk += CHUNK) {
         long chunk_end = min_long(end, chunk + CHUNK);
         load_keys(dtype, a, t, chunk, chunk_end, s.keys);
-        load_values(dtype, a, t, chunk, chunk_end, s.values);
+        load_values(dtype, a, t, chunk, chunk_end, end, s.values);
         long score_vecs = ceil_div(chunk_end - chunk, LANES), num_pairs = t->num_tokens * t->num_heads;
         multiply_f32(num_pairs, score_vecs, s.q, HEAD_LD, s.keys, CHUNK, a->head_dim, s.scores, CHUNK_LD, 0);
         int is_whole = position + 1 >= chunk + CHUNK && end - window <= chunk;
