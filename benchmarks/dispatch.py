@@ -2,8 +2,9 @@
 
 `python benchmarks/dispatch.py [--members 2,3,4] [--rows 1,8,64,512,2048] [--hidden 1024]`. Experts are spread evenly,
 tokens choose uniformly. A row of the table is one (members, rows of each member, hidden size); for each dispatcher it
-has the median time of a layer on the slowest member, and the bytes that left all members beside the least possible:
-every row once to each other member that needs it, every (row, expert) output once to another owner.
+has the time of a layer on the slowest member (first quartile: what else runs on the machine only adds), and the bytes
+that left all members beside the least possible: every row once to each other member that needs it, every (row, expert)
+output once to another owner.
 The last line of stdout is one JSON object.
 """
 
@@ -16,7 +17,6 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +33,7 @@ from model.placement import Placement, contiguous_placement  # noqa: E402
 
 NAMES = ("all_to_all", "gather", "gather_fixed", "auto")
 TIMEOUT_S = 120.0
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -74,32 +75,34 @@ def least_bytes(setting: Setting) -> int:
     return rows * setting.hidden_size * torch.bfloat16.itemsize
 
 
-def makers(setting: Setting, rank: int, group: torch.distributed.ProcessGroup) -> dict[str, Callable[[], Dispatcher]]:
+def dispatchers(setting: Setting, rank: int, group: torch.distributed.ProcessGroup) -> dict[str, Dispatcher]:
     from model.dispatch_all_to_all import AllToAllDispatcher
     from model.dispatch_auto import AutoDispatcher
     from model.dispatch_gather import GatherDispatcher
     kernels, placement = select_kernels("cpu"), setting.placement
-    return {"all_to_all": lambda: AllToAllDispatcher(kernels, placement, rank, group),
-            "gather": lambda: GatherDispatcher(kernels, placement, rank, group),
-            "gather_fixed": lambda: GatherDispatcher(kernels, placement, rank, group, fixed_shapes=True),
-            "auto": lambda: AutoDispatcher(kernels, placement, rank, group)}
+    return {"all_to_all": AllToAllDispatcher(kernels, placement, rank, group),
+            "gather": GatherDispatcher(kernels, placement, rank, group),
+            "gather_fixed": GatherDispatcher(kernels, placement, rank, group, fixed_shapes=True),
+            "auto": AutoDispatcher(kernels, placement, rank, group)}
 
 
-def measure(setting: Setting, dispatcher: Dispatcher, rank: int) -> tuple[float, int]:
-    """(median seconds, bytes sent) of a layer on this member."""
+def measure(setting: Setting, dispatchers: dict[str, Dispatcher], rank: int) -> dict[str, tuple[float, int]]:
+    """(first quartile of the seconds, bytes sent) of a layer on this member. The dispatchers take turns."""
     expert_ids = setting.expert_ids(rank)
     x = torch.randn(len(expert_ids), setting.hidden_size).to(torch.bfloat16)
     weights = torch.rand(expert_ids.shape)
-    seconds = []
-    for repetition in range(setting.layers + 3):        # the first three warm up
-        before = dispatcher.bytes_sent
-        start = time.perf_counter()
-        dispatcher.begin_step(setting.rows_of_member)
-        rows, handle = dispatcher.dispatch(0, x, expert_ids)
-        dispatcher.combine(0, rows, weights, handle)
-        if repetition >= 3:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), dispatcher.bytes_sent - before
+    seconds: dict[str, list[float]] = {name: [] for name in dispatchers}
+    num_bytes: dict[str, int] = {}
+    for _ in range(setting.layers + WARM_UP):
+        for name, dispatcher in dispatchers.items():
+            before = dispatcher.bytes_sent
+            start = time.perf_counter()
+            dispatcher.begin_step(setting.rows_of_member)
+            rows, handle = dispatcher.dispatch(0, x, expert_ids)
+            dispatcher.combine(0, rows, weights, handle)
+            seconds[name].append(time.perf_counter() - start)
+            num_bytes[name] = dispatcher.bytes_sent - before
+    return {name: (statistics.quantiles(seconds[name][WARM_UP:], n=4)[0], num_bytes[name]) for name in dispatchers}
 
 
 def member(rank: int, num_members: int, rendezvous: str, settings: list[Setting], pipe: Connection) -> None:
@@ -107,8 +110,7 @@ def member(rank: int, num_members: int, rendezvous: str, settings: list[Setting]
     torch.set_num_threads(1)
     group = ProcessGroup.join(rendezvous, rank, num_members, TIMEOUT_S, "gloo", "cpu")
     for setting in settings:
-        made = makers(setting, rank, group.group)
-        pipe.send({name: measure(setting, made[name](), rank) for name in NAMES})
+        pipe.send(measure(setting, dispatchers(setting, rank, group.group), rank))
     group.close()
 
 
@@ -170,7 +172,7 @@ def main() -> None:
         batches = [(rows,) * num_members for rows in options.rows]
         if options.skewed:
             batches += [(rows,) + (1,) * (num_members - 1) for rows in options.rows if rows > 1]
-        settings = [Setting(batch, hidden, options.experts, options.experts_per_token, 50 if max(batch) <= 64 else 10)
+        settings = [Setting(batch, hidden, options.experts, options.experts_per_token, 100 if max(batch) <= 64 else 12)
                     for hidden in options.hidden for batch in batches]
         results += run_members(settings, num_members)
     print(json.dumps({"benchmark": "dispatch", "experts": options.experts, "dtype": "bfloat16",
