@@ -26,8 +26,9 @@ class StepBatch:
     first_rows_S: list[int]             # where each request's rows begin
 
 
-def build_batch(plan: StepPlan, block_size: int) -> StepBatch:
-    """Raises ValueError when a block table is too short for its tokens: that is a bug of the scheduler."""
+def build_batch(plan: StepPlan, block_size: int, num_blocks: int) -> StepBatch:
+    """Raises ValueError when a block table is too short or leaves the cache: a bug of the scheduler that the C kernels
+    would answer by writing over other memory."""
     requests = plan.requests
     query_lens_S = np.array([len(request.token_ids) for request in requests], dtype=np.int64)
     computed_S = np.array([request.num_computed_tokens for request in requests], dtype=np.int64)
@@ -43,6 +44,8 @@ def build_batch(plan: StepPlan, block_size: int) -> StepBatch:
             raise ValueError(f"request {request.request_id} has {len(request.token_ids)} tokens to compute and "
                              f"{len(request.block_table)} blocks of {block_size} for {num_tokens} tokens")
         tables_SM[index, :len(request.block_table)] = request.block_table
+    if tables_SM.size and not 0 <= tables_SM.min() <= tables_SM.max() < num_blocks:
+        raise ValueError(f"block ids {tables_SM.min()}..{tables_SM.max()} in a KV cache of {num_blocks} blocks")
     sequences_T = np.repeat(np.arange(len(requests)), query_lens_S)
     slots_T = tables_SM[sequences_T, positions_T // block_size].astype(np.int64) * block_size + positions_T % block_size
     attention = AttentionBatch(

@@ -28,6 +28,7 @@ class Runner:
         args = decoder.args
         self.decoder = decoder
         self.dispatcher = dispatcher
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self.kv_cache = decoder.kernels.new_kv_cache(args.num_layers, num_blocks, block_size, args.num_kv_heads,
                                                      args.head_dim, decoder.dtype)
@@ -42,7 +43,7 @@ class Runner:
         dispatcher = self.dispatcher
         collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
         dispatcher.begin_step(num_tokens_of_member)
-        batch = build_batch(plan, self.block_size)
+        batch = build_batch(plan, self.block_size, self.num_blocks)
         token_ids_T = batch.token_ids_T.to(self.decoder.kernels.device)
         hidden_TD = self.decoder.forward(token_ids_T, batch.attention, self.kv_cache, dispatcher)
         tokens = self._tokens(plan, batch, hidden_TD)

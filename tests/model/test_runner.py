@@ -84,7 +84,7 @@ def test_prompt_logprobs_in_chunks(runner: Runner, monkeypatch: pytest.MonkeyPat
 
 def _attention() -> object:
     from model.batch import build_batch
-    return build_batch(plan(whole()), 4).attention
+    return build_batch(plan(whole()), 4, 64).attention
 
 
 def test_position_of_a_draw_is_that_of_the_new_token(runner: Runner) -> None:
