@@ -168,3 +168,18 @@ def test_bf16_is_as_near_to_fp32_as_transformers(save_tiny: SaveTiny, engine_of:
     theirs = (their_logits(load_theirs(folder, torch.bfloat16), token_ids) - exact).abs().mean()
     ours = (engine_of(folder, torch.bfloat16, kernels).prefill_logits(token_ids) - exact).abs().mean()
     assert ours <= 1.2 * theirs
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_logits_match_transformers_on_cuda(family: str, save_tiny: SaveTiny, engine_of: Any) -> None:
+    """fp32 as transformers on the CPU; bf16 about as near to it as the bf16 of transformers."""
+    from model.kernels.torch_kernels import TorchKernels
+    folder, token_ids = save_tiny(family, seed=3, initializer_range=0.08), random_ids(200)
+    exact = their_logits(load_theirs(folder), token_ids)
+    ours = engine_of(folder, torch.float32, TorchKernels("cuda")).prefill_logits(token_ids, chunk=64).cpu()
+    torch.testing.assert_close(ours, exact, atol=1e-4, rtol=0)
+    theirs = their_logits(load_theirs(folder, torch.bfloat16), token_ids)
+    ours = engine_of(folder, torch.bfloat16, TorchKernels("cuda")).prefill_logits(token_ids).cpu()
+    assert (ours - exact).abs().mean() <= 1.5 * (theirs - exact).abs().mean()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.kernels.protocol import AttentionBatch
+from model.kernels.torch_attention import attend_with_sdpa
 from model.kernels.torch_kernels import TorchKernels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -122,11 +123,12 @@ def test_attention_over_cached_keys(kernels: TorchKernels, dtype: torch.dtype, r
     kernels.write_kv(cache, torch.cat([k[before:] for k, (_, before) in zip(keys, lens, strict=True)]),
                      torch.cat([v[before:] for v, (_, before) in zip(values, lens, strict=True)]), batch)
     q_THd = randn(sum(rows for rows, _ in lens), 4, 16)
-    found = kernels.attention(q_THd, cache, batch, 0.3, window)
-    first = 0
+    exact, first = [], 0
     for k, v, (rows, before) in zip(keys, values, lens, strict=True):
-        assert_near(found[first:first + rows], exact_attention(q_THd[first:first + rows], k, v, before, window))
+        exact.append(exact_attention(q_THd[first:first + rows], k, v, before, window))
         first += rows
+    assert_near(kernels.attention(q_THd, cache, batch, 0.3, window), torch.cat(exact))
+    assert_near(attend_with_sdpa(q_THd, cache, batch, 0.3, window), torch.cat(exact))      # CUDA's, on any device
 
 
 def exact_attention(q_nHd: Tensor, k_PGd: Tensor, v_PGd: Tensor, before: int, window: int | None) -> Tensor:
