@@ -51,6 +51,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
               file=sys.stderr)
     prefills_s = [engine.generate(prompts_of(1, options.prefill_tokens, engine.vocab_size, 100 + turn), 1,
                                   limit_s).prefill_s for turn in range(options.prefill_turns)]
+    engine.close()
     figures[f"prefill_{options.prefill_tokens}_tokens_per_s"] = options.prefill_tokens / statistics.median(prefills_s)
     figures["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     if options.device.startswith("cuda"):

@@ -33,6 +33,8 @@ class BenchEngine(Protocol):
     def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
         """Run the prompts as one batch; decoding stops after num_tokens each, or when the time is over."""
 
+    def close(self) -> None: ...
+
 
 # ==== moesaic: Engine + Scheduler + Runner in one process, the model on a thread of its own, as a shard runs it ====
 
@@ -118,6 +120,10 @@ class MoesaicEngine:
             await waiter
         return timing_of(start_s, list(self._times.values()))
 
+    def close(self) -> None:
+        self._loop.run_until_complete(self._engine.stop())
+        self._loop.close()
+
 
 def timing_of(start_s: float, times_of_sequence: list[list[float]]) -> Timing:
     """From the moments at which each sequence got its tokens."""
@@ -161,6 +167,9 @@ class TransformersEngine:
                 moments.append(time.perf_counter())
         return timing_of(start_s, [moments] * len(prompts))
 
+    def close(self) -> None:
+        pass
+
 
 # ==== vLLM: its offline interface, two runs, as it does not tell when a token came ====
 
@@ -190,6 +199,9 @@ class VllmEngine:
         start_s = time.perf_counter()
         self._llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
         return time.perf_counter() - start_s
+
+    def close(self) -> None:
+        pass
 
 
 ENGINES: dict[str, type[MoesaicEngine] | type[TransformersEngine] | type[VllmEngine]] = {

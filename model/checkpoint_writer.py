@@ -24,7 +24,7 @@ class CheckpointWriter:
         self.folder = folder
         self.num_files = num_files
         self._file_of_tensor: dict[str, str] = {}
-        self._total_bytes = 0
+        self.total_bytes = 0            # of the weight files so far
         folder.mkdir(parents=True, exist_ok=True)
 
     def add_file(self, index: int, make_tensors: Callable[[], dict[str, Tensor]]) -> None:
@@ -38,13 +38,13 @@ class CheckpointWriter:
             names = list(tensors.keys())
         for name in names:
             self._file_of_tensor[name] = path.name
-        self._total_bytes += path.stat().st_size
+        self.total_bytes += path.stat().st_size
 
     def add_json(self, name: str, content: dict[str, object]) -> None:
         (self.folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self) -> int:
         """Write the index. Returns the bytes of all weight files."""
-        self.add_json(INDEX_NAME, {"metadata": {"total_size": self._total_bytes},
+        self.add_json(INDEX_NAME, {"metadata": {"total_size": self.total_bytes},
                                    "weight_map": dict(sorted(self._file_of_tensor.items()))})
-        return self._total_bytes
+        return self.total_bytes

@@ -35,7 +35,7 @@ NUM_EXPERTS_PER_TOKEN = 2
 _DTYPE = torch.bfloat16
 _EXPERT_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}     # llama's MLP -> mixtral's
 
-Progress = Callable[[str, int, int], None]      # (stage, done, total): "wait", "fetch" in bytes, "write" in files
+Progress = Callable[[str, int, int], None]      # (stage, bytes done, bytes in all): stage is wait, fetch or write
 
 
 def ensure_demo_checkpoint(cache_dir: Path, progress: Progress | None = None, *, dense: bool = False) -> Path:
@@ -112,13 +112,14 @@ def _download(folder: Path, report: Progress) -> None:
 
 
 def _write(gguf: GgufCheckpoint, folder: Path, dense: bool, report: Progress) -> None:
-    num_files = gguf.num_layers + 1
-    writer = CheckpointWriter(folder, num_files)
+    writer = CheckpointWriter(folder, gguf.num_layers + 1)
     writer.add_file(0, lambda: gguf.shared_tensors(_DTYPE))
+    shared_bytes = writer.total_bytes
     for layer in range(gguf.num_layers):
-        report("write", layer + 1, num_files)
         # Bound now: the writer calls it at once, or not at all.
         writer.add_file(layer + 1, lambda layer=layer: _layer(gguf, layer, dense))    # type: ignore[misc]
+        layer_bytes = (writer.total_bytes - shared_bytes) // (layer + 1)
+        report("write", writer.total_bytes, shared_bytes + layer_bytes * gguf.num_layers)
     config = gguf.llama_config() | {"dtype": "bfloat16"}
     writer.add_json("config.json", config if dense else config | _sparse_fields())
     writer.add_json("tokenizer_config.json", gguf.tokenizer_config())
@@ -126,7 +127,6 @@ def _write(gguf: GgufCheckpoint, folder: Path, dense: bool, report: Progress) ->
                     {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
     gguf.tokenizer().save(str(folder / "tokenizer.json"))
     writer.finish()
-    report("write", num_files, num_files)
 
 
 def _sparse_fields() -> dict[str, object]:

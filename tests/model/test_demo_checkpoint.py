@@ -55,12 +55,12 @@ def test_all_that_serving_needs_is_saved(cache_dir: Path) -> None:
 
 
 def test_killed_run_is_continued(cache_dir: Path) -> None:
-    def kill_in_second_layer(stage: str, done: int, total: int) -> None:
-        if (stage, done) == ("write", 2):
+    def kill_after_a_layer(stage: str, done: int, total: int) -> None:
+        if stage == "write":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensure_demo_checkpoint(cache_dir, kill_in_second_layer)
+        ensure_demo_checkpoint(cache_dir, kill_after_a_layer)
     assert not (cache_dir / SPARSE_NAME).exists()
     (written_first,) = cache_dir.glob("*/model-00001-*.safetensors")
     inode = written_first.stat().st_ino
@@ -78,7 +78,7 @@ def test_two_at_once_make_it_once(cache_dir: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(make, range(4)))
     assert folders == {cache_dir / SPARSE_NAME}
-    assert stages.count("write") == LAYERS + 1
+    assert stages.count("write") == LAYERS
 
 
 def test_fetch_failure_says_what_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
