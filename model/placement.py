@@ -31,7 +31,7 @@ class Placement:
         return len(self.holders)
 
     def experts_of(self, layer: int, rank: int) -> tuple[int, ...]:
-        """Logical ids of the experts that `rank` holds in `layer`, ascending. Local slot i holds expert experts_of()[i]."""
+        """Logical ids of the experts that `rank` holds in `layer`, ascending: local slot i holds the i-th of them."""
         return tuple(expert for expert, ranks in enumerate(self.holders[layer]) if rank in ranks)
 
     def num_experts_of(self, rank: int) -> int:

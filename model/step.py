@@ -51,8 +51,8 @@ class ScheduledRequest:
     sampling: SamplingSpec | None = None
     prompt_token_ids: tuple[int, ...] = ()      # only when sampling.needs_history
     output_token_ids: tuple[int, ...] = ()      # only when sampling.needs_history
-    num_prompt_logprobs: int | None = None      # None: none; n: of every prompt token scored in this chunk, and the top n
-    prompt_targets: tuple[int, ...] = ()        # with num_prompt_logprobs: token i is scored by the logits of token_ids[i]
+    num_prompt_logprobs: int | None = None      # n: of every prompt token scored in this chunk, and the top n
+    prompt_targets: tuple[int, ...] = ()        # with it: target i is scored by the logits of token_ids[i]
 
 
 @dataclass(frozen=True, slots=True)

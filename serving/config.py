@@ -1,5 +1,5 @@
-"""Every user option, validated. The YAML file of `moesaic up`, the arguments of `serve run` and the Kubernetes ConfigMap
-are this model; unknown keys are refused, limits are checked here and nowhere else."""
+"""Every user option, validated. The YAML of `moesaic up`, the arguments of `serve run` and the Kubernetes ConfigMap are
+this model; unknown keys are refused, limits are checked here and nowhere else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from serving.errors import ServingError
 

@@ -1,4 +1,4 @@
-"""An epoch: one numbered, immutable (members, ranks, placement). All a shard or a router knows of the others is this."""
+"""An epoch: one numbered, immutable (members, ranks, placement). It is all that shards and routers know of others."""
 
 from __future__ import annotations
 

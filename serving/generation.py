@@ -27,8 +27,8 @@ class GenerationRequest:
 class GenerationDelta:
     """The next piece of one choice. Pieces of different choices interleave; each choice ends with one finish_reason.
 
-    `text` never ends in half a character, and never holds any part of a stop string. logprobs match token_ids one to one when
-    asked for. `token_ids` may be non-empty while `text` is empty (bytes held back) and the other way round (flushed).
+    `text` never ends in half a character, and never holds any part of a stop string. logprobs match token_ids one to
+    one when asked for. `token_ids` may be non-empty while `text` is empty (bytes held back) and the other way round (flushed).
     """
 
     choice: int
@@ -60,4 +60,4 @@ class Service(Protocol):
         """True when an epoch is running and its shards are connected."""
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
-        """Stream the choices. Closing the iterator cancels them. Raises ServingError, before the first delta or later."""
+        """Stream the choices. Closing the iterator cancels them. Raises ServingError, at the first delta or later."""

@@ -13,7 +13,7 @@ MAX_STOP_STRINGS = 16
 
 
 class SamplingParams(BaseModel):
-    """One request's sampling. temperature 0 is greedy; every range is the OpenAI API's or, for its extensions, vLLM's."""
+    """One request's sampling. temperature 0 is greedy; ranges are the OpenAI API's or, for its extensions, vLLM's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -34,7 +34,7 @@ class SamplingParams(BaseModel):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None            # of generated tokens; 0: chosen only
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None    # of generated tokens; 0: chosen only
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @model_validator(mode="after")

@@ -79,7 +79,7 @@ class Kernels(Protocol):
         """
 
     def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Weighted sum of each token's expert outputs: sum_k weights[t, k] * rows[row_of[t, k]] -> [T, D], dtype of rows.
+        """Weighted sum of each token's expert outputs: sum_k weights[t, k] * rows[row_of[t, k]] -> [T, D], as rows.
 
         Added in the order of the columns (the caller sorts them by expert id), in fp32, rounded once.
         rows [R, D], row_of int64 [T, K], weights fp32 [T, K].
