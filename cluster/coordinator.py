@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cluster.membership import UNKNOWN, GroupRules, GroupSnapshot, Report, View, decide
+from cluster.membership import UNKNOWN, GroupRules, GroupSnapshot, Report, View, decide, is_of_unknown_epoch
 from serving.epoch import Epoch, Member, ShardStatus
 
 logger = logging.getLogger(__name__)
@@ -55,21 +55,18 @@ class Coordinator:
         self._reports: dict[str, Report] = {}
         self._routers: dict[str, tuple[RouterReport, float]] = {}
         self._highest_epoch = 0
-        self._view = decide(GroupSnapshot((), None, 0, clock()), rules)
+        self._known_epoch = 0
+        self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules)
         self._changed = asyncio.Event()
 
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
         """Register a shard, or hear that it lives. True: it is in an epoch unknown here and should send that along."""
         self._reports[member.shard_id] = Report(member, status, self._clock())
         self._highest_epoch = max(self._highest_epoch, status.epoch)
-        known = self._view.epoch
-        if epoch is not None and (known is None or epoch.number > known.number):
+        if epoch is not None and epoch.number > self._known_epoch:
             self._adopt(epoch)
         self._refresh()
-        known = self._view.epoch
-        # A shard that waits is in no epoch any more, so there is nothing to adopt.
-        return (status.state not in ("waiting", "failed", "starting") and epoch is None
-                and status.epoch > (known.number if known else 0))
+        return is_of_unknown_epoch(self._reports[member.shard_id], self._known_epoch)
 
     async def report_router(self, report: RouterReport) -> None:
         self._routers[report.router_id] = (report, self._clock())
@@ -101,7 +98,7 @@ class Coordinator:
         """Go on with an epoch that another coordinator made. Its members have yet to report here."""
         logger.info("epoch_adopted number=%d members=%d", epoch.number, len(epoch.members))
         now_s = self._clock()
-        self._highest_epoch = max(self._highest_epoch, epoch.number)
+        self._know(epoch)
         for member in epoch.members:
             unheard = ShardStatus(member.shard_id, epoch.number, UNKNOWN)
             self._reports.setdefault(member.shard_id, Report(member, unheard, now_s))
@@ -116,7 +113,7 @@ class Coordinator:
                          if now_s - at_s <= self._rules.lost_after_s}
         view = decide(self._snapshot(), self._rules)
         if view.epoch is not None:
-            self._highest_epoch = max(self._highest_epoch, view.epoch.number)
+            self._know(view.epoch)
         if view.key == self._view.key:
             return
         number = view.epoch.number if view.epoch else 0
@@ -126,4 +123,9 @@ class Coordinator:
         self._changed = asyncio.Event()
 
     def _snapshot(self) -> GroupSnapshot:
-        return GroupSnapshot(tuple(self._reports.values()), self._view.epoch, self._highest_epoch, self._clock())
+        return GroupSnapshot(tuple(self._reports.values()), self._view.epoch, self._highest_epoch, self._known_epoch,
+                             self._clock())
+
+    def _know(self, epoch: Epoch) -> None:
+        self._known_epoch = max(self._known_epoch, epoch.number)
+        self._highest_epoch = max(self._highest_epoch, epoch.number)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.placement import MemberMemory, MemoryDemand, Shortfall, place_by_free_memory, shortfalls
 from serving.epoch import Epoch, Member, ShardStatus
@@ -39,6 +39,7 @@ NEXT: dict[ShardState, frozenset[ShardState]] = {
     ShardState.READY: frozenset({ShardState.WAITING, ShardState.FAILED}),
     ShardState.FAILED: frozenset(),
 }
+_IN_EPOCH = (ShardState.LOADING, ShardState.LOADED, ShardState.JOINING, ShardState.READY)
 _CAN_JOIN = (ShardState.LOADED, ShardState.JOINING, ShardState.READY)
 UNKNOWN = "unknown"     # a member that the coordinator knows of only from another one's epoch
 
@@ -102,7 +103,8 @@ class GroupRules:
 class GroupSnapshot:
     reports: tuple[Report, ...]
     epoch: Epoch | None                 # the one that runs, or is being brought up
-    highest_epoch: int                  # ever seen, by anybody
+    highest_epoch: int                  # highest number ever heard of
+    known_epoch: int                    # highest number of which the coordinator knows more than the number
     now_s: float
 
 
@@ -111,6 +113,9 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
     over = _why_epoch_is_over(snapshot, rules) if snapshot.epoch else None
     if snapshot.epoch is not None and over is None:
         return _view_of_running(snapshot, snapshot.epoch)
+    unknown = [report.status.epoch for report in snapshot.reports if is_of_unknown_epoch(report, snapshot.known_epoch)]
+    if unknown:
+        return View(GroupPhase.WAITING, None, f"epoch {max(unknown)} runs; its members are asked about it")
     present = sorted((report.member for report in snapshot.reports if _is_present(report, snapshot, rules)),
                      key=lambda member: (_pool_index(member, rules), member.node_name, member.shard_id))
     ended = f"epoch {snapshot.epoch.number} ended: {over}; " if snapshot.epoch and over else ""
@@ -122,8 +127,13 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
     if placement is None:
         lacking = explain(shortfalls(memories, rules.demand), rules.demand)
         return View(GroupPhase.WAITING, None, ended + lacking, is_too_small=True)
-    epoch = Epoch(snapshot.highest_epoch + 1, members, placement, f"tcp://{members[0].store_address}")
+    epoch = Epoch(snapshot.highest_epoch + 1, members, placement, rendezvous="")
     return View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights")
+
+
+def is_of_unknown_epoch(report: Report, known_epoch: int) -> bool:
+    """The shard serves, or comes to serve, an epoch that another coordinator made: it must tell before a new one is."""
+    return report.status.epoch > known_epoch and report.status.state in _IN_EPOCH
 
 
 def explain(lacking: tuple[Shortfall, ...], demand: MemoryDemand) -> str:
@@ -139,13 +149,15 @@ def explain(lacking: tuple[Shortfall, ...], demand: MemoryDemand) -> str:
 
 
 def _view_of_running(snapshot: GroupSnapshot, epoch: Epoch) -> View:
-    states = {report.member.shard_id: report.status.state for report in snapshot.reports
-              if report.status.epoch == epoch.number}
-    of_members = [states.get(member.shard_id, UNKNOWN) for member in epoch.members]
+    reports = {report.member.shard_id: report for report in snapshot.reports if report.status.epoch == epoch.number}
+    of_members = [reports[member.shard_id].status.state if member.shard_id in reports else UNKNOWN
+                  for member in epoch.members]
     num_ready = of_members.count(ShardState.READY)
     if num_ready == len(of_members):
         return View(GroupPhase.READY, epoch)
     if all(state in _CAN_JOIN for state in of_members):
+        if not epoch.rendezvous:
+            epoch = replace(epoch, rendezvous=f"tcp://{reports[epoch.members[0].shard_id].member.store_address}")
         return View(GroupPhase.JOINING, epoch, "the members form their process group")
     return View(GroupPhase.LOADING, epoch, f"{len(of_members)} members load their weights")
 

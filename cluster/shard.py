@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -51,7 +52,7 @@ class Shard:
         self._lifecycle = ShardLifecycle(self.shard_id)
         self._link = ShardLinkServer(time.monotonic)
         self._thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads_of(pool),))
-        self._store_port = ReservedPort(node.address)
+        self._store_port = ReservedPort(node.address)       # another for every epoch: see _serve
         self._member: Member | None = None
         self._epoch: Epoch | None = None
         self._model: LoadedModel | None = None
@@ -67,12 +68,11 @@ class Shard:
         try:
             kernels, args = await self._in_thread(self._prepare)
             facts = await self._in_thread(lambda: measure_device(self._pool, kernels.name))
-            address = self._node.address
             self._member = Member(self.shard_id, self._pool.name, self._node.node_id, self._node.name,
-                                  f"{address}:{port}", facts, f"{address}:{self._store_port.port}")
+                                  f"{self._node.address}:{port}", facts)
             self._advance(ShardState.WAITING, "registered")
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._report_forever(self._member))
+                tasks.create_task(self._report_forever())
                 tasks.create_task(self._follower.run())
                 tasks.create_task(self._serve_forever(kernels, args))
         except* ModelError as group:
@@ -116,12 +116,14 @@ class Shard:
                 and view.epoch.rank_of(self.shard_id) is not None)
 
     def _is_over(self, view: View, epoch: Epoch) -> bool:
-        return view.epoch is None or view.epoch.number != epoch.number
+        """Without a newer epoch the group goes on, or breaks by itself: nothing better is known."""
+        return view.epoch is not None and view.epoch.number > epoch.number
 
     async def _serve(self, epoch: Epoch, kernels: Kernels, args: ModelArgs) -> None:
         """Load, join and step, until the epoch is over. Raises GroupError when the group breaks."""
         rank = epoch.rank_of(self.shard_id)
         assert rank is not None and self._member is not None
+        self._reserve_store_port()
         self._advance(ShardState.LOADING, f"epoch {epoch.number}, rank {rank}")
         model = await self._load(epoch, rank, kernels, args)
         num_blocks = await self._in_thread(lambda: num_kv_blocks(
@@ -132,6 +134,8 @@ class Shard:
             lambda view: self._is_over(view, epoch) or view.phase in (GroupPhase.JOINING, GroupPhase.READY))
         if self._is_over(view, epoch):
             return
+        assert view.epoch is not None
+        self._epoch = epoch = view.epoch        # complete: it says where to meet
         self._advance(ShardState.JOINING, "all members have loaded")
         run = EpochRun(epoch, rank, self._config, self._link, self._thread)
         try:
@@ -143,6 +147,13 @@ class Shard:
         finally:
             self._run = None
             await run.close()
+
+    def _reserve_store_port(self) -> None:
+        """A store that opens again where an older one was meets clients of the older one."""
+        assert self._member is not None
+        self._store_port.close()
+        self._store_port = ReservedPort(self._node.address)
+        self._member = replace(self._member, store_address=f"{self._node.address}:{self._store_port.port}")
 
     async def _load(self, epoch: Epoch, rank: int, kernels: Kernels, args: ModelArgs) -> LoadedModel:
         if self._model is not None and self._model.holds(epoch.placement, rank):
@@ -166,12 +177,13 @@ class Shard:
             with contextlib.suppress(CoordinatorUnavailableError):
                 await self._coordinator.report(self._member, self.status())
 
-    async def _report_forever(self, member: Member) -> None:
+    async def _report_forever(self) -> None:
+        assert self._member is not None
         while True:
             self._report_now.clear()
             try:
-                if await self._coordinator.report(member, self.status()):
-                    await self._coordinator.report(member, self.status(), self._epoch)
+                if await self._coordinator.report(self._member, self.status()):
+                    await self._coordinator.report(self._member, self.status(), self._epoch)
             except CoordinatorUnavailableError as error:
                 logger.warning("report_failed shard_id=%s error=%s", self.shard_id, error)
             with contextlib.suppress(TimeoutError):

@@ -30,7 +30,7 @@ class Member:
     node_name: str
     link_address: str               # host:port of its shard link (gRPC)
     facts: DeviceFacts
-    store_address: str = ""         # host:port kept free for the store of the process group, were this member rank 0
+    store_address: str = ""         # host:port kept free for the store of its next process group, were it rank 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Epoch:
     number: int                     # from 1; every message between routers and shards carries it
     members: tuple[Member, ...]
     placement: Placement
-    rendezvous: str                 # tcp://host:port where rank 0 opens the store of the process group
+    rendezvous: str                 # tcp://host:port of rank 0's store of the process group; "" until all have loaded
 
     def rank_of(self, shard_id: str) -> int | None:
         for rank, member in enumerate(self.members):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.membership import (
@@ -23,7 +25,7 @@ A, B, C, D = (member(name) for name in "abcd")
 
 def decided(reports: list[Report], epoch: Epoch | None = None, highest: int = 0, now_s: float = 0.0,
             num_members: int = 3) -> View:
-    return decide(GroupSnapshot(tuple(reports), epoch, highest, now_s), rules(num_members))
+    return decide(GroupSnapshot(tuple(reports), epoch, highest, highest, now_s), rules(num_members))
 
 
 def first_epoch() -> Epoch:
@@ -44,7 +46,6 @@ def test_epoch_one_orders_ranks_by_pool_and_node_however_they_report() -> None:
         epoch = decided(reports).epoch
         assert epoch is not None and epoch.number == 1
         assert epoch.members == (fast, A, B)
-        assert epoch.rendezvous == "tcp://z:2"
 
 
 def test_spare_members_stay_out() -> None:
@@ -72,7 +73,15 @@ def test_phases_follow_the_slowest_member() -> None:
         reports = [report(one, state, epoch=0 if state is ShardState.WAITING else 1)
                    for one, state in zip((A, B, C), states, strict=True)]
         view = decided(reports, epoch, highest=1)
-        assert (view.phase, view.epoch) == (phase, epoch)
+        assert view.phase is phase and view.epoch is not None and view.epoch.number == 1
+
+
+def test_members_meet_where_rank_0_says_when_all_have_loaded() -> None:
+    epoch, moved = first_epoch(), replace(A, store_address="a:77")
+    view = decided([report(one, ShardState.LOADED, epoch=1) for one in (moved, B, C)], epoch, highest=1)
+    assert view.epoch == replace(epoch, rendezvous="tcp://a:77")
+    again = decided([report(one, ShardState.JOINING, epoch=1) for one in (A, B, C)], view.epoch, highest=1)
+    assert again.epoch == view.epoch
 
 
 @pytest.mark.parametrize(("of_c", "reason"), [
@@ -92,6 +101,12 @@ def test_the_next_epoch_is_numbered_above_all_seen() -> None:
     reports = [report(A, ShardState.READY, epoch=7), report(B, ShardState.READY, epoch=7), report(D)]
     epoch = decided(reports, first_epoch(), highest=7).epoch
     assert epoch is not None and epoch.number == 8 and epoch.members == (A, B, D)
+
+
+def test_nothing_is_planned_over_an_epoch_that_runs_unknown() -> None:
+    reports = tuple(report(one, ShardState.READY, epoch=4) for one in (A, B, C))
+    view = decide(GroupSnapshot(reports, None, highest_epoch=4, known_epoch=3, now_s=0.0), rules())
+    assert view.epoch is None and "epoch 4 runs" in view.why
 
 
 def test_views_are_told_apart_by_their_keys() -> None:

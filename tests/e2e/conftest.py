@@ -1,0 +1,140 @@
+"""One local Ray cluster of three nodes for all end-to-end tests, started and stopped with the command line."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from cluster.process_marks import process_of, stop_processes
+from cluster.state_file import RunningCluster, read_state
+from serving.errors import ServingError
+from tests.e2e.tiny_model import write_checkpoint
+
+COMMAND_TIMEOUT_S = 150.0
+MAX_OPEN_REQUESTS = 40
+MAX_QUEUED_REQUESTS = 8
+APPLICATION = "e2e"
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S,
+                          env={**os.environ, **variables})
+
+
+def moesaic(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, as a user runs it."""
+    return run("-c", "from cluster.cli import main; main()", *arguments)
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+    """For what other processes do in their own time."""
+    until_s = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@dataclass(frozen=True)
+class Service:
+    running: RunningCluster
+    checkpoint: Path
+    state_dir: Path
+    work_dir: Path
+
+    @property
+    def url(self) -> str:
+        return self.running.http_url
+
+    @property
+    def model(self) -> str:
+        return self.running.model
+
+    def status(self, application: str = APPLICATION) -> dict[str, object]:
+        """`moesaic status --json`."""
+        found = moesaic("status", "--json", "--state-dir", str(self.state_dir), "--application", application)
+        assert found.stdout, found.stderr
+        return dict(json.loads(found.stdout))
+
+    def metric(self, name: str) -> float:
+        """Added up over all labels."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines
+                   if line.startswith((f"moesaic:{name} ", f"moesaic:{name}{{")))
+
+    def is_empty(self) -> bool:
+        """Nothing is open in the router, nothing runs or waits in any shard, no KV block is in use."""
+        names = ("num_requests_open", "num_requests_queued", "num_requests_running", "num_requests_waiting",
+                 "kv_cache_usage_perc")
+        return not any(self.metric(name) for name in names)
+
+    def shard_processes(self, application: str = APPLICATION) -> list[psutil.Process]:
+        found = []
+        for mark in self.running.processes:
+            process = process_of(mark)
+            for child in process.children(recursive=True) if process else []:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if any(f"ServeReplica:{application}:Shard" in part for part in child.cmdline()):
+                        found.append(child)
+        return found
+
+    def ray(self, command: str, application: str, *rest: str) -> None:
+        done = run("-m", "tests.e2e.ray_commands", self.running.address, command, application, *rest)
+        assert done.returncode == 0, done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def config_of(checkpoint: Path) -> dict[str, object]:
+    return {
+        "application": APPLICATION, "http_port": free_port(), "model": {"path": str(checkpoint), "name": "tiny"},
+        "pools": [{"name": "cpu", "replicas": 3, "memory_budget": "800MB", "kv_cache": "4MB", "num_cpus": 0.1,
+                   "resources": {"shard": 1}}],
+        "router": {"num_cpus": 0.1, "grpc_port": 0, "admission": {
+            "max_open_requests": MAX_OPEN_REQUESTS, "max_queued_requests": MAX_QUEUED_REQUESTS}},
+        "scheduler": {"max_batch_tokens": 256, "max_running_requests": 64},
+        "local_nodes": [{"name": name, "num_cpus": 2, "resources": {"shard": 2}} for name in ("a", "b", "c")]}
+
+
+def _stop(state_dir: Path) -> None:
+    """Whatever state the tests left it in."""
+    with contextlib.suppress(ServingError):
+        stop_processes(read_state(state_dir, APPLICATION).processes)
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    work_dir = tmp_path_factory.mktemp("e2e")
+    checkpoint, state_dir = work_dir / "tiny", work_dir / "state"
+    write_checkpoint(checkpoint)
+    config_path = work_dir / "config.yaml"
+    config_path.write_text(yaml.safe_dump(config_of(checkpoint)))
+    atexit.register(_stop, state_dir)
+    try:
+        started = moesaic("up", str(config_path), "--state-dir", str(state_dir))
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield Service(read_state(state_dir, APPLICATION), checkpoint, state_dir, work_dir)
+        stopped = moesaic("down", "--state-dir", str(state_dir), "--application", APPLICATION)
+        assert stopped.returncode == 0, stopped.stderr
+    finally:
+        _stop(state_dir)
+        atexit.unregister(_stop)

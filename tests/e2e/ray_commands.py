@@ -1,0 +1,35 @@
+"""What the tests do to the Ray cluster, in a process of its own: `python -m tests.e2e.ray_commands ADDRESS ...`."""
+
+from __future__ import annotations
+
+import sys
+
+from cluster.cluster_client import ClusterClient
+from cluster.state_file import RunningCluster
+from serving.config import load_config
+
+
+def main(address: str, command: str, application: str, *rest: str) -> None:
+    running = RunningCluster(application, address, http_url="", model="")
+    with ClusterClient.connected(running) as client:
+        if command == "deploy":
+            client.deploy(load_config(rest[0]))
+        elif command == "delete":
+            client.delete()
+        elif command == "kill-coordinator":
+            kill_coordinator(application)
+
+
+def kill_coordinator(application: str) -> None:
+    """Kill its process; Serve notices and starts another."""
+    import ray
+
+    prefix = f"SERVE_REPLICA::{application}#Coordinator#"
+    names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)
+             if entry["name"].startswith(prefix)]
+    assert len(names) == 1, names
+    ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,67 @@
+"""A model larger than any node's budget: three nodes serve it, each within its budget; two are told what they miss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.e2e.conftest import Service, config_of, eventually
+from tests.e2e.tiny_model import write_checkpoint
+
+pytestmark = pytest.mark.multinode
+BUDGET_BYTES = 800_000_000
+
+
+@pytest.fixture(scope="module")
+def large(service: Service) -> Iterator[Path]:
+    folder = service.work_dir / "large"
+    weights_bytes = write_checkpoint(folder, hidden_size=1024, num_layers=6, num_experts=24, moe_intermediate_size=1024)
+    assert weights_bytes > BUDGET_BYTES
+    yield folder
+    (folder / "model.safetensors").unlink()
+
+
+def deployed(service: Service, checkpoint: Path, name: str, replicas: int) -> None:
+    config = config_of(checkpoint)
+    pool = {"name": "cpu", "replicas": replicas, "memory_budget": BUDGET_BYTES, "kv_cache": "4MB", "num_cpus": 0.1,
+            "resources": {"shard": 1}}
+    config |= {"application": name, "route_prefix": f"/{name}", "pools": [pool]}
+    path = service.work_dir / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    service.ray("deploy", name, str(path))
+
+
+def health(service: Service, name: str) -> httpx.Response:
+    return httpx.get(f"{service.url}/{name}/health", timeout=60.0)
+
+
+def test_three_nodes_serve_it_each_within_its_budget(service: Service, large: Path) -> None:
+    deployed(service, large, "three", replicas=3)
+    try:
+        assert eventually(lambda: health(service, "three").status_code == 200, timeout_s=120.0), health(
+            service, "three").text
+        prompts = [[index] * 200 for index in range(8)]
+        answer = httpx.post(f"{service.url}/three/v1/completions", timeout=120.0,
+                            json={"model": "tiny", "prompt": prompts, "max_tokens": 8, "temperature": 0})
+        assert answer.status_code == 200, answer.text
+        resident = [process.memory_info().rss for process in service.shard_processes("three")]
+        assert len(resident) == 3 and max(resident) <= BUDGET_BYTES, resident
+    finally:
+        service.ray("delete", "three")
+
+
+def test_two_nodes_are_told_what_is_missing(service: Service, large: Path) -> None:
+    deployed(service, large, "two", replicas=2)
+    try:
+        assert eventually(lambda: "cannot hold the model" in health(service, "two").text, timeout_s=120.0), health(
+            service, "two").text
+        refused = health(service, "two")
+        assert refused.status_code == 503
+        message = refused.json()["error"]["message"]
+        assert "bytes are missing" in message and message.count("bytes missing (budget 800000000") == 2, message
+    finally:
+        service.ray("delete", "two")

@@ -1,0 +1,76 @@
+"""The running cluster: what it reports, what it costs when idle, and a coordinator that dies."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.conftest import APPLICATION, Service, eventually, moesaic
+
+pytestmark = pytest.mark.multinode
+IDLE_WINDOW_S = 5.0
+IDLE_SHARE = 0.02       # of one core
+
+
+def busy_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def shards_of(status: dict[str, object]) -> list[tuple[dict[str, object], dict[str, int]]]:
+    shards = status["shards"]
+    assert isinstance(shards, list)
+    return [(member, shard) for member, shard in shards]
+
+
+def test_status_shows_three_nodes_that_share_the_experts(service: Service) -> None:
+    status = service.status()
+    assert status["is_ready"]
+    shards = shards_of(status)
+    assert sorted(str(member["node_name"]) for member, _ in shards) == ["a", "b", "c"]
+    assert sorted(shard["num_expert_copies"] for _, shard in shards) == [8, 8, 8]       # 3 layers of 8 experts
+    assert all(0 < shard["resident_bytes"] < 800_000_000 for _, shard in shards)
+    table = moesaic("status", "--state-dir", str(service.state_dir))
+    assert table.returncode == 0 and "healthy" in table.stdout
+
+
+@pytest.mark.parametrize("door", [[], ["--grpc"]])
+def test_chat_streams_an_answer(service: Service, door: list[str]) -> None:
+    answer = moesaic("chat", "hello world", "--max-tokens", "4", "--state-dir", str(service.state_dir), *door)
+    assert answer.returncode == 0 and answer.stdout.strip(), answer.stderr
+
+
+def test_an_idle_group_burns_no_cpu(service: Service) -> None:
+    assert eventually(service.is_empty)
+    processes = service.shard_processes()
+    assert len(processes) == 3
+    before = [busy_s(process) for process in processes]
+    began_s = time.monotonic()
+    eventually(lambda: False, timeout_s=IDLE_WINDOW_S)
+    window_s = time.monotonic() - began_s
+    shares = [(busy_s(process) - busy) / window_s for process, busy in zip(processes, before, strict=True)]
+    assert max(shares) < IDLE_SHARE, shares
+
+
+def test_a_coordinator_that_dies_is_not_missed(service: Service) -> None:
+    """Traffic goes on while it is away; the new one hears everything from the members and keeps the epoch."""
+    pids = {process.pid for process in service.shard_processes()}
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 16, "temperature": 0}
+    before = httpx.post(f"{service.url}/v1/completions", json=body, timeout=60.0).json()["choices"][0]["text"]
+    service.ray("kill-coordinator", APPLICATION)
+    after = httpx.post(f"{service.url}/v1/completions", json=body, timeout=60.0).json()["choices"][0]["text"]
+    assert after == before
+    assert eventually(lambda: bool(service.status()["is_ready"]), timeout_s=60.0)
+    status = service.status()
+    view = status["view"]
+    assert isinstance(view, dict) and view["epoch"]["number"] == 1
+    assert len(shards_of(status)) == 3
+    assert {process.pid for process in service.shard_processes()} == pids
+
+
+def test_a_second_start_is_refused(service: Service) -> None:
+    again = moesaic("up", str(service.work_dir / "config.yaml"), "--state-dir", str(service.state_dir))
+    assert again.returncode == 1 and "runs already" in again.stderr and "Traceback" not in again.stderr
