@@ -28,7 +28,7 @@ class GenerationDelta:
     """The next piece of one choice. Pieces of different choices interleave; each choice ends with one finish_reason.
 
     `text` never ends in half a character, and never holds any part of a stop string. logprobs match token_ids one to
-    one when asked for. `token_ids` may be non-empty while `text` is empty (bytes held back) and the other way round (flushed).
+    one when asked for. `token_ids` may come without `text` (bytes held back), and text without them (flushed).
     """
 
     choice: int
