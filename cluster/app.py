@@ -14,6 +14,7 @@ from serving.config import PoolConfig, ServeConfig, parse_config
 COORDINATOR = "Coordinator"
 ROUTER = "Router"
 _UNBOUNDED = 1_000_000_000      # admission bounds what a router has open (429), not Serve's queue (503)
+_QUIET = {"enable_access_log": False}       # a line for every call would be most of an idle shard's work
 
 
 def build(config: dict[str, object] | ServeConfig) -> Application:
@@ -21,20 +22,16 @@ def build(config: dict[str, object] | ServeConfig) -> Application:
     if not isinstance(config, ServeConfig):
         config = parse_config(config)
     coordinator = serve.deployment(
-        CoordinatorDeployment, name=COORDINATOR, num_replicas=1, max_ongoing_requests=10_000,
+        CoordinatorDeployment, name=COORDINATOR, num_replicas=1, max_ongoing_requests=10_000, logging_config=_QUIET,
         ray_actor_options={"num_cpus": 0}, health_check_period_s=1.0, health_check_timeout_s=10.0,
         # Its calls are questions that wait for news: nothing is lost by ending them.
         graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=0.5).bind(config)
     shards = [_shard(config, pool).bind(config, pool.name, coordinator) for pool in config.pools]
     router = serve.deployment(
         RouterDeployment, name=ROUTER, num_replicas=config.router.replicas, max_ongoing_requests=_UNBOUNDED,
-        ray_actor_options={"num_cpus": config.router.num_cpus}, health_check_period_s=2.0, health_check_timeout_s=30.0,
-        graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=20.0)
+        logging_config=_QUIET, ray_actor_options={"num_cpus": config.router.num_cpus}, health_check_period_s=5.0,
+        health_check_timeout_s=30.0, graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=20.0)
     return router.bind(config, coordinator, *shards)
-
-
-def shard_name(pool: PoolConfig) -> str:
-    return f"Shard-{pool.name}"
 
 
 def _shard(config: ServeConfig, pool: PoolConfig) -> serve.Deployment:
@@ -44,6 +41,6 @@ def _shard(config: ServeConfig, pool: PoolConfig) -> serve.Deployment:
     if pool.runtime_env:
         options["runtime_env"] = dict(pool.runtime_env)
     return serve.deployment(
-        ShardDeployment, name=shard_name(pool), num_replicas=pool.replicas, max_replicas_per_node=1,
-        max_ongoing_requests=1, ray_actor_options=options, health_check_period_s=2.0, health_check_timeout_s=30.0,
-        graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=5.0)
+        ShardDeployment, name=f"Shard-{pool.name}", num_replicas=pool.replicas, max_replicas_per_node=1,
+        max_ongoing_requests=1, ray_actor_options=options, logging_config=_QUIET, health_check_period_s=5.0,
+        health_check_timeout_s=30.0, graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=5.0)

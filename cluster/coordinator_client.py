@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
-from typing import Protocol
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, Protocol, TypeVar
 
 from cluster.coordinator import ClusterStatus, RouterReport
 from cluster.membership import GroupPhase, View
@@ -13,9 +15,14 @@ from serving.epoch import Epoch, Member, ShardStatus
 from serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
+R = TypeVar("R")
 
-WATCH_S = 5.0           # how long the coordinator may hold a question before it repeats its answer
+WATCH_S = 10.0          # how long the coordinator may hold a question before it repeats its answer
 RETRY_S = 0.2           # pause after a call that failed: the coordinator restarts
+
+
+LOOK_S = 1.0            # a reporter looks so often whether it has news
+REPEAT_S = 5.0          # and repeats itself after so long without: silence for three times that is death
 
 
 class CoordinatorUnavailableError(ServingError):
@@ -30,6 +37,38 @@ class CoordinatorApi(Protocol):
     async def forget_router(self, router_id: str) -> None: ...
     async def watch(self, seen_key: str, timeout_s: float) -> View: ...
     async def status(self) -> ClusterStatus: ...
+
+
+class Reporter(Generic[R]):
+    """Sends `report()` when it has changed, and now and then when it has not. `run` is a task of the owner."""
+
+    def __init__(self, report: Callable[[], R], send: Callable[[R], Awaitable[None]],
+                 differ: Callable[[R, R], bool]) -> None:
+        self._report = report
+        self._send = send
+        self._differ = differ
+        self._hurry = asyncio.Event()
+
+    def hurry(self) -> None:
+        """There is news."""
+        self._hurry.set()
+
+    async def run(self) -> None:
+        sent: R | None = None
+        sent_s = 0.0
+        while True:
+            self._hurry.clear()
+            report, now_s = self._report(), time.monotonic()
+            if sent is None or self._differ(report, sent) or now_s - sent_s >= REPEAT_S:
+                try:
+                    await self._send(report)
+                    sent, sent_s = report, now_s
+                except CoordinatorUnavailableError as error:
+                    sent = None
+                    logger.warning("report_failed error=%s", error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S if sent is None else LOOK_S):
+                    await self._hurry.wait()
 
 
 class ViewFollower:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import operator
 import time
 
 import grpc
 from starlette.applications import Starlette
 
 from cluster.coordinator import RouterReport
-from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, ViewFollower
+from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.membership import GroupPhase, View
 from cluster.memory_demand import max_model_len
 from cluster.model_store import locate_checkpoint
@@ -27,7 +28,6 @@ from serving.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-REPORT_S = 1.0
 _PORTS_TO_TRY = 64      # several routers on one node take the next free ports
 
 
@@ -51,7 +51,7 @@ class RouterReplica:
         self._grpc_server: grpc.aio.Server = build_grpc_server(self._service, tokenizer, config.router)
         self._grpc_address = ""
         self._epoch = 0
-        self._report_now = asyncio.Event()
+        self._reporter = Reporter(self._report, coordinator.report_router, operator.ne)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -59,7 +59,7 @@ class RouterReplica:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follower.run())
-                tasks.create_task(self._report_forever())
+                tasks.create_task(self._reporter.run())
                 tasks.create_task(self._follow_epochs())
         finally:
             with contextlib.suppress(CoordinatorUnavailableError):
@@ -89,21 +89,12 @@ class RouterReplica:
             assert view.epoch is not None
             self._epoch = view.epoch.number
             await self._service.set_epoch(view.epoch)
-            self._report_now.set()
+            self._reporter.hurry()
 
     def _is_ready_and_new(self, view: View) -> bool:
         return view.phase is GroupPhase.READY and view.epoch is not None and view.epoch.number > self._epoch
 
-    async def _report_forever(self) -> None:
-        while True:
-            self._report_now.clear()
-            snapshot = self._service.snapshot()
-            report = RouterReport(self._service.router_id, self._node.name, self._grpc_address, snapshot.epoch,
-                                  snapshot.is_ready)
-            try:
-                await self._coordinator.report_router(report)
-            except CoordinatorUnavailableError as error:
-                logger.warning("report_failed router_id=%s error=%s", report.router_id, error)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REPORT_S):
-                    await self._report_now.wait()
+    def _report(self) -> RouterReport:
+        snapshot = self._service.snapshot()
+        return RouterReport(self._service.router_id, self._node.name, self._grpc_address, snapshot.epoch,
+                            snapshot.is_ready)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, ViewFollower
+from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.device_facts import measure_device, num_threads_of, resident_memory_bytes
 from cluster.epoch_run import EpochRun
 from cluster.loaded_model import LoadedModel, load_model, num_kv_blocks
@@ -35,7 +35,7 @@ from serving.shard_link_server import ShardLinkServer, start_link_server
 
 logger = logging.getLogger(__name__)
 
-REPORT_S = 1.0
+_NOISE_BYTES = 4 << 20      # resident memory that comes and goes is no news
 T = TypeVar("T")
 
 
@@ -59,7 +59,7 @@ class Shard:
         self._run: EpochRun | None = None
         self._progress = (0, 0)         # bytes read, bytes to read
         self._detail = ""
-        self._report_now = asyncio.Event()
+        self._reporter = Reporter(self.status, self._send, _is_news)
         self._ready = asyncio.Event()
 
     async def run(self) -> None:
@@ -72,7 +72,7 @@ class Shard:
                                   f"{self._node.address}:{port}", facts)
             self._advance(ShardState.WAITING, "registered")
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._report_forever())
+                tasks.create_task(self._reporter.run())
                 tasks.create_task(self._follower.run())
                 tasks.create_task(self._serve_forever(kernels, args))
         except* ModelError as group:
@@ -177,18 +177,10 @@ class Shard:
             with contextlib.suppress(CoordinatorUnavailableError):
                 await self._coordinator.report(self._member, self.status())
 
-    async def _report_forever(self) -> None:
+    async def _send(self, status: ShardStatus) -> None:
         assert self._member is not None
-        while True:
-            self._report_now.clear()
-            try:
-                if await self._coordinator.report(self._member, self.status()):
-                    await self._coordinator.report(self._member, self.status(), self._epoch)
-            except CoordinatorUnavailableError as error:
-                logger.warning("report_failed shard_id=%s error=%s", self.shard_id, error)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REPORT_S):
-                    await self._report_now.wait()
+        if await self._coordinator.report(self._member, status):
+            await self._coordinator.report(self._member, status, self._epoch)
 
     def status(self) -> ShardStatus:
         run, model = self._run, self._model
@@ -207,7 +199,12 @@ class Shard:
 
     def _advance(self, to: ShardState, why: str) -> None:
         self._lifecycle.advance(to, why)
-        self._report_now.set()
+        self._reporter.hurry()
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+def _is_news(status: ShardStatus, sent: ShardStatus) -> bool:
+    return (replace(status, resident_bytes=sent.resident_bytes) != sent
+            or abs(status.resident_bytes - sent.resident_bytes) > _NOISE_BYTES)
