@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import platformdirs
@@ -63,11 +66,12 @@ def prepare_demo(console: Console, config_path: Path) -> ServeConfig:
 
 
 def _how_to_go_on(running: RunningCluster) -> str:
+    moesaic = "moesaic" if shutil.which("moesaic") else os.path.relpath(sys.argv[0])     # `make demo` activates nothing
     return f"""
 The service goes on. Talk to it:
-  moesaic chat                      (or: moesaic chat "a question", moesaic chat --grpc)
+  {moesaic} chat                    (or: {moesaic} chat "a question", {moesaic} chat --grpc)
   curl {running.http_url}/v1/chat/completions -H 'content-type: application/json' \\
     -d '{{"model": "{running.model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
   any OpenAI client with base_url={running.http_url}/v1, or gRPC (reflection is on) at {running.grpc_address}
-Look at it: moesaic status          Logs: {running.log_dir}
-Stop it:    moesaic down"""
+Look at it: {moesaic} status        Logs: {running.log_dir}
+Stop it:    {moesaic} down"""
