@@ -60,6 +60,8 @@ class InferenceService:
         self.router_id = secrets.token_hex(4)
         self._num_requests = 0
         self._admission = Admission(config.admission, clock)
+        # Asked when it is read: requests that wait have nobody who could set it.
+        metrics.requests.num_queued.set_function(lambda: self._admission.num_queued)
         self._journal = Journal()
         self._links = ShardLinks(self.router_id, config.stream_window, block_size, clock, self, metrics.shards)
         self._open: dict[str, tuple[OpenRequest, Choice]] = {}      # by sequence id
@@ -120,8 +122,6 @@ class InferenceService:
         except ServingError as error:
             self._metrics.requests.request_refused(error)
             raise
-        finally:
-            self._metrics.requests.num_queued.set(self._admission.num_queued)
         hashes = block_hashes(request.prompt_token_ids, self._block_size)
         open_request = OpenRequest(request, ticket, arrival_s, deadline_s, hashes)
         open_request.deadline_timer = asyncio.get_running_loop().call_later(
@@ -255,4 +255,3 @@ class InferenceService:
         if open_request.deadline_timer is not None:
             open_request.deadline_timer.cancel()
         self._admission.release(open_request.ticket)
-        self._metrics.requests.num_queued.set(self._admission.num_queued)

@@ -11,13 +11,13 @@ import pytest
 from tests.e2e.conftest import APPLICATION, Service, eventually, moesaic
 
 pytestmark = pytest.mark.multinode
-IDLE_WINDOW_S = 5.0
+IDLE_WINDOW_S = 8.0
 IDLE_SHARE = 0.02       # of one core
 
 
 def busy_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    """Of all threads but the main one, where Ray's own loop polls: about 1 % of a core in an empty worker too."""
+    return float(sum(thread.user_time + thread.system_time for thread in process.threads() if thread.id != process.pid))
 
 
 def shards_of(status: dict[str, object]) -> list[tuple[dict[str, object], dict[str, int]]]:
