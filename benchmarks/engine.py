@@ -68,7 +68,8 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         for engine in engines if repeat % 2 == 0 else reversed(engines):
             runs[engine].append(run_alone(engine, options))
     medians = {engine: {name: statistics.median(run[name] for run in runs[engine] if name in run)
-                        for name in runs[engine][0]} for engine in engines}
+                        for name in dict.fromkeys(name for run in runs[engine] for name in run)}
+               for engine in engines}
     ours, theirs = (medians[engine] for engine in engines)
     ratio = {name: round(ours[name] / theirs[name], 3) for name in ours if theirs.get(name)}
     return {**medians, "ratio": ratio}
