@@ -85,7 +85,8 @@ async def test_over_the_limit_both_doors_say_when_to_come_back(service: Service,
     async with contextlib.AsyncExitStack() as stack:
         full = {**LONG, "n": MAX_OPEN_REQUESTS, "stream": True}
         response = await stack.enter_async_context(http.stream("POST", "/v1/completions", json=full))
-        await anext(aiter(response.aiter_lines()))
+        lines = response.aiter_lines()      # kept: the stream closes when its iterator is dropped
+        await anext(lines)
         queued = [asyncio.create_task(http.post("/v1/completions", json={**LONG, "max_tokens": 1}))
                   for _ in range(MAX_QUEUED_REQUESTS)]
         assert await asyncio.to_thread(
