@@ -107,12 +107,11 @@ class PackedCpuKernels:
 
     def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None,
                out_dtype: torch.dtype | None = None) -> Tensor:
-        assert isinstance(weight, PackedLinear) and x_TK.dtype == weight.dtype
         num_rows, in_features = x_TK.shape
-        assert in_features == weight.in_features
+        assert isinstance(weight, PackedLinear) and x_TK.dtype is weight.dtype and in_features == weight.in_features
         out_dtype = out_dtype or weight.dtype
         assert out_dtype is weight.dtype or out_dtype is torch.float32
-        assert bias_N is None or (bias_N.dtype == weight.dtype and bias_N.is_contiguous())
+        assert bias_N is None or (bias_N.dtype is weight.dtype and bias_N.is_contiguous())
         x_TK, step = _rows(x_TK)
         out_TN = torch.empty((num_rows, weight.out_features), dtype=out_dtype)
         self._linear(weight.address, x_TK.data_ptr(), step, num_rows, None if bias_N is None else bias_N.data_ptr(),
@@ -148,12 +147,12 @@ class PackedCpuKernels:
         return out_TD
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        assert weight_D.dtype == x_TD.dtype and weight_D.is_contiguous() and weight_D.shape[0] == x_TD.shape[-1]
+        dtype, shape = x_TD.dtype, x_TD.shape
+        assert weight_D.dtype is dtype and weight_D.is_contiguous() and weight_D.numel() == shape[-1]
         x_TD, step = _rows(x_TD)
-        num_heads = x_TD.shape[1] if x_TD.dim() == 3 else 1
-        out_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
-        self._rms_norm(x_TD.data_ptr(), step, x_TD.shape[0], num_heads, x_TD.shape[-1], weight_D.data_ptr(), eps,
-                       out_TD.data_ptr(), _CODES[x_TD.dtype], torch.get_num_threads())
+        out_TD = torch.empty(shape, dtype=dtype)
+        self._rms_norm(x_TD.data_ptr(), step, shape[0], shape[1] if len(shape) == 3 else 1, shape[-1],
+                       weight_D.data_ptr(), eps, out_TD.data_ptr(), _CODES[dtype], torch.get_num_threads())
         return out_TD
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
@@ -206,10 +205,10 @@ class PackedCpuKernels:
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """x with contiguous rows (copied if they are not), and the bytes from one row to the next."""
     strides = x.stride()
-    inner = strides[1:] == (1,) if x.dim() == 2 else strides[1:] == (x.shape[2], 1)
-    if not inner:
+    if strides[-1] != 1 or (len(strides) == 3 and strides[1] != x.shape[2]):
         x = x.contiguous()
-    return x, x.stride(0) * _SIZES[x.dtype]
+        strides = x.stride()
+    return x, strides[0] * _SIZES[x.dtype]
 
 
 def _check(status: int) -> None:
