@@ -68,14 +68,17 @@ INLINE void load_values(const Dtype dtype, const Attention *a, const AttentionTa
 }
 
 // Turns scores of positions [first, last) of the chunk into weights, rescales what the row has summed so far
-INLINE void softmax_row(const Attention *a, TileState *s, long pair, long first, long last) {
+INLINE void softmax_row(const Attention *a, TileState *s, long pair, long first, long last, const int is_whole) {
     float *scores = s->scores + pair * CHUNK_LD;
     const i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     f32x16 score[CHUNK / LANES], best = splat(-__builtin_inff());
     for (int v = 0; v < CHUNK / LANES; v++) {
-        i32x16 at = lanes + v * LANES;
-        i32x16 seen = (at >= (int)first) & (at < (int)last);
-        score[v] = select16(seen, load_f32(scores + v * LANES) * splat(a->scale), splat(-__builtin_inff()));
+        score[v] = load_f32(scores + v * LANES) * splat(a->scale);
+        if (!is_whole) {
+            i32x16 at = lanes + v * LANES;
+            i32x16 seen = (at >= (int)first) & (at < (int)last);
+            score[v] = select16(seen, score[v], splat(-__builtin_inff()));
+        }
         best = max16(score[v], best);
     }
     float highest = max_lanes(best);
@@ -131,18 +134,19 @@ INLINE void attention_tile(const Dtype dtype, const Attention *a, const Attentio
         load_values(dtype, a, t, chunk, chunk_end, end, s.values);
         long score_vecs = ceil_div(chunk_end - chunk, LANES), num_pairs = t->num_tokens * t->num_heads;
         multiply_f32(num_pairs, score_vecs, s.q, HEAD_LD, s.keys, CHUNK, a->head_dim, s.scores, CHUNK_LD, 0);
-        int is_whole = position + 1 >= chunk + CHUNK && end - window <= chunk;
+        if (position + 1 >= chunk + CHUNK && end - window <= chunk) {          // every token sees the whole chunk
+            for (long pair = 0; pair < num_pairs; pair++) softmax_row(a, &s, pair, 0, CHUNK, 1);
+            multiply_f32(num_pairs, num_vecs, s.scores, CHUNK_LD, s.values, HEAD_LD, CHUNK, s.sums, HEAD_LD, 1);
+            continue;
+        }
         for (long i = 0; i < t->num_tokens; i++) {
             long first = max_long(0, position + i + 1 - window - chunk), last = min_long(CHUNK, position + i + 1 - chunk);
             if (first >= last) continue;
-            for (long h = 0; h < t->num_heads; h++) softmax_row(a, &s, i * t->num_heads + h, first, last);
-            if (is_whole) continue;
             long pair = i * t->num_heads;       // only positions that the token sees are touched: others may hold NaN
+            for (long h = 0; h < t->num_heads; h++) softmax_row(a, &s, pair + h, first, last, 0);
             multiply_f32(t->num_heads, num_vecs, s.scores + pair * CHUNK_LD + first, CHUNK_LD, s.values + first * HEAD_LD,
                          HEAD_LD, last - first, s.sums + pair * HEAD_LD, HEAD_LD, 1);
         }
-        if (is_whole) multiply_f32(num_pairs, num_vecs, s.scores, CHUNK_LD, s.values, HEAD_LD, CHUNK, s.sums,
-                                   HEAD_LD, 1);
     }
     finish_tile(dtype, a, t, &s);
 }

@@ -96,11 +96,10 @@ INLINE float max_lanes(f32x16 v) {
     return best;
 }
 
-// e^x within 2 ulp, exactly 1 at 0, 0 below -87.3; x is cut at 88. Range reduction and polynomial of Cephes' expf.
+// e^x for x <= 88 within 2 ulp, exactly 1 at 0, 0 below -87.3. Range reduction and polynomial of Cephes' expf.
 INLINE f32x16 exp16(f32x16 x) {
     i32x16 is_low = x < splat(-87.3f);
     x = select16(is_low, splat(-87.3f), x);
-    x = select16(x > splat(88.0f), splat(88.0f), x);
     f32x16 shifted = fma16(x, splat(1.44269504f), splat(12582912.0f));    // 1.5 * 2^23: rounds to an integer in the low bits
     f32x16 n = shifted - splat(12582912.0f);
     f32x16 r = fma16(n, splat(-0.693359375f), x);
@@ -116,7 +115,10 @@ INLINE f32x16 exp16(f32x16 x) {
     return select16(is_low, splat(0.0f), p * power);
 }
 
-INLINE f32x16 silu16(f32x16 x) { return x / (splat(1.0f) + exp16(-x)); }
+INLINE f32x16 silu16(f32x16 x) {
+    f32x16 minus_x = select16(-x > splat(88.0f), splat(88.0f), -x);
+    return x / (splat(1.0f) + exp16(minus_x));
+}
 
 // n elements of any dtype to floats
 INLINE void widen(Dtype dtype, float *out, const void *in, long n) {
