@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +18,20 @@ from serving.config import ServeConfig
 
 STATUS_S = 0.5
 STATUS_TIMEOUT_S = 5.0
+_CONTROLLER_POLL_S = 0.05
+
+
+def _wait_for_controller(starting: Future[None]) -> None:
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    while not starting.done():
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            return
+        except ValueError:
+            time.sleep(_CONTROLLER_POLL_S)
+    starting.result()
 
 
 @dataclass(slots=True)
@@ -64,16 +80,21 @@ class ClusterClient:
             ray.shutdown()
 
     def deploy(self, config: ServeConfig) -> None:
-        """Returns when Serve has taken the application, long before it answers."""
+        """Returns when Serve has taken the application, long before it answers. Raises what serve.start raises."""
         from ray import serve
 
         from cluster.app import build
 
         # Nodes on one machine have one set of ports.
         location = "HeadOnly" if config.local_nodes else "EveryNode"
-        serve.start(proxy_location=location, http_options={"host": config.http_host, "port": config.http_port})
-        serve.run_many([serve.RunTarget(build(config), config.application, config.route_prefix)],
-                       wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        options = {"host": config.http_host, "port": config.http_port}
+        with ThreadPoolExecutor(1) as pool:
+            # serve.start() waits for the HTTP proxy. The application need not: its replicas can start beside it.
+            starting = pool.submit(serve.start, proxy_location=location, http_options=options)
+            _wait_for_controller(starting)
+            serve.run_many([serve.RunTarget(build(config), config.application, config.route_prefix)],
+                           wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+            starting.result()
 
     def delete(self) -> None:
         from ray import serve

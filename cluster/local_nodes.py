@@ -16,6 +16,8 @@ from cluster.node import NODE_LABEL
 from cluster.process_marks import ProcessMark, mark_of
 from serving.config import LocalNodeConfig
 
+# Serve kills an HTTP proxy that takes more than 5 s to start, and starts another: never ready on a busy machine.
+_ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 _OBJECT_STORE_BYTES = 80 << 20      # about the least that Ray takes; tokens and weights never go through it
 
 
@@ -74,5 +76,5 @@ class LocalNodes:
         params.update(num_cpus=config.num_cpus, num_gpus=config.num_gpus, resources=dict(config.resources),
                       object_store_memory=_OBJECT_STORE_BYTES, node_name=config.name, labels={NODE_LABEL: config.name},
                       min_worker_port=0, max_worker_port=0, dashboard_agent_listen_port=None,
-                      include_log_monitor=False)
+                      include_log_monitor=False, env_vars=_ENVIRONMENT)
         _LocalNode(params, is_head, self._nodes)
