@@ -1,8 +1,8 @@
 """Speed of the kernels of model/kernels beside torch's own: one linear layer and whole MoE layers, by number of rows.
 
 Weights are read cold: calls go round over more weights, and other experts, than caches hold. GB/s counts the weights a
-call needs, read once; GFLOP/s two operations for every multiplication. Best of the calls, because other work on the
-machine only ever slows them down.
+call needs, read once; GFLOP/s two operations for every multiplication. The best call of several rounds over all cases,
+because other work on the machine only ever slows a call down.
 
   python benchmarks/kernels.py --threads 2
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -38,35 +38,33 @@ class MoeShape:
 MOE_SHAPES = (MoeShape("small", 512, 256, 32, 4), MoeShape("medium", 1024, 384, 64, 8))
 
 
-@dataclass(frozen=True)
-class Figure:
+@dataclass
+class Case:
+    """`calls` do the same work on different weights; num_bytes of weights and num_products multiplications each."""
+
     what: str
     rows: int
-    us: float
-    gigabytes_per_s: float
-    gflops: float
+    calls: Sequence[Callable[[], object]]
+    num_bytes: int
+    num_products: int
+    num_done: int = 0
+    best_s: float = float("inf")
+
+    def run(self, least_s: float) -> None:
+        start_s = before_s = time.perf_counter()
+        while before_s - start_s < least_s:
+            self.calls[self.num_done % len(self.calls)]()
+            after_s = time.perf_counter()
+            self.best_s = min(self.best_s, after_s - before_s)
+            self.num_done, before_s = self.num_done + 1, after_s
+
+    def figures(self) -> dict[str, object]:
+        return {"what": self.what, "rows": self.rows, "us": round(self.best_s * 1e6, 1),
+                "gigabytes_per_s": round(self.num_bytes / self.best_s / 1e9, 2),
+                "gflops": round(2 * self.num_products / self.best_s / 1e9, 1)}
 
 
-def best_s(calls: Sequence[Callable[[], object]], least_s: float = 0.4) -> float:
-    best, start_s, turn = float("inf"), time.perf_counter(), 0
-    while turn <= len(calls) or time.perf_counter() - start_s < least_s:
-        before_s = time.perf_counter()
-        calls[turn % len(calls)]()
-        best = min(best, time.perf_counter() - before_s)
-        turn += 1
-    return best
-
-
-def figure(what: str, rows: int, calls: Sequence[Callable[[], object]], num_bytes: float,
-           num_products: float) -> Figure:
-    seconds = best_s(calls)
-    result = Figure(what, rows, round(seconds * 1e6, 1), round(num_bytes / seconds / 1e9, 2),
-                    round(2 * num_products / seconds / 1e9, 1))
-    print(f"| {what} | {rows} | {result.us:.0f} | {result.gigabytes_per_s:.1f} | {result.gflops:.0f} |", flush=True)
-    return result
-
-
-def linear_figures(kernels: PackedCpuKernels, out_features: int, in_features: int) -> list[Figure]:
+def linear_cases(kernels: PackedCpuKernels, out_features: int, in_features: int) -> Iterator[Case]:
     num_weights = out_features * in_features
     copies = int(COLD_BYTES // (2 * num_weights)) + 1
     bf16 = [torch.randn(out_features, in_features).bfloat16() for _ in range(copies)]
@@ -74,15 +72,14 @@ def linear_figures(kernels: PackedCpuKernels, out_features: int, in_features: in
     for weight, values in zip(packed, bf16, strict=True):
         weight.load_rows(0, values)
     fp32 = [values.float() for values in bf16[:copies // 2 + 1]]
-    figures, name = [], f"linear {in_features} -> {out_features}"
+    name = f"linear {in_features} -> {out_features}"
     for rows in ROWS:
         x = torch.randn(rows, in_features).bfloat16()
         for what, calls, num_bytes in (
                 ("packed bf16", [partial(kernels.linear, x, weight) for weight in packed], 2 * num_weights),
                 ("torch bf16", [partial(functional.linear, x, weight) for weight in bf16], 2 * num_weights),
                 ("torch fp32", [partial(functional.linear, x.float(), weight) for weight in fp32], 4 * num_weights)):
-            figures.append(figure(f"{name}, {what}", rows, calls, num_bytes, rows * num_weights))
-    return figures
+            yield Case(f"{name}, {what}", rows, calls, num_bytes, rows * num_weights)
 
 
 def new_layer(kernels: PackedCpuKernels, shape: MoeShape) -> PackedExperts:
@@ -94,35 +91,40 @@ def new_layer(kernels: PackedCpuKernels, shape: MoeShape) -> PackedExperts:
     return layer
 
 
-def moe_figures(kernels: PackedCpuKernels, shape: MoeShape) -> list[Figure]:
+def moe_cases(kernels: PackedCpuKernels, shape: MoeShape) -> Iterator[Case]:
     """Tokens pick experts at random; the calls share counts, in another order of the experts each."""
     expert_bytes = 6 * shape.hidden * shape.intermediate
     layers = [new_layer(kernels, shape) for _ in range(int(COLD_BYTES // (expert_bytes * shape.num_experts)) + 1)]
-    figures = []
     for tokens in ROWS:
         rows = torch.randn(tokens * shape.experts_per_token, shape.hidden).bfloat16()
         scores = torch.rand(tokens, shape.num_experts)
         counts = torch.bincount(scores.topk(shape.experts_per_token).indices.flatten(), minlength=shape.num_experts)
         shuffled = [counts[torch.randperm(shape.num_experts)].tolist() for _ in range(16 if tokens <= 64 else 2)]
         calls = [partial(kernels.experts, rows, num_rows_E, layer) for num_rows_E in shuffled for layer in layers]
-        figures.append(figure(f"experts of {shape.name}, packed bf16", tokens, calls,
-                              expert_bytes * int((counts > 0).sum()), rows.shape[0] * expert_bytes / 2))
-    return figures
+        yield Case(f"experts of {shape.name}, packed bf16", tokens, calls, expert_bytes * int((counts > 0).sum()),
+                   rows.shape[0] * expert_bytes // 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--round-s", type=float, default=0.1, help="seconds for each case in each round")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     kernels = PackedCpuKernels()
-    print("| what | rows or tokens | us | GB/s | GFLOP/s |\n|---|---|---|---|---|")
-    figures = linear_figures(kernels, 4096, 1024)
+    cases = list(linear_cases(kernels, 4096, 1024))
     for shape in MOE_SHAPES:
-        figures += moe_figures(kernels, shape)
+        cases += moe_cases(kernels, shape)
+    for _ in range(options.rounds):
+        for case in cases:
+            case.run(options.round_s)
+    print("| what | rows or tokens | us | GB/s | GFLOP/s |\n|---|---|---|---|---|")
+    for case in cases:
+        print("| {what} | {rows} | {us:.0f} | {gigabytes_per_s:.1f} | {gflops:.0f} |".format_map(case.figures()))
     print(json.dumps({"benchmark": "kernels", "threads": options.threads, "kernels": kernels.name, **describe(),
-                      "figures": [asdict(entry) for entry in figures]}))
+                      "figures": [case.figures() for case in cases]}))
 
 
 if __name__ == "__main__":
