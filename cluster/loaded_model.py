@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cluster.device_facts import return_free_memory, used_memory_bytes
-from cluster.memory_demand import DTYPE_BYTES, buffer_bytes, max_model_len
+from cluster.memory_demand import DTYPE_BYTES, PROCESS_GROWTH_BYTES, buffer_bytes, max_model_len, min_kv_cache_bytes
 from cluster.process_group import ProcessGroup
 from model.args import ModelArgs
 from model.decoder import Decoder
@@ -67,6 +67,8 @@ def num_kv_blocks(config: ServeConfig, pool: PoolConfig, args: ModelArgs, budget
     buffers = buffer_bytes(args, config.scheduler, num_members, DTYPE_BYTES[config.model.dtype])
     used = used_memory_bytes(device)
     left = budget_bytes - used - buffers
+    # The process has grown since the plan was made (pages of libraries above all): that part of the buffers is in `used`.
+    left = max(left, min(min_kv_cache_bytes(args, config), left + PROCESS_GROWTH_BYTES))
     wanted = pool.kv_cache or (left if pool.memory_budget else int(left * _DEFAULT_PART))
     num_useful = config.scheduler.max_running_requests * -(-max_model_len(args, config) // config.scheduler.block_size)
     num_blocks = min(wanted // block_bytes, num_useful)

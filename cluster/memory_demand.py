@@ -9,7 +9,7 @@ from serving.config import SchedulerConfig, ServeConfig
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MIN_CONTEXT_TOKENS = 2048       # a member that cannot cache so many (or the model's whole context) is no use
-_PROCESS_GROWTH_BYTES = 48 << 20    # threads' stacks and arenas, gRPC, the store and pairs of the process group
+PROCESS_GROWTH_BYTES = 48 << 20     # threads' stacks and arenas, gRPC, the store and pairs of the process group
 
 
 def memory_demand(args: ModelArgs, config: ServeConfig, num_members: int) -> MemoryDemand:
@@ -48,4 +48,4 @@ def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, 
     local = scheduler.max_batch_tokens * (width * dtype_bytes + 2 * max(args.intermediate_size, 1) * dtype_bytes)
     logits = scheduler.max_running_requests * args.vocab_size * 4 * 2
     loading = 3 * args.vocab_size * args.hidden_size * 4
-    return max(rows + local + logits, loading) + _PROCESS_GROWTH_BYTES
+    return max(rows + local + logits, loading) + PROCESS_GROWTH_BYTES

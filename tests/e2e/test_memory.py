@@ -13,7 +13,7 @@ from tests.e2e.conftest import Service, config_of, eventually
 from tests.e2e.tiny_model import write_checkpoint
 
 pytestmark = pytest.mark.multinode
-BUDGET_BYTES = 800_000_000
+BUDGET_BYTES = 840_000_000     # a process takes 360 to 440 MB of it: how much of libtorch is resident differs
 
 
 @pytest.fixture(scope="module")
