@@ -67,7 +67,7 @@ def num_kv_blocks(config: ServeConfig, pool: PoolConfig, args: ModelArgs, budget
     buffers = buffer_bytes(args, config.scheduler, num_members, DTYPE_BYTES[config.model.dtype])
     used = used_memory_bytes(device)
     left = budget_bytes - used - buffers
-    # The process has grown since the plan was made (pages of libraries above all): that part of the buffers is in `used`.
+    # The process has grown since the plan was made, by pages of libraries above all: that part of the buffers is used.
     left = max(left, min(min_kv_cache_bytes(args, config), left + PROCESS_GROWTH_BYTES))
     wanted = pool.kv_cache or (left if pool.memory_budget else int(left * _DEFAULT_PART))
     num_useful = config.scheduler.max_running_requests * -(-max_model_len(args, config) // config.scheduler.block_size)

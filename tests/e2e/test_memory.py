@@ -62,6 +62,6 @@ def test_two_nodes_are_told_what_is_missing(service: Service, large: Path) -> No
         refused = health(service, "two")
         assert refused.status_code == 503
         message = refused.json()["error"]["message"]
-        assert "bytes are missing" in message and message.count("bytes missing (budget 800000000") == 2, message
+        assert "bytes are missing" in message and message.count(f"bytes missing (budget {BUDGET_BYTES}") == 2, message
     finally:
         service.ray("delete", "two")
