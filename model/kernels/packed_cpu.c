@@ -1,5 +1,6 @@
 // The CPU kernels behind model/kernels/packed_cpu.py. This file: packing, linear, experts.
 // M rows, N outputs, K inputs, D hidden size, I expert intermediate size, E experts
+#define _GNU_SOURCE
 #include <stdlib.h>
 
 #include "packed_simd.h"
@@ -11,8 +12,6 @@
 
 #define EXPORT __attribute__((visibility("default")))
 enum { OK = 0, NO_MEMORY = 1 };
-
-EXPORT void packed_set_parallel(void *function) { gomp_parallel = (GompParallel)function; }
 
 // ---- packing: rows [n, K] of a weight into panels; panel p lands at place p * panel_stride + panel_first
 

@@ -1,7 +1,8 @@
 """Kernels in C on packed weights, for CPUs (packed_cpu.c and its headers say how).
 
 Every output element is one fp32 FMA chain in ascending k, so a row's result does not depend on the rows beside it, on
-threads, or on the CPU's vector width. Runs on torch.get_num_threads() threads of torch's own OpenMP pool.
+threads, or on the CPU's vector width. Runs on torch.get_num_threads() threads of a pool of its own, one call at a time:
+a call from a second Python thread meanwhile runs on that thread alone.
 
 Letters as in model/kernels/protocol.py
 """

@@ -10,13 +10,10 @@ import platform
 from ctypes import c_float, c_long, c_void_p
 from pathlib import Path
 
-import torch
-
 from model.errors import ModelError
 
 _V3_FLAGS = {"avx2", "fma", "f16c", "bmi2"}
 _V4_FLAGS = _V3_FLAGS | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
-_OPENMP_LIBRARIES = ("libgomp", "libomp", "libiomp5")
 
 _Functions = dict[str, list[type[c_void_p] | type[c_long] | type[c_float]]]
 
@@ -27,7 +24,6 @@ _SHORT_FUNCTIONS: _Functions = {
     "packed_combine": [c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long],
     "packed_write_kv": [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_long, c_long, c_long, c_long, c_long],
     "packed_panel_bytes": [c_long, c_long],
-    "packed_set_parallel": [c_void_p],
 }
 _LONG_FUNCTIONS: _Functions = {
     "packed_pack": [c_void_p, c_void_p, c_long, c_long, c_long, c_long, c_long, c_long, c_long],
@@ -82,7 +78,6 @@ class KernelLibrary:
                                      fix="build it here: python setup.py build_generated") from error
         _declare(self.long, _LONG_FUNCTIONS)
         _declare(self.short, _SHORT_FUNCTIONS)
-        self.short.packed_set_parallel(openmp_parallel())
 
 
 def _declare(library: ctypes.CDLL, functions: _Functions) -> None:
@@ -118,17 +113,3 @@ def _cpu_flags(cpuinfo: str) -> set[str]:
         if name.strip() == "flags":
             return set(value.split())
     return set()
-
-
-def openmp_parallel() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that torch loaded; None: run on one thread."""
-    torch_libraries = Path(torch.__file__).parent.as_posix()
-    paths = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
-    candidates = [path for path in paths if Path(path).name.startswith(_OPENMP_LIBRARIES)]
-    for path in sorted(candidates, key=lambda path: (not path.startswith(torch_libraries), path)):
-        try:
-            function = ctypes.CDLL(path).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        return ctypes.cast(function, c_void_p).value
-    return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy
@@ -128,6 +129,19 @@ def test_linear_does_not_depend_on_threads(kernels: PackedCpuKernels, num_thread
         for threads in (2, 3):
             num_threads(threads)
             assert torch.equal(kernels.linear(x_TK, weight), alone)
+
+
+def test_callers_on_several_python_threads_get_their_own_results(kernels: PackedCpuKernels) -> None:
+    weights = [new_linear(kernels, torch.randn(400, 300).bfloat16()) for _ in range(4)]
+    x_TK = torch.randn(3, 300).bfloat16()
+    alone = [kernels.linear(x_TK, weight) for weight in weights]
+
+    def repeat(index: int) -> bool:
+        torch.set_num_threads(2)
+        return all(torch.equal(kernels.linear(x_TK, weights[index]), alone[index]) for _ in range(200))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(repeat, range(4)))
 
 
 def test_linear_rounds_as_torch_does(kernels: PackedCpuKernels) -> None:

@@ -40,7 +40,3 @@ def test_unknown_cpu_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_cpu_library, "library_path", lambda: None)
     with pytest.raises(ModelError, match="use TorchKernels"):
         KernelLibrary()
-
-
-def test_kernels_share_the_thread_pool_of_torch() -> None:
-    assert packed_cpu_library.openmp_parallel() is not None
