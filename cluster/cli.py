@@ -35,7 +35,7 @@ def up(config: ConfigPath, state_dir: StateDir = None) -> None:
     with StartDisplay(console, loaded) as display:
         running = BringUp(loaded, state_dir or default_state_dir(), display).run()
     console.print(f"{running.model} answers at {running.http_url}/v1 and over gRPC at {running.grpc_address}\n"
-                  "next: moesaic chat, moesaic status, moesaic down", markup=False, highlight=False)
+                  "next: moesaic chat, moesaic status, moesaic down", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -119,7 +119,7 @@ def main() -> None:
     try:
         app()
     except (ServingError, ModelError) as error:
-        errors.print(f"moesaic: {error}", markup=False, highlight=False, style="red")
+        errors.print(f"moesaic: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("stopped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import platformdirs
@@ -15,6 +16,7 @@ from cluster.bring_up import BringUp
 from cluster.chat import GrpcDoor, HttpDoor, Message
 from cluster.cluster_client import ClusterClient
 from cluster.conversation import print_answer
+from cluster.coordinator import ClusterStatus
 from cluster.start_display import StartDisplay
 from cluster.state_file import RunningCluster
 from cluster.status_table import status_view
@@ -24,6 +26,7 @@ DEMO_CONFIG = Path(__file__).parent.parent / "examples" / "demo.yaml"
 _GRPC_QUESTION = "What is a mixture of experts? Answer in two sentences."
 _HTTP_QUESTION = "Write a haiku about three computers that think together."
 _MAX_TOKENS = 96
+_SETTLE_S = 4.0         # shards report every second
 _STAGES = {"wait": "waiting for another process", "fetch": "fetching", "write": "upcycling"}
 
 
@@ -40,7 +43,7 @@ def run_demo(console: Console, config_path: Path, state_dir: Path) -> RunningClu
         console.print(answered.summary(), style="dim")
     console.rule("who computed what", align="left")
     with ClusterClient.connected(running) as client:
-        console.print(status_view(client.status()))
+        console.print(status_view(_settled(client)))
     console.print(_how_to_go_on(running), markup=False, highlight=False, soft_wrap=True)
     return running
 
@@ -63,6 +66,16 @@ def prepare_demo(console: Console, config_path: Path) -> ServeConfig:
             bars.update(task, description=f"demo model: {_STAGES.get(stage, stage)}", completed=done, total=total)
         folder = ensure_demo_checkpoint(platformdirs.user_cache_path("moesaic"), report)
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
+
+
+def _settled(client: ClusterClient) -> ClusterStatus:
+    """The status when the shards have reported what they did last."""
+    until_s = time.monotonic() + _SETTLE_S
+    while True:
+        status = client.status()
+        if time.monotonic() > until_s or not any(shard.num_running for _, shard in status.shards):
+            return status
+        time.sleep(_SETTLE_S / 20)
 
 
 def _how_to_go_on(running: RunningCluster) -> str:

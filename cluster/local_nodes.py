@@ -16,8 +16,12 @@ from cluster.node import NODE_LABEL
 from cluster.process_marks import ProcessMark, mark_of
 from serving.config import LocalNodeConfig
 
-# Serve kills an HTTP proxy that takes more than 5 s to start, and starts another: never ready on a busy machine.
-_ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+_ENVIRONMENT = {
+    # Serve kills an HTTP proxy that takes more than 5 s to start, and starts another: never ready on a busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # Ray runs workers at 15, where anything else that runs on this machine all but stops them.
+    "RAY_worker_niceness": "0",
+}
 _OBJECT_STORE_BYTES = 80 << 20      # about the least that Ray takes; tokens and weights never go through it
 
 

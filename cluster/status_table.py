@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -32,38 +33,41 @@ def status_view(status: ClusterStatus) -> Group:
 
 
 def _shard_table(status: ClusterStatus) -> Table:
-    table = Table(header_style="bold")
-    for column in ("node", "pool", "rank", "state", "experts", "memory", "weights", "KV free", "running", "waiting",
-                   "tokens", "expert rows"):
-        is_text = column in ("node", "pool", "state", "experts")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "experts")
+    """Fits 80 columns. Shards in the order of their ranks."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("node", "state", "experts", "memory MiB", "KV", "load", "rows computed"):
+        is_text = column in ("node", "state", "experts")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     epoch = status.view.epoch
+    ranks = {member.shard_id: rank for rank, member in enumerate(epoch.members)} if epoch else {}
     total_rows = sum(shard.num_expert_rows for _, shard in status.shards)
-    for member, shard in status.shards:
-        rank = epoch.rank_of(member.shard_id) if epoch else None
+    has_pools = len({member.pool for member, _ in status.shards}) > 1
+    for member, shard in sorted(status.shards, key=lambda entry: ranks.get(entry[0].shard_id, len(ranks))):
+        rank = ranks.get(member.shard_id)
         share = f" ({shard.num_expert_rows / total_rows:.0%})" if total_rows else ""
+        used = shard.kv_blocks_total - shard.kv_blocks_free
         table.add_row(
-            member.node_name, member.pool, "-" if rank is None else str(rank),
+            f"{member.node_name} ({member.pool})" if has_pools else member.node_name,
             Text(shard.state, style=_COLOURS.get(shard.state, "yellow")),
             "-" if rank is None or epoch is None else expert_ranges(epoch.placement, rank),
-            f"{_mib(shard.resident_bytes)} of {_mib(member.facts.memory_budget_bytes)} MiB",
-            f"{_mib(shard.weights_bytes)} MiB",
-            f"{shard.kv_blocks_free}/{shard.kv_blocks_total}", str(shard.num_running), str(shard.num_waiting),
-            str(shard.num_tokens_computed), f"{shard.num_expert_rows}{share}")
+            f"{_mib(shard.resident_bytes)} of {_mib(member.facts.memory_budget_bytes)}",
+            f"{used / shard.kv_blocks_total:.0%}" if shard.kv_blocks_total else "-",
+            f"{shard.num_running}+{shard.num_waiting}", f"{shard.num_expert_rows:,}{share}")
         if shard.detail:
-            table.add_row("", "", "", Text(shard.detail, style="red"))
+            table.add_row("", Text(shard.detail, style="red"))
     return table
 
 
 def expert_ranges(placement: Placement, rank: int) -> str:
-    """'0-3 in 30 layers' when all MoE layers agree, else how many copies in how many layers."""
+    """Copies, and which: '60: 0-1' when all MoE layers have the same experts here, else '80: 2-3 a layer'."""
     of_layer = [placement.experts_of(layer, rank) for layer in range(placement.num_layers)]
-    if not any(of_layer):
+    counts = sorted({len(experts) for experts in of_layer})
+    total = sum(map(len, of_layer))
+    if not total:
         return "none"
     if len(set(of_layer)) == 1:
-        return f"{_ranges(of_layer[0])} in {len(of_layer)} layers"
-    counts = [len(experts) for experts in of_layer]
-    return f"{min(counts)} to {max(counts)} a layer, {sum(counts)} in all"
+        return f"{total}: {_ranges(of_layer[0])}"
+    return f"{total}: {'-'.join(map(str, (counts[0], counts[-1]) if len(counts) > 1 else counts))} a layer"
 
 
 def _ranges(experts: tuple[int, ...]) -> str:

@@ -1,0 +1,63 @@
+"""The table of `moesaic status` on a terminal of 80 columns, and its JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich.console import Console
+
+from cluster.coordinator import ClusterStatus, RouterReport
+from cluster.membership import GroupPhase, ShardState, View
+from cluster.placement import MemberMemory, place_by_free_memory
+from cluster.status_table import expert_ranges, status_json, status_view
+from model.placement import Placement, contiguous_placement
+from serving.epoch import Epoch, ShardStatus
+from tests.cluster.group_reports import DEMAND, member
+
+MEMBERS = tuple(member(name, budget=1_400 << 20) for name in "abc")
+
+
+def a_status() -> ClusterStatus:
+    memories = tuple(MemberMemory(one.node_name, 1400 << 20, 350 << 20) for one in MEMBERS)
+    placement = place_by_free_memory(memories, DEMAND)
+    assert placement is not None
+    shards = tuple(
+        (one, ShardStatus(one.shard_id, 1, ShardState.READY, num_running=12, num_waiting=3, kv_blocks_total=300,
+                          kv_blocks_free=75, resident_bytes=1_041 << 20, num_tokens_computed=12_345,
+                          num_expert_rows=1_234_567)) for one in reversed(MEMBERS))
+    routers = (RouterReport("r1", "node-a", "127.0.0.1:9000", epoch=1, is_ready=True),)
+    return ClusterStatus(View(GroupPhase.READY, Epoch(1, MEMBERS, placement, "")), shards, routers)
+
+
+def shown(status: ClusterStatus) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(status_view(status))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_table_fits_80_columns_in_order_of_ranks() -> None:
+    text = shown(a_status())
+    assert "healthy" in text and "…" not in text
+    rows = [line for line in text.splitlines() if line.strip().startswith("node-")]
+    assert [row.split()[0] for row in rows] == ["node-a", "node-b", "node-c"]
+    assert all("1,041 of 1,400" in row and "75%" in row and "12+3" in row and "1,234,567 (33%)" in row for row in rows)
+    assert "gRPC at 127.0.0.1:9000" in text
+
+
+def test_what_is_missing_is_shown() -> None:
+    text = shown(ClusterStatus(View(GroupPhase.WAITING, None, "2 of 3 shards are here"), (), ()))
+    assert "waiting" in text and "2 of 3 shards are here" in text
+
+
+def test_expert_ranges() -> None:
+    assert expert_ranges(contiguous_placement(3, 8, (2, 6, 0)), 0) == "6: 0-1"
+    assert expert_ranges(contiguous_placement(3, 8, (2, 6, 0)), 2) == "none"
+    uneven = Placement(2, (((0,), (0,), (1,)), ((0,), (1,), (1,))))
+    assert expert_ranges(uneven, 0) == "3: 1-2 a layer"
+
+
+def test_json_holds_everything() -> None:
+    content = json.loads(status_json(a_status()))
+    assert content["is_ready"] and content["view"]["epoch"]["number"] == 1 and len(content["shards"]) == 3
