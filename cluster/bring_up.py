@@ -19,6 +19,7 @@ from pathlib import Path
 from cluster.cluster_client import ClusterClient
 from cluster.coordinator import ClusterStatus
 from cluster.local_nodes import LocalNodes
+from cluster.membership import ShardState
 from cluster.node import PortTakenError, is_port_free
 from cluster.process_marks import are_alive, stop_processes
 from cluster.state_file import NoClusterError, RunningCluster, read_state, remove_state, write_state
@@ -122,8 +123,8 @@ class BringUp:
                                      fix=f"see the logs in {self._local.log_dir}") from self._node_errors[0]
                 if latest.failure:
                     raise StartError(f"the application could not be deployed: {latest.failure}", fix=self._where_logs())
-                if latest.status is not None and latest.status.view.is_too_small and self._config.local_nodes:
-                    raise StartError(latest.status.view.why, fix="Local nodes do not grow: change the config")
+                if latest.status is not None:
+                    self._refuse_hopeless(latest.status)
                 self._tell("starting shards" if latest.status is None else "loading", latest.status)
                 time.sleep(POLL_S)
         if self._config.local_nodes:
@@ -131,6 +132,14 @@ class BringUp:
         status = self._client.status()
         self._grpc_address = next((router.grpc_address for router in status.routers), "")
         self._tell("healthy", status)
+
+    def _refuse_hopeless(self, status: ClusterStatus) -> None:
+        """What more waiting does not mend."""
+        for member, shard in status.shards:
+            if shard.state == ShardState.FAILED:
+                raise StartError(f"a shard failed on node {member.node_name}: {shard.detail}")
+        if status.view.is_too_small and self._config.local_nodes:
+            raise StartError(status.view.why, fix="Local nodes do not grow: change the config")
 
     def _tell(self, stage: str, status: ClusterStatus | None = None) -> None:
         self._on_progress(Progress(stage, tuple(self._nodes), status))

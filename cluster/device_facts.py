@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def used_memory_bytes(device: str) -> int:
 
 
 def return_free_memory() -> None:
-    """Give memory that was freed back to the system, where the C library can (glibc)."""
+    """Give memory that was freed back to the system, cycles included, where the C library can (glibc)."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -63,6 +63,7 @@ def num_kv_blocks(config: ServeConfig, pool: PoolConfig, args: ModelArgs, budget
 
     Never more than all running sequences at full length could use.
     """
+    return_free_memory()        # the KV cache of the epoch before
     block_bytes = kv_block_bytes(args, config.scheduler.block_size, DTYPE_BYTES[config.model.dtype])
     buffers = buffer_bytes(args, config.scheduler, num_members, DTYPE_BYTES[config.model.dtype])
     used = used_memory_bytes(device)

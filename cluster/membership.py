@@ -186,9 +186,10 @@ def _pool_index(member: Member, rules: GroupRules) -> int:
 
 def _who_is_missing(present: list[Member], snapshot: GroupSnapshot, rules: GroupRules) -> str:
     here = ", ".join(member.node_name for member in present) or "none"
-    failed = [f"; shard {report.member.shard_id} on node {report.member.node_name} failed: {report.status.detail}"
-              for report in snapshot.reports if report.status.state == ShardState.FAILED]
-    return f"{len(present)} of {rules.num_members} shards are here ({here}){''.join(failed)}"
+    failed = {report.status.detail: report.member.node_name for report in snapshot.reports
+              if report.status.state == ShardState.FAILED}
+    reasons = "".join(f"; a shard failed on node {node}: {detail}" for detail, node in sorted(failed.items()))
+    return f"{len(present)} of {rules.num_members} shards are here ({here}){reasons}"
 
 
 def _memory_of(member: Member) -> MemberMemory:

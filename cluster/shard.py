@@ -75,8 +75,9 @@ class Shard:
                 tasks.create_task(self._reporter.run())
                 tasks.create_task(self._follower.run())
                 tasks.create_task(self._serve_forever(kernels, args))
-        except* ModelError as group:
-            raise group.exceptions[0] from None
+        except ExceptionGroup as group:
+            of_model = group.subgroup(ModelError)
+            raise (of_model or group).exceptions[0] from None
         finally:
             self._link.close_epoch("the shard stops")
             await server.stop(grace=None)

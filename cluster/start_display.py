@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cluster.bring_up import Progress as StartProgress
-from cluster.membership import GroupPhase, ShardState
+from cluster.membership import ShardState
 from serving.config import ServeConfig
 
 _MIB = 2**20
@@ -54,6 +54,6 @@ class StartDisplay:
                               total=sum(shard.bytes_to_read for shard in loading) // _MIB)
         self._bars.update(self._ready, completed=sum(shard.state == ShardState.READY for shard in shards))
         view = progress.status.view
-        if shards and view.phase is GroupPhase.WAITING and view.why != self._said:
+        if view.is_too_small and view.why != self._said:
             self._said = view.why
             self._console.print(f"waiting: {view.why}", markup=False)
