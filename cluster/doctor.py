@@ -91,15 +91,11 @@ def _cpu_kernels() -> Iterator[Check]:
 
 def _address() -> Iterator[Check]:
     """Other nodes reach this one by the address that Ray announces."""
-    name = socket.gethostname()
-    try:
-        address = socket.gethostbyname(name)
-    except OSError:
-        yield Check("address", Verdict.WARN, f"host name {name!r} does not resolve",
-                    "add it to DNS or /etc/hosts, or start Ray with --node-ip-address")
-        return
-    loopback = address.startswith("127.")
-    yield Check("address", Verdict.WARN if loopback else Verdict.OK, f"{name} is {address}",
+    import ray.util
+
+    address = str(ray.util.get_node_ip_address())
+    loopback = address.startswith("127.") or address == "::1"
+    yield Check("address", Verdict.WARN if loopback else Verdict.OK, f"Ray announces {address}",
                 "other machines cannot reach a loopback address: start Ray with --node-ip-address" if loopback else "")
 
 
