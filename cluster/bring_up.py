@@ -117,7 +117,7 @@ class BringUp:
 
     def _wait_until_healthy(self) -> None:
         with self._client.polling() as latest:
-            while not is_healthy(self._config):
+            while not (latest.is_ready and is_healthy(self._config)):
                 if self._node_errors:
                     raise StartError(f"a Ray node did not start: {self._node_errors[0]}",
                                      fix=f"see the logs in {self._local.log_dir}") from self._node_errors[0]

@@ -13,11 +13,13 @@ from typing import cast
 
 from cluster.coordinator import ClusterStatus
 from cluster.coordinator_client import CoordinatorUnavailableError
+from cluster.membership import GroupPhase, View
 from cluster.state_file import NoClusterError, RunningCluster
 from serving.config import ServeConfig
 
-STATUS_S = 0.5
-STATUS_TIMEOUT_S = 5.0
+WATCH_S = 1.0
+CALL_TIMEOUT_S = 5.0
+_FAILURE_EVERY = 3
 _CONTROLLER_POLL_S = 0.05
 
 
@@ -40,6 +42,11 @@ class Latest:
 
     status: ClusterStatus | None = None
     failure: str = ""               # why Serve gave the application up
+
+    @property
+    def is_ready(self) -> bool:
+        """The group is; its routers will be in a moment."""
+        return self.status is not None and self.status.view.phase is GroupPhase.READY
 
 
 class ClusterClient:
@@ -102,7 +109,14 @@ class ClusterClient:
         serve.delete(self._application)
 
     def status(self) -> ClusterStatus:
-        """Ask the coordinator. Raises CoordinatorUnavailableError."""
+        """Raises CoordinatorUnavailableError."""
+        return cast(ClusterStatus, self._ask("status"))
+
+    def watch(self, seen_key: str, timeout_s: float) -> View:
+        """See Coordinator.watch. Raises CoordinatorUnavailableError."""
+        return cast(View, self._ask("watch", seen_key, timeout_s))
+
+    def _ask(self, method: str, *arguments: object) -> object:
         from ray import serve
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
@@ -111,28 +125,37 @@ class ClusterClient:
 
         try:
             handle = serve.get_deployment_handle(COORDINATOR, self._application)
-            return cast(ClusterStatus, handle.status.remote().result(timeout_s=STATUS_TIMEOUT_S))
+            return cast(object, getattr(handle, method).remote(*arguments).result(timeout_s=CALL_TIMEOUT_S))
         except (TimeoutError, RayError, RayServeException) as error:
             raise CoordinatorUnavailableError(f"the coordinator of {self._application!r} did not answer: {error}",
                                               fix="look at `serve status` and the logs") from error
 
     @contextlib.contextmanager
     def polling(self) -> Iterator[Latest]:
-        """Keeps asking in a thread while the block runs."""
+        """Follows the coordinator in a thread while the block runs, without taking much from what starts beside it."""
         latest, ended = Latest(), threading.Event()
-
-        def poll() -> None:
-            while not ended.wait(STATUS_S):
-                with contextlib.suppress(CoordinatorUnavailableError):
-                    latest.status = self.status()
-                latest.failure = self._failure()
-        thread = threading.Thread(target=poll, name="status", daemon=True)
+        thread = threading.Thread(target=self._poll, args=(latest, ended), name="status", daemon=True)
         thread.start()
         try:
             yield latest
         finally:
             ended.set()
-            thread.join(STATUS_TIMEOUT_S + STATUS_S)
+            thread.join(CALL_TIMEOUT_S)
+
+    def _poll(self, latest: Latest, ended: threading.Event) -> None:
+        key, num_asked = "", 0
+        while not ended.is_set():
+            try:
+                if latest.is_ready:
+                    ended.wait(WATCH_S)     # there is little to come, and the block must not wait for an answer
+                else:
+                    key = self.watch(key, WATCH_S).key
+                latest.status = self.status()
+            except CoordinatorUnavailableError:
+                ended.wait(WATCH_S)
+            if num_asked % _FAILURE_EVERY == 0:
+                latest.failure = self._failure()
+            num_asked += 1
 
     def _failure(self) -> str:
         from ray import serve
