@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRate:
+    """What the rows of one expert cost a member. In the one regime its weights are read, in the other rows count."""
+
+    read_s: float       # with one row: to read the expert's weights
+    row_s: float        # of each row, when there are many
+
+    def seconds(self, num_rows: float) -> float:
+        return max(self.read_s, self.row_s * num_rows) if num_rows > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,13 +22,19 @@ class Placement:
     """`holders[layer][expert]` = ascending ranks that hold a copy; every expert has at least one.
 
     `layer` counts MoE layers only (dense layers between them have no experts). Any rank may hold any number of experts,
-    none included.
+    none included. `rates` by rank: what the split of an expert's rows over its copies goes by; empty: all alike.
     """
 
     num_members: int
     holders: tuple[tuple[tuple[int, ...], ...], ...]
+    rates: tuple[ExpertRate, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.rates and len(self.rates) != self.num_members:
+            raise ValueError(f"{len(self.rates)} rates for {self.num_members} members; give each its own, or none")
+        for rank, rate in enumerate(self.rates):
+            if not (0 <= rate.read_s < math.inf and 0 < rate.row_s < math.inf):
+                raise ValueError(f"rank {rank} has {rate}; times must be finite and row_s above zero")
         for layer, experts in enumerate(self.holders):
             for expert, ranks in enumerate(experts):
                 if not ranks:

@@ -72,6 +72,7 @@ class PoolConfig(_Options):
     num_cpus: Annotated[float, Field(ge=0)] = 1
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)   # Ray custom resources that select the nodes
     runtime_env: dict[str, Any] = Field(default_factory=dict)
+    emulated_speed: Annotated[float, Field(gt=0, le=1)] | None = None   # compute for real, then wait as if so much slower
 
 
 class SchedulerConfig(_Options):
@@ -116,6 +117,18 @@ class GroupConfig(_Options):
     gather_max_rows: PositiveInt | None = None  # auto: gather up to so many agreed rows; default: the cost rule's
 
 
+class PlacementConfig(_Options):
+    """Which shards hold which experts, and who takes which part of the requests."""
+
+    policy: Literal["speed", "even"] = "speed"  # even: alike for all members, as other systems do; for comparisons
+    min_copies: Literal[1, 2] = 1               # every expert on so many shards
+    num_rows: PositiveInt = 256                 # of a step, all shards together, that the plan is made for
+    context_tokens: PositiveInt = 1024          # of a sequence, likewise
+    rebalance_margin: Annotated[float, Field(gt=0)] | None = 0.1    # change when so much faster; None: never by itself
+    rebalance_interval_s: PositiveFloat = 60.0
+    load_half_life_s: PositiveFloat = 300.0     # how fast counted expert loads fade
+
+
 class ServeConfig(_Options):
     """The whole file."""
 
@@ -128,6 +141,7 @@ class ServeConfig(_Options):
     scheduler: SchedulerConfig = SchedulerConfig()
     router: RouterConfig = RouterConfig()
     group: GroupConfig = GroupConfig()
+    placement: PlacementConfig = PlacementConfig()
     local_nodes: tuple[LocalNodeConfig, ...] = ()   # start these Ray nodes on this machine first (demo, tests)
 
     @model_validator(mode="after")

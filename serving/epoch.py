@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from model.placement import Placement
+
+# (rows, seconds), rows ascending from 1 on: how long something takes for so many rows.
+Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,57 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """How a member exchanges rows with the others."""
+
+    latency_s: float                # of one small collective
+    bytes_per_s: float              # payload that leaves a member in a collective
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """What one device does with one model's shapes in one dtype. Times already contain `emulated_speed`.
+
+    Curves are read between their points by straight lines, and beyond the last by its slope. Weights are counted as
+    read from memory, not from a cache.
+    """
+
+    source: Literal["measured", "data-sheet"]
+    read_bytes_per_s: float         # of weights
+    gemm_flop_per_s: tuple[tuple[int, float], ...]      # (rows, FLOP/s) in the shape of one expert
+    expert_s: Curve                 # one expert of one layer
+    dense_s: Curve                  # of one layer what its rows' owner computes: norms, attention projections, gate
+    head_s: Curve                   # last norm and logits, once a step
+    attention_s: float              # of one query row over one cached token, one layer
+    layer_overhead_s: float = 0.0   # of one layer whatever its rows: launches, planning
+    link: Link | None = None        # None: not measured yet, or alone
+    emulated_speed: float | None = None     # None: as fast as it is
+    spread: float = 0.0             # relative difference between the repeats of the measurement
+    is_noisy: bool = False          # the repeats differ by more than 3 %
+
+
+@dataclass(frozen=True, slots=True)
+class RequestShare:
+    """A member's part in the requests: attention work and KV memory. share 0: experts only, no attention weights."""
+
+    share: float                    # of new requests; all members' add up to 1
+    token_budget: int               # prefill + decode tokens that one step of this member may compute
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementChange:
+    """One change of the placement within an epoch. A long one goes in several revisions."""
+
+    operation_id: str
+    why: str
+    first_revision: int
+    last_revision: int
+    moved_bytes: int
+    state: Literal["running", "done", "failed"] = "running"
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """One shard of the group. Its rank is its index in Epoch.members."""
 
@@ -31,6 +86,7 @@ class Member:
     link_address: str               # host:port of its shard link (gRPC)
     facts: DeviceFacts
     store_address: str = ""         # host:port kept free for the store of its next process group, were it rank 0
+    profile: DeviceProfile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +95,9 @@ class Epoch:
     members: tuple[Member, ...]
     placement: Placement
     rendezvous: str                 # tcp://host:port of rank 0's store of the process group; "" until all have loaded
+    shares: tuple[RequestShare, ...] = ()   # by rank; empty: all alike, with the configured token budget
+    revision: int = 0               # of placement and shares: they may change while members and ranks stay
+    changes: tuple[PlacementChange, ...] = ()       # the latest ones, oldest first
 
     def rank_of(self, shard_id: str) -> int | None:
         for rank, member in enumerate(self.members):
@@ -67,4 +126,6 @@ class ShardStatus:
     num_tokens_computed: int = 0
     num_expert_rows: int = 0        # (row, expert) pairs computed here, for anybody
     num_expert_copies: int = 0
+    revision: int = 0               # of the placement that its steps use
+    prepared_revision: int = 0      # highest whose weights are loaded
     detail: str = ""                # what went wrong, when the state says so
