@@ -72,7 +72,7 @@ class PoolConfig(_Options):
     num_cpus: Annotated[float, Field(ge=0)] = 1
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)   # Ray custom resources that select the nodes
     runtime_env: dict[str, Any] = Field(default_factory=dict)
-    emulated_speed: Annotated[float, Field(gt=0, le=1)] | None = None   # compute for real, then wait as if so much slower
+    emulated_speed: Annotated[float, Field(gt=0, le=1)] | None = None   # compute for real, then wait as if slower
 
 
 class SchedulerConfig(_Options):
