@@ -9,7 +9,7 @@ import enum
 import logging
 from dataclasses import dataclass, replace
 
-from cluster.placement import MemberMemory, MemoryDemand, Shortfall, place_by_free_memory, shortfalls
+from cluster.memory_plan import MemberMemory, MemoryDemand, Shortfall, place_by_free_memory, shortfalls
 from serving.epoch import Epoch, Member, ShardStatus
 from serving.errors import ServingError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.placement import MemoryDemand
+from cluster.memory_plan import MemoryDemand
 from model.args import ModelArgs
 from model.memory import expert_bytes, kv_block_bytes, shared_bytes
 from serving.config import SchedulerConfig, ServeConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.membership import GroupRules, Report, ShardState
-from cluster.placement import MemoryDemand
+from cluster.memory_plan import MemoryDemand
 from serving.epoch import DeviceFacts, Member, ShardStatus
 
 DEMAND = MemoryDemand(num_moe_layers=2, num_experts=6, expert_bytes=100, shared_bytes=50, kv_cache_bytes=30,

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cluster.coordinator import ClusterStatus, RouterReport
 from cluster.membership import GroupPhase, ShardState, View
-from cluster.placement import MemberMemory, place_by_free_memory
+from cluster.memory_plan import MemberMemory, place_by_free_memory
 from cluster.status_table import expert_ranges, status_json, status_view
 from model.placement import Placement, contiguous_placement
 from serving.epoch import Epoch, ShardStatus

@@ -1,10 +1,11 @@
-"""Which members hold which experts, by free memory. Pure.
+"""Where every byte of a member's memory goes, and what fits. Pure.
 
 Copies are counted in experts of one layer ("slots"): L MoE layers of E experts are L * E slots, one copy each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.placement import Placement
@@ -27,8 +28,12 @@ class MemoryDemand:
 
     @property
     def fixed_bytes(self) -> int:
-        """Of every member, before it holds any expert."""
-        return self.shared_bytes + self.kv_cache_bytes + self.buffer_bytes
+        """Of a member that takes requests, before it holds any expert."""
+        return self.fixed_bytes_of(takes_requests=True)
+
+    def fixed_bytes_of(self, takes_requests: bool) -> int:
+        """Before it holds any expert. Without requests a member needs neither shared weights nor a KV cache."""
+        return self.buffer_bytes + (self.shared_bytes + self.kv_cache_bytes if takes_requests else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,23 @@ class MemberMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Where one member's bytes go. All of them add up to its budget."""
+
+    process_bytes: int
+    shared_bytes: int           # weights other than experts
+    expert_bytes: int
+    kv_cache_bytes: int
+    buffer_bytes: int
+    free_bytes: int             # of a member without requests: nobody's
+
+    @property
+    def budget_bytes(self) -> int:
+        return (self.process_bytes + self.shared_bytes + self.expert_bytes + self.kv_cache_bytes + self.buffer_bytes
+                + self.free_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Shortfall:
     """One member of a group that cannot hold the model. Raising every member's budget by missing_bytes makes it fit."""
 
@@ -49,9 +71,29 @@ class Shortfall:
     missing_bytes: int
 
 
-def free_bytes(memory: MemberMemory, demand: MemoryDemand) -> int:
+def free_bytes(memory: MemberMemory, demand: MemoryDemand, takes_requests: bool = True) -> int:
     """What is left for experts."""
-    return memory.budget_bytes - memory.resident_bytes - demand.fixed_bytes
+    return memory.budget_bytes - memory.resident_bytes - demand.fixed_bytes_of(takes_requests)
+
+
+def max_slots(memory: MemberMemory, demand: MemoryDemand, takes_requests: bool = True, kv_cache_bytes: int = 0) -> int:
+    """Expert copies that fit, at most one of every expert of every layer.
+
+    `kv_cache_bytes`: keep so much for the KV cache where it is above the demand's least. 0 when nothing fits.
+    """
+    more_kv = max(0, kv_cache_bytes - demand.kv_cache_bytes) if takes_requests else 0
+    left = free_bytes(memory, demand, takes_requests) - more_kv
+    return min(_capacities([left], demand)[0], demand.num_slots)
+
+
+def memory_use(memory: MemberMemory, demand: MemoryDemand, num_copies: int, takes_requests: bool) -> MemoryUse:
+    """Byte for byte. A KV cache takes all that experts leave."""
+    experts = num_copies * demand.expert_bytes
+    left = free_bytes(memory, demand, takes_requests) - experts
+    return MemoryUse(
+        process_bytes=memory.resident_bytes, shared_bytes=demand.shared_bytes if takes_requests else 0,
+        expert_bytes=experts, kv_cache_bytes=demand.kv_cache_bytes + left if takes_requests else 0,
+        buffer_bytes=demand.buffer_bytes, free_bytes=0 if takes_requests else left)
 
 
 def place_by_free_memory(members: tuple[MemberMemory, ...], demand: MemoryDemand) -> Placement | None:
@@ -68,10 +110,13 @@ def place_by_free_memory(members: tuple[MemberMemory, ...], demand: MemoryDemand
     return Placement(num_members=len(members), holders=tuple(layers))
 
 
-def shortfalls(members: tuple[MemberMemory, ...], demand: MemoryDemand) -> tuple[Shortfall, ...]:
-    """Why the members cannot hold the model, member by member; empty when they can."""
-    free = [free_bytes(memory, demand) for memory in members]
-    lacking_slots = max(0, demand.num_slots - sum(_capacities(free, demand)))
+def shortfalls(members: tuple[MemberMemory, ...], demand: MemoryDemand, min_copies: int = 1,
+               takes_requests: Sequence[bool] | None = None) -> tuple[Shortfall, ...]:
+    """Why the members cannot hold the model, member by member; empty when they can. All take requests unless told."""
+    roles = takes_requests or (True,) * len(members)
+    free = [free_bytes(memory, demand, takes) for memory, takes in zip(members, roles, strict=True)]
+    capacities = [min(capacity, demand.num_slots) for capacity in _capacities(free, demand)]
+    lacking_slots = max(0, demand.num_slots * min_copies - sum(capacities))
     if min(free) >= 0 and not lacking_slots:
         return ()
     each = -(-lacking_slots // len(members)) * demand.expert_bytes

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.placement import MemberMemory, MemoryDemand, free_bytes, place_by_free_memory, shortfalls
+from cluster.memory_plan import MemberMemory, MemoryDemand, free_bytes, place_by_free_memory, shortfalls
 
 DEMAND = MemoryDemand(num_moe_layers=5, num_experts=8, expert_bytes=100, shared_bytes=1000, kv_cache_bytes=300,
                       buffer_bytes=200)
