@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.executor import GroupExecutor
-from cluster.loaded_model import LoadedModel, new_dispatcher, new_runner
+from cluster.loaded_model import LoadedModel, new_dispatcher, new_pace, new_runner
 from cluster.memory_demand import max_model_len
 from cluster.process_group import ProcessGroup
 from serving.config import ServeConfig
@@ -74,7 +74,8 @@ class EpochRun:
         group_config, kernels = self._config.group, model.decoder.kernels
         self._group = ProcessGroup.join(self._epoch.rendezvous, self._rank, len(self._epoch.members),
                                         group_config.collective_timeout_s, group_config.backend, str(kernels.device))
-        dispatcher = new_dispatcher(kernels, self._epoch.placement, self._group, self._config)
-        runner = new_runner(model, dispatcher, num_blocks, self._config.scheduler.block_size)
+        pace = new_pace(self._epoch.members[self._rank], kernels)
+        dispatcher = new_dispatcher(kernels, self._epoch.placement, self._group, self._config, pace)
+        runner = new_runner(model, dispatcher, num_blocks, self._config.scheduler.block_size, pace)
         self.kv_cache_bytes = runner.kv_cache.nbytes
         return GroupExecutor(runner, self._group, self._thread)

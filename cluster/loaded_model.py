@@ -20,10 +20,12 @@ from model.dispatch_auto import AutoDispatcher
 from model.errors import OutOfMemoryError
 from model.kernels.protocol import Kernels
 from model.memory import kv_block_bytes
+from model.pace import Pace, work_clock_of
 from model.placement import Placement
 from model.runner import Runner
 from model.weights import LoadReport, load_decoder
 from serving.config import PoolConfig, ServeConfig
+from serving.epoch import Member
 
 logger = logging.getLogger(__name__)
 
@@ -83,15 +85,26 @@ def num_kv_blocks(config: ServeConfig, pool: PoolConfig, args: ModelArgs, budget
     return num_blocks
 
 
-def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, config: ServeConfig) -> Dispatcher:
+def new_pace(member: Member, kernels: Kernels) -> Pace | None:
+    """One for a member that emulates a speed; its runner and its dispatchers keep it."""
+    speed = member.profile.emulated_speed if member.profile else None
+    return None if speed is None else Pace(speed, work_clock_of(kernels.device, member.facts.num_threads))
+
+
+def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, config: ServeConfig,
+                   pace: Pace | None) -> Dispatcher:
     if group.num_members == 1:
         return LocalDispatcher(kernels, placement)
-    return AutoDispatcher(kernels, placement, group.rank, group.group, config.group.dispatch,
-                          config.group.gather_max_rows)
+    dispatcher = AutoDispatcher(kernels, placement, group.rank, group.group, config.group.dispatch,
+                                config.group.gather_max_rows)
+    if pace is not None:
+        dispatcher.keep_pace(pace)
+    return dispatcher
 
 
-def new_runner(model: LoadedModel, dispatcher: Dispatcher, num_blocks: int, block_size: int) -> Runner:
+def new_runner(model: LoadedModel, dispatcher: Dispatcher, num_blocks: int, block_size: int,
+               pace: Pace | None) -> Runner:
     began_s = time.perf_counter()
-    runner = Runner(model.decoder, dispatcher, num_blocks, block_size)
+    runner = Runner(model.decoder, dispatcher, num_blocks, block_size, pace)
     logger.info("runner_made num_blocks=%d took_s=%.2f", num_blocks, time.perf_counter() - began_s)
     return runner

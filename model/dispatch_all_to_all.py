@@ -16,6 +16,7 @@ from model.dispatch_collectives import Collectives
 from model.dispatch_exchange import RowExchange, WireBuffer
 from model.dispatch_plan import plan_sends
 from model.kernels.protocol import Kernels
+from model.pace import Pace
 from model.placement import Placement
 
 
@@ -25,6 +26,9 @@ class AllToAllDispatcher:
     def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: dist.ProcessGroup) -> None:
         self._collectives = Collectives(group, rank, placement.num_members, kernels.device)
         self._exchange = RowExchange(kernels, placement, rank, self._collectives)
+
+    def keep_pace(self, pace: Pace) -> None:
+        self._collectives.pace = pace
 
     @property
     def num_collectives(self) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from model.dispatch import Dispatcher, DispatchHandle
 from model.dispatch_plan import layer_routing
 from model.kernels.protocol import Kernels
+from model.pace import Pace
 from model.placement import Placement
 
 # Measured over loopback gloo, see benchmarks/results/2026-11-23_dispatch_epyc-milan-2c.md
@@ -53,6 +54,11 @@ class AutoDispatcher:
         self._num_tokens_M: tuple[int, ...] = ()
         self._reach_of_K: dict[int, tuple[float, ...]] = {}
         self._chosen: Dispatcher | None = None      # None: the step's first layer has not chosen yet
+
+    def keep_pace(self, pace: Pace) -> None:
+        """Emulate a speed: every collective waits for it."""
+        self._all_to_all.keep_pace(pace)
+        self._gather.keep_pace(pace)
 
     @property
     def num_collectives(self) -> int:

@@ -6,6 +6,7 @@ The only file of model/ that imports deepspeed; only the distributed dispatchers
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from deepspeed import comm
 from torch import Tensor
 
 from model.errors import GroupError
+from model.pace import Pace
 
 FIX = "a member died or is too slow: wait for the next epoch, or raise group.collective_timeout_s"
 
@@ -23,6 +25,7 @@ class Collectives:
     def __init__(self, group: dist.ProcessGroup, rank: int, num_members: int, device: torch.device) -> None:
         self.num_collectives = 0
         self.bytes_sent = 0             # payload that left this member
+        self.pace: Pace | None = None   # the same as the Runner's
         self.uses_nccl = "nccl" in str(dist.get_backend(group))
         # Gloo moves host memory: a cuda member of a mixed group stages its rows there.
         self.wire_device = device if self.uses_nccl else torch.device("cpu")
@@ -37,19 +40,23 @@ class Collectives:
 
         What a member sends to itself is copied within its memory. Raises GroupError.
         """
-        self.num_collectives += 1
         self.bytes_sent += (len(sent) - num_sent_M[self._rank]) * sent.shape[1] * sent.element_size()
-        try:
-            comm.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), num_received_M, num_sent_M,
-                                   group=self._group)
-        except RuntimeError as error:
-            raise GroupError(f"rank {self._rank}: all_to_all of MoE rows failed: {error}", fix=FIX) from error
+        self._run("all_to_all", lambda: comm.all_to_all_single(
+            received.view(torch.uint8), sent.view(torch.uint8), num_received_M, num_sent_M, group=self._group))
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> None:
         """Fill `gathered` [M * S, W] with every member's `own` [S, W], in the order of ranks. Raises GroupError."""
-        self.num_collectives += 1
         self.bytes_sent += (self._num_members - 1) * own.numel() * own.element_size()
+        self._run("all_gather", lambda: comm.all_gather_into_tensor(
+            gathered.view(torch.uint8), own.view(torch.uint8), group=self._group))
+
+    def _run(self, name: str, collective: Callable[[], object]) -> None:
+        self.num_collectives += 1
+        if self.pace is not None:
+            self.pace.settle()
         try:
-            comm.all_gather_into_tensor(gathered.view(torch.uint8), own.view(torch.uint8), group=self._group)
+            collective()
         except RuntimeError as error:
-            raise GroupError(f"rank {self._rank}: all_gather of MoE rows failed: {error}", fix=FIX) from error
+            raise GroupError(f"rank {self._rank}: {name} of MoE rows failed: {error}", fix=FIX) from error
+        if self.pace is not None:
+            self.pace.begin()

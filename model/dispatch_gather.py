@@ -19,6 +19,7 @@ from model.dispatch_collectives import Collectives
 from model.dispatch_exchange import RowExchange, Scratch, WireBuffer
 from model.dispatch_plan import Ints
 from model.kernels.protocol import Kernels
+from model.pace import Pace
 from model.placement import Placement
 
 
@@ -53,6 +54,9 @@ class GatherDispatcher:
         self._num_rows_M: list[int] = []        # rows that arrive from each member, padding included
         self._owner_S: Ints = np.empty(0, dtype=np.int64)
         self._buffers: _Buffers | None = None   # of this step; its layers use them one after the other
+
+    def keep_pace(self, pace: Pace) -> None:
+        self._collectives.pace = pace
 
     @property
     def num_collectives(self) -> int:

@@ -15,6 +15,7 @@ from model.batch import StepBatch, build_batch
 from model.decoder import Decoder
 from model.dispatch import Dispatcher
 from model.logprobs import logprobs_of
+from model.pace import Pace
 from model.sampler import Draw, sample
 from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult, StepStats, TokenLogprob
 
@@ -24,10 +25,12 @@ _PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits
 class Runner:
     """`dispatcher` belongs to one epoch and is replaced with it; the KV cache stays."""
 
-    def __init__(self, decoder: Decoder, dispatcher: Dispatcher, num_blocks: int, block_size: int) -> None:
+    def __init__(self, decoder: Decoder, dispatcher: Dispatcher, num_blocks: int, block_size: int,
+                 pace: Pace | None = None) -> None:
         args = decoder.args
         self.decoder = decoder
         self.dispatcher = dispatcher
+        self.pace = pace            # emulated speed, which the dispatcher keeps too
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.kv_cache = decoder.kernels.new_kv_cache(args.num_layers, num_blocks, block_size, args.num_kv_heads,
@@ -40,6 +43,8 @@ class Runner:
         Changes only the KV slots of the plan's own tokens, so a step that failed can be run again. Raises GroupError.
         """
         began_s = time.perf_counter()
+        if self.pace is not None:
+            self.pace.begin()
         dispatcher = self.dispatcher
         collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
         dispatcher.begin_step(num_tokens_of_member)
@@ -48,6 +53,8 @@ class Runner:
         hidden_TD = self.decoder.forward(token_ids_T, batch.attention, self.kv_cache, dispatcher)
         tokens = self._tokens(plan, batch, hidden_TD)
         expert_rows = self.decoder.num_expert_rows()
+        if self.pace is not None:
+            self.pace.settle()
         stats = StepStats(
             num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
             num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,

@@ -1,0 +1,73 @@
+"""Emulated speed: a member that computes for real and then waits as long as a slower device would still compute.
+
+Work is what happens between the end of one collective and the start of the next, from the start of a step to its first
+collective, and from its last one to its end. The agreement between steps is not work, nor is a collective itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+_CREDIT_LASTS_S = 0.1       # longer gaps are idle time, or a wait for others that makes up for any oversleep
+
+
+class Pace:
+    """All methods are called on the thread that computes.
+
+    `work_clock` counts seconds of work (see work_clock_of); `clock` those that pass.
+    """
+
+    def __init__(self, speed: float, work_clock: Callable[[], float], clock: Callable[[], float] = time.perf_counter,
+                 sleep: Callable[[float], None] = time.sleep) -> None:
+        if not 0.0 < speed <= 1.0:
+            raise ValueError(f"emulated speed {speed} is not within (0, 1]: nobody computes faster than the device")
+        self.speed = speed
+        self.work_s = 0.0           # since construction, as the device computed it
+        self._work_clock = work_clock
+        self._clock = clock
+        self._sleep = sleep
+        self._credit_s = 0.0        # slept too long before: the next sleep is shorter by it
+        self._settled_s = -_CREDIT_LASTS_S
+        self._begin_s = 0.0
+        self._begin_work_s = 0.0
+
+    def begin(self) -> None:
+        """Work begins: a step does, or a collective has ended."""
+        self._begin_s = self._clock()
+        if self._begin_s - self._settled_s >= _CREDIT_LASTS_S:
+            self._credit_s = 0.0
+        self._begin_work_s = self._work_clock()
+
+    def settle(self) -> None:
+        """Work ends: a collective comes, or the step is over. Sleeps until begin + work / speed."""
+        work_s = self._work_clock() - self._begin_work_s
+        self.work_s += work_s
+        due_s = self._begin_s + work_s / self.speed
+        now_s = self._clock()
+        wake_s = due_s - self._credit_s
+        if wake_s > now_s:
+            self._sleep(wake_s - now_s)
+            self._settled_s = self._clock()
+            self._credit_s = self._settled_s - wake_s
+        else:
+            self._credit_s -= max(0.0, due_s - now_s)
+            self._settled_s = now_s
+
+
+def work_clock_of(device: torch.device, num_threads: int) -> Callable[[], float]:
+    """What `Pace` and the device's profile count as work.
+
+    One CPU thread: its CPU time, whatever else the machine does. Several threads: time that passes, which is also that
+    of other programs. An accelerator: time that passes until it has done what it was given.
+    """
+    if device.type != "cpu":
+        return lambda: _time_when_done(device)
+    return time.thread_time if num_threads == 1 else time.perf_counter
+
+
+def _time_when_done(device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
