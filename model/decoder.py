@@ -12,7 +12,7 @@ from model.args import ModelArgs
 from model.attention import PagedAttention
 from model.dispatch import Dispatcher
 from model.kernels.protocol import AttentionBatch, Kernels
-from model.moe import DenseMlp, SparseMlp
+from model.moe import DenseMlp, LocalExperts, SparseMlp
 from model.rope import RopeTable
 
 
@@ -40,6 +40,8 @@ class Decoder:
         self.layers = [self._new_layer(layer, num_experts_of_layer) for layer in range(args.num_layers)]
         self.norm_D = torch.ones(args.hidden_size, dtype=dtype, device=kernels.device)
         self.output = kernels.new_linear(args.vocab_size, args.hidden_size, dtype)
+        self.experts: list[LocalExperts] = [layer.mlp.experts for layer in self.layers
+                                            if isinstance(layer.mlp, SparseMlp)]     # by MoE layer
         self._rope = RopeTable(args.rope, args.head_dim, kernels.device)
 
     def _new_layer(self, layer: int, num_experts_of_layer: tuple[int, ...]) -> DecoderLayer:
@@ -66,19 +68,14 @@ class Decoder:
         return hidden_TD
 
     def _serve_others(self, empty_0D: Tensor, dispatcher: Dispatcher) -> Tensor:
-        for layer in self.layers:
-            if isinstance(layer.mlp, SparseMlp):
-                layer.mlp.forward(empty_0D, dispatcher)
+        for experts in self.experts:
+            experts.serve_others(empty_0D, dispatcher)
         return empty_0D
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """hidden [S, D] from forward() -> fp32 logits [S, V]."""
         normed_SD = self.kernels.rms_norm(hidden_SD, self.norm_D, self.args.rms_norm_eps)
         return self.kernels.linear(normed_SD, self.output, out_dtype=torch.float32)
-
-    def num_expert_rows(self) -> tuple[tuple[int, ...], ...]:
-        """[MoE layer][local slot] rows computed in the last step, for anybody."""
-        return tuple(tuple(layer.mlp.num_rows_E) for layer in self.layers if isinstance(layer.mlp, SparseMlp))
 
     @property
     def weights_bytes(self) -> int:

@@ -26,8 +26,7 @@ class Gate:
         Scores are rounded to the dtype of x before the softmax, as transformers does, so that ties fall alike.
         """
         if not x_TD.shape[0]:
-            no_ids_0K = torch.empty(0, self._num_experts_per_tok, dtype=torch.int64, device=x_TD.device)
-            return no_ids_0K.float(), no_ids_0K
+            return no_choice(self._num_experts_per_tok, x_TD.device)
         probs_TN = torch.softmax(self._kernels.linear(x_TD, self.weight), dim=-1, dtype=torch.float32)
         weights_TK, expert_ids_TK = torch.topk(probs_TN, self._num_experts_per_tok, dim=-1)
         if self._norm_topk_prob:
@@ -36,3 +35,9 @@ class Gate:
             weights_TK = weights_TK.to(x_TD.dtype).float()
         expert_ids_TK, order_TK = torch.sort(expert_ids_TK, dim=-1)
         return weights_TK.gather(1, order_TK), expert_ids_TK
+
+
+def no_choice(num_experts_per_tok: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `Gate.choose` answers for T = 0."""
+    no_ids_0K = torch.empty(0, num_experts_per_tok, dtype=torch.int64, device=device)
+    return no_ids_0K.float(), no_ids_0K

@@ -10,32 +10,57 @@ from torch import Tensor
 
 from model.args import ModelArgs
 from model.dispatch import Dispatcher
-from model.gate import Gate
-from model.kernels.protocol import Kernels
+from model.gate import Gate, no_choice
+from model.kernels.protocol import ExpertWeights, Kernels
 
 
-class SparseMlp:
-    """One MoE layer with this member's share of its experts. `layer` counts MoE layers only."""
+class LocalExperts:
+    """This member's share of the experts of one MoE layer: they compute rows for anybody.
+
+    `layer` counts MoE layers only. Another placement brings other `weights`.
+    """
 
     def __init__(self, args: ModelArgs, layer: int, num_local_experts: int, kernels: Kernels,
                  dtype: torch.dtype) -> None:
         self.layer = layer
-        self.gate = Gate(args, kernels, dtype)
-        self.experts = kernels.new_experts(num_local_experts, args.moe_intermediate_size, args.hidden_size, dtype)
+        self.weights = new_experts(args, num_local_experts, kernels, dtype)
         self.num_rows_E: list[int] = [0] * num_local_experts     # of the last step
+        self._no_choice = no_choice(args.num_experts_per_tok, kernels.device)
         self._kernels = kernels
 
-    def forward(self, x_TD: Tensor, dispatcher: Dispatcher) -> Tensor:
-        """x [T, D] -> [T, D]. T may be 0: then only the other members' rows are computed."""
-        weights_TK, expert_ids_TK = self.gate.choose(x_TD)
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, dispatcher: Dispatcher) -> Tensor:
+        """x [T, D] and the gate's choice -> [T, D]."""
         rows_RD, handle = dispatcher.dispatch(self.layer, x_TD, expert_ids_TK)
         self.num_rows_E = handle.num_rows_E
-        rows_RD = self._kernels.experts(rows_RD, handle.num_rows_E, self.experts)
+        rows_RD = self._kernels.experts(rows_RD, handle.num_rows_E, self.weights)
         return dispatcher.combine(self.layer, rows_RD, weights_TK, handle)
+
+    def serve_others(self, empty_0D: Tensor, dispatcher: Dispatcher) -> None:
+        """Without rows of its own this member only computes the others'."""
+        self.forward(empty_0D, *self._no_choice, dispatcher)
+
+
+def new_experts(args: ModelArgs, num_local_experts: int, kernels: Kernels, dtype: torch.dtype) -> ExpertWeights:
+    """Empty slots for experts of a MoE layer."""
+    return kernels.new_experts(num_local_experts, args.moe_intermediate_size, args.hidden_size, dtype)
+
+
+class SparseMlp:
+    """One MoE layer: the gate, and this member's share of the experts. `layer` counts MoE layers only."""
+
+    def __init__(self, args: ModelArgs, layer: int, num_local_experts: int, kernels: Kernels,
+                 dtype: torch.dtype) -> None:
+        self.gate = Gate(args, kernels, dtype)
+        self.experts = LocalExperts(args, layer, num_local_experts, kernels, dtype)
+
+    def forward(self, x_TD: Tensor, dispatcher: Dispatcher) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        weights_TK, expert_ids_TK = self.gate.choose(x_TD)
+        return self.experts.forward(x_TD, weights_TK, expert_ids_TK, dispatcher)
 
     @property
     def weights_bytes(self) -> int:
-        return self.gate.weight.nbytes + self.experts.nbytes
+        return self.gate.weight.nbytes + self.experts.weights.nbytes
 
 
 class DenseMlp:

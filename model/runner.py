@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from model.batch import StepBatch, build_batch
-from model.decoder import Decoder
 from model.dispatch import Dispatcher
+from model.expert_host import MemberModel
+from model.kernels.protocol import ExpertWeights
 from model.logprobs import logprobs_of
 from model.pace import Pace
 from model.sampler import Draw, sample
@@ -23,9 +24,12 @@ _PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits
 
 
 class Runner:
-    """`dispatcher` belongs to one epoch and is replaced with it; the KV cache stays."""
+    """`dispatcher` belongs to one placement and is replaced with it; the KV cache stays.
 
-    def __init__(self, decoder: Decoder, dispatcher: Dispatcher, num_blocks: int, block_size: int,
+    An ExpertHost has no blocks and takes part in every step with an empty plan.
+    """
+
+    def __init__(self, decoder: MemberModel, dispatcher: Dispatcher, num_blocks: int, block_size: int,
                  pace: Pace | None = None) -> None:
         args = decoder.args
         self.decoder = decoder
@@ -52,7 +56,7 @@ class Runner:
         token_ids_T = batch.token_ids_T.to(self.decoder.kernels.device)
         hidden_TD = self.decoder.forward(token_ids_T, batch.attention, self.kv_cache, dispatcher)
         tokens = self._tokens(plan, batch, hidden_TD)
-        expert_rows = self.decoder.num_expert_rows()
+        expert_rows = tuple(tuple(experts.num_rows_E) for experts in self.decoder.experts)
         if self.pace is not None:
             self.pace.settle()
         stats = StepStats(
@@ -60,6 +64,16 @@ class Runner:
             num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
             forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
         return StepResult(plan.epoch, plan.step_index, tokens, stats)
+
+    def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
+        """Go on with another placement, between two steps -> the weights that it replaces, by layer too. Freeing those
+        can take a while."""
+        self.dispatcher = dispatcher
+        replaced: dict[int, ExpertWeights] = {}
+        for layer, weights in weights_of_layer.items():
+            experts = self.decoder.experts[layer]
+            replaced[layer], experts.weights = experts.weights, weights
+        return replaced
 
     def _tokens(self, plan: StepPlan, batch: StepBatch, hidden_TD: Tensor) -> tuple[SampledToken, ...]:
         draws = iter(self._draws(plan, batch, hidden_TD))

@@ -74,14 +74,15 @@ class StepHeader:
     step_index: int
     num_tokens: int
     wants_pause: bool = False
+    prepared_revision: int = 0      # of the placement: this member could switch to it now
 
-    def to_ints(self) -> tuple[int, int, int, int]:
-        return (self.epoch, self.step_index, self.num_tokens, int(self.wants_pause))
+    def to_ints(self) -> tuple[int, int, int, int, int]:
+        return (self.epoch, self.step_index, self.num_tokens, int(self.wants_pause), self.prepared_revision)
 
     @staticmethod
     def from_ints(ints: tuple[int, ...]) -> StepHeader:
-        epoch, step_index, num_tokens, wants_pause = ints
-        return StepHeader(epoch, step_index, num_tokens, bool(wants_pause))
+        epoch, step_index, num_tokens, wants_pause, prepared_revision = ints
+        return StepHeader(epoch, step_index, num_tokens, bool(wants_pause), prepared_revision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ N experts of a layer, I expert intermediate size, D hidden size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from model.args import ModelArgs
 from model.attention import PagedAttention
 from model.decoder import Decoder, DecoderLayer
 from model.kernels.protocol import ExpertWeights, LinearWeight
-from model.moe import DenseMlp, SparseMlp
+from model.moe import DenseMlp
 
 Fill = Callable[[Tensor], object]
 
@@ -58,7 +58,11 @@ def tensor_uses(decoder: Decoder, names: set[str],
             yield from _one_expert(prefix + "mlp.", ("gate_proj", "up_proj", "down_proj"),
                                    (args.intermediate_size, args.hidden_size), layer.mlp.expert, 0)
         else:
-            yield from _sparse_uses(prefix, layer.mlp, args, names, experts_of_layer[layer.mlp.layer])
+            experts = layer.mlp.experts
+            yield TensorUse(_block(prefix, args, names) + "gate.weight", (args.num_experts, args.hidden_size),
+                            _rows(layer.mlp.gate.weight, 0))
+            slots = {expert: slot for slot, expert in enumerate(experts_of_layer[experts.layer])}
+            yield from expert_uses(args, names, experts.layer, experts.weights, slots)
 
 
 def _norm_uses(prefix: str, layer: DecoderLayer, args: ModelArgs) -> Iterator[TensorUse]:
@@ -82,19 +86,25 @@ def _attention_uses(prefix: str, attention: PagedAttention, args: ModelArgs) -> 
             yield TensorUse(f"{prefix}{name}.weight", (args.head_dim,), weight_d.copy_)
 
 
-def _sparse_uses(prefix: str, mlp: SparseMlp, args: ModelArgs, names: set[str],
-                 local_experts: tuple[int, ...]) -> Iterator[TensorUse]:
-    old_mixtral = prefix + "block_sparse_moe."
-    is_old = args.family == "mixtral" and f"{prefix}mlp.gate.weight" not in names
-    block = old_mixtral if is_old else prefix + "mlp."
-    yield TensorUse(block + "gate.weight", (args.num_experts, args.hidden_size), _rows(mlp.gate.weight, 0))
-    slots = {expert: slot for slot, expert in enumerate(local_experts)}
+def expert_uses(args: ModelArgs, names: set[str], layer: int, weights: ExpertWeights,
+                slots: Mapping[int, int]) -> Iterator[TensorUse]:
+    """The experts of one MoE layer (`layer` counts only these), those without a slot here included.
+
+    slots: of `weights`, by expert.
+    """
+    block = _block(f"model.layers.{args.moe_layers[layer]}.", args, names)
     if f"{block}experts.gate_up_proj" in names:
-        yield from _fused_uses(block + "experts.", args, mlp.experts, slots)
+        yield from _fused_uses(block + "experts.", args, weights, slots)
         return
     for expert in range(args.num_experts):
         yield from _one_expert(f"{block}experts.{expert}.", _EXPERT_NAMES[args.family],
-                               (args.moe_intermediate_size, args.hidden_size), mlp.experts, slots.get(expert))
+                               (args.moe_intermediate_size, args.hidden_size), weights, slots.get(expert))
+
+
+def _block(prefix: str, args: ModelArgs, names: set[str]) -> str:
+    """Where a layer's gate and experts are: mixtral's were elsewhere before transformers 5."""
+    is_old = args.family == "mixtral" and f"{prefix}mlp.gate.weight" not in names
+    return prefix + ("block_sparse_moe." if is_old else "mlp.")
 
 
 def _one_expert(prefix: str, names: tuple[str, str, str], shape: tuple[int, int], weights: ExpertWeights,
@@ -105,7 +115,8 @@ def _one_expert(prefix: str, names: tuple[str, str, str], shape: tuple[int, int]
         yield TensorUse(f"{prefix}{name}.weight", size, None if slot is None else _slot(load, slot))
 
 
-def _fused_uses(prefix: str, args: ModelArgs, weights: ExpertWeights, slots: dict[int, int]) -> Iterator[TensorUse]:
+def _fused_uses(prefix: str, args: ModelArgs, weights: ExpertWeights,
+                slots: Mapping[int, int]) -> Iterator[TensorUse]:
     count, width, hidden = args.num_experts, args.moe_intermediate_size, args.hidden_size
     gate_up, down = (count, 2 * width, hidden), (count, hidden, width)
     yield TensorUse(prefix + "gate_up_proj", gate_up, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from model.args import ModelArgs
-from model.checkpoint import DTYPES, Checkpoint, abbreviated
+from model.checkpoint import DTYPES, Checkpoint, StoredTensor, abbreviated
 from model.decoder import Decoder
 from model.errors import TensorError
-from model.kernels.protocol import Kernels
+from model.expert_host import ExpertHost
+from model.kernels.protocol import ExpertWeights, Kernels
+from model.moe import new_experts
 from model.placement import Placement
-from model.tensor_uses import TensorUse, tensor_uses
+from model.tensor_uses import TensorUse, expert_uses, tensor_uses
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
 
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)     # derived values that old checkpoints carry
 
@@ -35,28 +39,97 @@ class LoadReport:
     load_s: float
 
 
-def load_decoder(checkpoint_dir: Path, args: ModelArgs, dtype: torch.dtype, kernels: Kernels, placement: Placement,
-                 rank: int, progress: Callable[[int, int], None] | None = None) -> tuple[Decoder, LoadReport]:
-    """Read the shared weights and the experts that `placement` gives to `rank`. Raises CheckpointError, TensorError.
+@dataclass(frozen=True, slots=True)
+class LayerFill:
+    """Experts of one MoE layer (`layer` counts only these) to be read into `slots` of `weights`, by expert."""
 
-    progress(bytes done, bytes total) is called after every tensor.
+    layer: int
+    weights: ExpertWeights
+    slots: Mapping[int, int]
+
+
+class WeightLoader:
+    """Reads one member's tensors of one checkpoint, whose headers are read once. For one thread at a time.
+
+    progress(bytes done, bytes total) is called after every tensor; what it raises ends the load.
     """
-    began_s = time.perf_counter()
-    experts_of_layer = tuple(placement.experts_of(layer, rank) for layer in range(args.num_moe_layers))
-    with Checkpoint(checkpoint_dir) as checkpoint:
-        decoder = Decoder(args, kernels, dtype, tuple(map(len, experts_of_layer)))
-        uses = list(tensor_uses(decoder, set(checkpoint.tensors), experts_of_layer))
-        _check_names_and_shapes(checkpoint, uses)
-        uses = sorted((use for use in uses if use.fill is not None), key=lambda use: _place(checkpoint, use))
-        total_bytes = sum(_num_bytes(checkpoint, use) for use in uses)
-        for use in uses:
-            _load(checkpoint, use, dtype)
-            if progress is not None:
-                progress(checkpoint.bytes_read, total_bytes)
-        report = LoadReport(checkpoint.bytes_read, decoder.weights_bytes, len(uses), time.perf_counter() - began_s)
+
+    def __init__(self, checkpoint_dir: Path, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
+        """Raises CheckpointError, TensorError."""
+        self.args = args
+        self.dtype = dtype
+        self.kernels = kernels
+        self._checkpoint = Checkpoint(checkpoint_dir)
+        self._names = set(self._checkpoint.tensors)
+
+    def load_decoder(self, placement: Placement, rank: int,
+                     progress: Progress | None = None) -> tuple[Decoder, LoadReport]:
+        """The shared weights, and the experts that `placement` gives to `rank`. Raises TensorError."""
+        began_s = time.perf_counter()
+        experts_of_layer = _experts_of_layer(self.args, placement, rank)
+        decoder = Decoder(self.args, self.kernels, self.dtype, tuple(map(len, experts_of_layer)))
+        uses = list(tensor_uses(decoder, self._names, experts_of_layer))
+        _check_names(self._checkpoint, uses)
+        _check_shapes(self._checkpoint, uses)
+        num_tensors, bytes_read = self._load(uses, progress)
+        return decoder, _report(rank, decoder.weights_bytes, num_tensors, bytes_read, began_s)
+
+    def load_expert_host(self, placement: Placement, rank: int,
+                         progress: Progress | None = None) -> tuple[ExpertHost, LoadReport]:
+        """Only the experts that `placement` gives to `rank`; the shared weights are not looked at. Raises TensorError.
+        """
+        began_s = time.perf_counter()
+        experts_of_layer = _experts_of_layer(self.args, placement, rank)
+        host = ExpertHost(self.args, self.kernels, self.dtype, tuple(map(len, experts_of_layer)))
+        fills = [LayerFill(layer, host.experts[layer].weights, {expert: slot for slot, expert in enumerate(experts)})
+                 for layer, experts in enumerate(experts_of_layer)]
+        uses = list(self._uses(fills))
+        _check_shapes(self._checkpoint, uses)
+        num_tensors, bytes_read = self._load(uses, progress)
+        return host, _report(rank, host.weights_bytes, num_tensors, bytes_read, began_s)
+
+    def load_experts(self, fills: Sequence[LayerFill], progress: Progress | None = None) -> int:
+        """Some experts of some layers -> bytes read. Raises TensorError."""
+        return self._load(self._uses(fills), progress)[1]
+
+    def reading_bytes(self, layers: Iterable[int]) -> int:
+        """What reading experts of these MoE layers takes for a moment: one tensor as stored, and converted."""
+        empty = new_experts(self.args, 0, self.kernels, self.dtype)
+        uses = self._uses([LayerFill(layer, empty, {}) for layer in layers])
+        return max((_bytes_at_once(self._checkpoint.tensors[use.name], self.dtype) for use in uses), default=0)
+
+    def _uses(self, fills: Iterable[LayerFill]) -> Iterator[TensorUse]:
+        for fill in fills:
+            yield from expert_uses(self.args, self._names, fill.layer, fill.weights, fill.slots)
+
+    def _load(self, uses: Iterable[TensorUse], progress: Progress | None) -> tuple[int, int]:
+        """Fill what is this member's -> (tensors, bytes) read, in the order in which they lie in the files."""
+        wanted = sorted((use for use in uses if use.fill is not None), key=lambda use: _place(self._checkpoint, use))
+        total_bytes = sum(_num_bytes(self._checkpoint, use) for use in wanted)
+        read_before = self._checkpoint.bytes_read
+        with self._checkpoint:
+            for use in wanted:
+                _load(self._checkpoint, use, self.dtype)
+                if progress is not None:
+                    progress(self._checkpoint.bytes_read - read_before, total_bytes)
+        return len(wanted), self._checkpoint.bytes_read - read_before
+
+
+def load_decoder(checkpoint_dir: Path, args: ModelArgs, dtype: torch.dtype, kernels: Kernels, placement: Placement,
+                 rank: int, progress: Progress | None = None) -> tuple[Decoder, LoadReport]:
+    """See WeightLoader, for who loads only once. Raises CheckpointError, TensorError."""
+    return WeightLoader(checkpoint_dir, args, dtype, kernels).load_decoder(placement, rank, progress)
+
+
+def _experts_of_layer(args: ModelArgs, placement: Placement, rank: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(placement.experts_of(layer, rank) for layer in range(args.num_moe_layers))
+
+
+def _report(rank: int, weights_bytes: int, num_tensors: int, bytes_read: int, began_s: float) -> LoadReport:
+    report = LoadReport(bytes_read, weights_bytes, num_tensors, time.perf_counter() - began_s)
     logger.info("weights_loaded rank=%d bytes_read=%d weights_bytes=%d load_s=%.2f", rank, report.bytes_read,
                 report.weights_bytes, report.load_s)
-    return decoder, report
+    return report
 
 
 def _place(checkpoint: Checkpoint, use: TensorUse) -> tuple[str, int, int]:
@@ -67,6 +140,14 @@ def _place(checkpoint: Checkpoint, use: TensorUse) -> tuple[str, int, int]:
 def _num_bytes(checkpoint: Checkpoint, use: TensorUse) -> int:
     stored = checkpoint.tensors[use.name]
     return (stored.end - stored.start) // (1 if use.entry is None else stored.shape[0])
+
+
+def _bytes_at_once(stored: StoredTensor, dtype: torch.dtype) -> int:
+    """Of reading a tensor of one expert, or one expert of a fused tensor."""
+    matrix_shape = stored.shape[-2:]
+    stored_dtype = DTYPES[stored.dtype]
+    converted = 0 if stored_dtype is dtype else dtype.itemsize
+    return math.prod(matrix_shape) * (stored_dtype.itemsize + converted)
 
 
 def _load(checkpoint: Checkpoint, use: TensorUse, dtype: torch.dtype) -> None:
@@ -88,17 +169,27 @@ def _is_finite(weight: Tensor) -> bool:
     return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
-def _check_names_and_shapes(checkpoint: Checkpoint, uses: list[TensorUse]) -> None:
-    shapes = {use.name: use.shape for use in uses}
-    missing = sorted(set(shapes) - set(checkpoint.tensors))
-    extra = sorted(name for name in set(checkpoint.tensors) - set(shapes) if not name.endswith(_IGNORED_SUFFIXES))
-    if missing:
-        also = f"; instead it has {len(extra)} others: {abbreviated(extra)}" if extra else ""
-        raise TensorError(f"{checkpoint.folder} misses {len(missing)} tensors: {abbreviated(missing)}{also}",
-                          fix="fetch the checkpoint again, or correct config.json")
+def _check_names(checkpoint: Checkpoint, uses: list[TensorUse]) -> None:
+    """The uses are all that a checkpoint should hold."""
+    names = {use.name for use in uses}
+    extra = sorted(name for name in set(checkpoint.tensors) - names if not name.endswith(_IGNORED_SUFFIXES))
+    also = f"; instead it has {len(extra)} others: {abbreviated(extra)}" if extra else ""
+    _refuse_missing(checkpoint, names, also)
     if extra:
         raise TensorError(f"{checkpoint.folder} has {len(extra)} tensors that config.json does not call for: "
                           f"{abbreviated(extra)}", fix="correct config.json: these weights are another model's")
+
+
+def _refuse_missing(checkpoint: Checkpoint, names: set[str], also: str = "") -> None:
+    missing = sorted(names - set(checkpoint.tensors))
+    if missing:
+        raise TensorError(f"{checkpoint.folder} misses {len(missing)} tensors: {abbreviated(missing)}{also}",
+                          fix="fetch the checkpoint again, or correct config.json")
+
+
+def _check_shapes(checkpoint: Checkpoint, uses: list[TensorUse]) -> None:
+    shapes = {use.name: use.shape for use in uses}
+    _refuse_missing(checkpoint, set(shapes))
     wrong = [f"{name} is {list(checkpoint.tensors[name].shape)}, not {list(shape)}"
              for name, shape in shapes.items() if checkpoint.tensors[name].shape != shape]
     if wrong:

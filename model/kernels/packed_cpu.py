@@ -81,6 +81,11 @@ class PackedExperts:
         assert weight_DI.shape == (self.hidden_size, self.intermediate_size)
         self._pack(self.down[slot], weight_DI, 1, 0)
 
+    def copy_slot(self, slot: int, source: ExpertWeights, source_slot: int) -> None:
+        assert isinstance(source, PackedExperts) and source.dtype is self.dtype
+        self.gate_up[slot].copy_(source.gate_up[source_slot])
+        self.down[slot].copy_(source.down[source_slot])
+
     def _pack(self, panels: Tensor, weight_NK: Tensor, panel_stride: int, panel_first: int) -> None:
         weight_NK = weight_NK.to(self.dtype).contiguous()
         self._library.long.packed_pack(panels.data_ptr(), weight_NK.data_ptr(), 0, weight_NK.shape[0],

@@ -42,6 +42,9 @@ class ExpertWeights(Protocol):
 
     def load_down(self, slot: int, weight_DI: Tensor) -> None: ...
 
+    def copy_slot(self, slot: int, source: ExpertWeights, source_slot: int) -> None:
+        """Take an expert from other weights of the same sizes and dtype."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:

@@ -59,6 +59,11 @@ class TorchExperts:
     def load_down(self, slot: int, weight_DI: Tensor) -> None:
         self.down_EDI[slot].copy_(weight_DI)
 
+    def copy_slot(self, slot: int, source: ExpertWeights, source_slot: int) -> None:
+        assert isinstance(source, TorchExperts)
+        self.gate_up_EiD[slot].copy_(source.gate_up_EiD[source_slot])
+        self.down_EDI[slot].copy_(source.down_EDI[source_slot])
+
 
 class TorchKernels:
     """The Kernels protocol (model/kernels/protocol.py), where every method is described."""

@@ -1,0 +1,118 @@
+"""Weights for another placement, made beside those that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.args import read_model_args
+from model.dispatch import LocalDispatcher
+from model.errors import TensorError
+from model.expert_swap import ExpertChange, change_bytes, prepare_experts
+from model.kernels.packed_cpu import PackedCpuKernels
+from model.kernels.protocol import ExpertWeights, Kernels
+from model.kernels.torch_kernels import TorchKernels
+from model.memory import expert_bytes
+from model.placement import Placement
+from model.runner import Runner
+from model.weights import WeightLoader
+
+WriteTiny = Callable[..., Path]
+BEFORE = Placement(2, (((0,), (0, 1), (1,), (1,)), ((0,), (0,), (1,), (1,))))
+AFTER = Placement(2, (((1,), (0, 1), (0,), (0,)), ((0,), (0,), (1,), (1,))))
+TWO_MOE_LAYERS: dict[str, object] = {"mlp_only_layers": [0], "num_hidden_layers": 3}
+
+
+@pytest.fixture(params=["torch", "packed"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return TorchKernels() if request.param == "torch" else PackedCpuKernels()
+
+
+@pytest.fixture
+def folder(write_tiny: WriteTiny) -> Path:
+    """Two MoE layers, the second with the tensors of the first in another order."""
+    from tests.model.conftest import tiny_tensors
+    added = {name.replace("layers.1.", "layers.2."): tensor.flip(0) for name, tensor in tiny_tensors().items()
+             if "layers.1." in name}
+    return write_tiny(added, **TWO_MOE_LAYERS)
+
+
+def loader_of(folder: Path, kernels: Kernels, dtype: torch.dtype = torch.float32) -> WeightLoader:
+    return WeightLoader(folder, read_model_args(folder), dtype, kernels)
+
+
+def outputs(kernels: Kernels, weights: ExpertWeights, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Of the same rows by every slot."""
+    rows_RD = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return [kernels.experts(rows_RD, [3 if slot == one else 0 for slot in range(weights.num_experts)], weights)
+            for one in range(weights.num_experts)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_prepared_experts_are_those_of_a_fresh_load(folder: Path, kernels: Kernels, dtype: torch.dtype,
+                                                    rank: int) -> None:
+    loader = loader_of(folder, kernels, dtype)
+    running, _ = loader.load_decoder(BEFORE, rank)
+    fresh, _ = loader.load_decoder(AFTER, rank)
+    kept = running.experts[1].weights
+    change = ExpertChange(BEFORE, AFTER, rank)
+    prepared = prepare_experts(change, running, loader)
+    assert list(prepared) == list(change.layers) == [0]         # the other layer stays as it is
+    found, wanted = (outputs(kernels, weights, dtype) for weights in (prepared[0], fresh.experts[0].weights))
+    assert len(found) == (3, 2)[rank] and all(map(torch.equal, found, wanted))
+    assert running.experts[1].weights is kept
+
+
+def test_only_what_comes_is_read(folder: Path, kernels: Kernels) -> None:
+    loader = loader_of(folder, kernels)
+    running, _ = loader.load_decoder(BEFORE, 0)
+    seen: list[tuple[int, int]] = []
+    prepare_experts(ExpertChange(BEFORE, AFTER, 0), running, loader, lambda done, total: seen.append((done, total)))
+    two_experts = 2 * expert_bytes(loader.args, 4)      # 2 and 3 come, 1 stays
+    assert seen[-1] == (two_experts, two_experts) and len(seen) == 6
+
+
+def test_what_a_change_takes_in_memory(folder: Path) -> None:
+    loader = loader_of(folder, TorchKernels())
+    change = ExpertChange(BEFORE, AFTER, 0)
+    assert change_bytes(change, loader) == 3 * expert_bytes(loader.args, 4) + 16 * 32 * 4
+    assert change_bytes(ExpertChange(AFTER, AFTER, 0), loader) == 0
+    rounded = loader_of(folder, TorchKernels(), torch.bfloat16)
+    assert change_bytes(change, rounded) == 3 * expert_bytes(loader.args, 2) + 16 * 32 * (4 + 2)
+
+
+def test_a_bad_tensor_is_named_and_what_runs_stays(write_tiny: WriteTiny) -> None:
+    bad = torch.full((16, 32), float("nan"))
+    folder = write_tiny({"model.layers.1.mlp.experts.2.up_proj.weight": bad})
+    before, after = Placement(2, (((0,), (0,), (1,), (1,)),)), Placement(2, (((1,), (0,), (0,), (1,)),))
+    loader = loader_of(folder, TorchKernels())
+    running, _ = loader.load_decoder(before, 0)
+    weights = running.experts[0].weights
+    with pytest.raises(TensorError, match=r"experts\.2\.up_proj\.weight holds values that are not finite"):
+        prepare_experts(ExpertChange(before, after, 0), running, loader)
+    assert running.experts[0].weights is weights
+
+
+def test_what_progress_raises_ends_the_preparation(folder: Path, kernels: Kernels) -> None:
+    loader = loader_of(folder, kernels)
+    running, _ = loader.load_decoder(BEFORE, 0)
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError(f"{done} of {total}")
+    with pytest.raises(InterruptedError):
+        prepare_experts(ExpertChange(BEFORE, AFTER, 0), running, loader, stop)
+
+
+def test_the_runner_takes_them_and_gives_back_what_it_had(folder: Path, kernels: Kernels) -> None:
+    alone = Placement(1, (((0,),) * 4,) * 2)
+    loader = loader_of(folder, kernels)
+    decoder, _ = loader.load_decoder(alone, 0)
+    runner = Runner(decoder, LocalDispatcher(kernels, alone), num_blocks=4, block_size=4)
+    old, new = decoder.experts[1].weights, loader.load_decoder(alone, 0)[0].experts[1].weights
+    dispatcher = LocalDispatcher(kernels, alone)
+    assert runner.switch(dispatcher, {1: new}) == {1: old}
+    assert runner.dispatcher is dispatcher and decoder.experts[1].weights is new
