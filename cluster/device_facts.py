@@ -23,8 +23,9 @@ def measure_device(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
     resident_bytes = resident_memory_bytes()
     memory = psutil.virtual_memory()
     budget = pool.memory_budget or resident_bytes + int(memory.available * _DEFAULT_PART["cpu"])
-    return DeviceFacts(device="cpu", device_name=_cpu_name(), kernels=kernels_name, memory_total_bytes=memory.total,
-                       memory_budget_bytes=budget, num_threads=num_threads_of(pool), resident_bytes=resident_bytes)
+    return DeviceFacts(device="cpu", device_name=device_name("cpu"), kernels=kernels_name,
+                       memory_total_bytes=memory.total, memory_budget_bytes=budget, num_threads=num_threads_of(pool),
+                       resident_bytes=resident_bytes)
 
 
 def num_threads_of(pool: PoolConfig) -> int:
@@ -61,8 +62,17 @@ def _measure_cuda(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
 
     free, total = torch.cuda.mem_get_info(0)
     budget = pool.memory_budget or int(free * _DEFAULT_PART["cuda"])
-    return DeviceFacts(device="cuda:0", device_name=torch.cuda.get_device_name(0), kernels=kernels_name,
+    return DeviceFacts(device="cuda:0", device_name=device_name("cuda"), kernels=kernels_name,
                        memory_total_bytes=total, memory_budget_bytes=budget, num_threads=num_threads_of(pool))
+
+
+def device_name(kind: str) -> str:
+    """`kind`: "cpu" or "cuda"."""
+    if kind == "cpu":
+        return _cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(0)
 
 
 def _cpu_name() -> str:

@@ -10,12 +10,13 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.executor import GroupExecutor
+from cluster.link_probe import measure_link
 from cluster.loaded_model import LoadedModel, new_dispatcher, new_pace, new_runner
 from cluster.memory_demand import max_model_len
 from cluster.process_group import ProcessGroup
 from serving.config import ServeConfig
 from serving.engine import Engine
-from serving.epoch import Epoch
+from serving.epoch import Epoch, Link
 from serving.peer_ringer import PeerRinger
 from serving.scheduler import Scheduler
 from serving.shard_link_server import ShardLinkServer
@@ -30,6 +31,7 @@ class EpochRun:
                  thread: ThreadPoolExecutor) -> None:
         self.engine: Engine
         self.kv_cache_bytes = 0
+        self.link: Link | None = None   # measured when the group has formed
         self._epoch = epoch
         self._rank = rank
         self._config = config
@@ -74,6 +76,7 @@ class EpochRun:
         group_config, kernels = self._config.group, model.decoder.kernels
         self._group = ProcessGroup.join(self._epoch.rendezvous, self._rank, len(self._epoch.members),
                                         group_config.collective_timeout_s, group_config.backend, str(kernels.device))
+        self.link = measure_link(self._group, kernels.device)
         pace = new_pace(self._epoch.members[self._rank], kernels)
         dispatcher = new_dispatcher(kernels, self._epoch.placement, self._group, self._config, pace)
         runner = new_runner(model, dispatcher, num_blocks, self._config.scheduler.block_size, pace)

@@ -19,18 +19,20 @@ import torch
 
 from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.device_facts import measure_device, num_threads_of, resident_memory_bytes
+from cluster.device_profile import profile_device
 from cluster.epoch_run import EpochRun
 from cluster.loaded_model import LoadedModel, load_model, num_kv_blocks
 from cluster.membership import GroupPhase, ShardLifecycle, ShardState, View
 from cluster.model_store import locate_checkpoint
 from cluster.node import NodeIdentity, ReservedPort
 from cluster.process_group import import_backend
+from cluster.profile_store import ProfileStore, default_profile_dir
 from model.args import ModelArgs, read_model_args
 from model.errors import GroupError, ModelError
 from model.kernels.protocol import Kernels
 from model.kernels.select import select_kernels
 from serving.config import PoolConfig, ServeConfig
-from serving.epoch import Epoch, Member, ShardStatus
+from serving.epoch import DeviceProfile, Epoch, Link, Member, ShardStatus
 from serving.shard_link_server import ShardLinkServer, start_link_server
 
 logger = logging.getLogger(__name__)
@@ -66,10 +68,10 @@ class Shard:
         """Serve until cancelled. Raises what makes this process useless; then start another."""
         server, port = await start_link_server(self._link, f"{self._node.address}:0")
         try:
-            kernels, args = await self._in_thread(self._prepare)
+            kernels, args, profile = await self._in_thread(self._prepare)
             facts = await self._in_thread(lambda: measure_device(self._pool, kernels.name))
             self._member = Member(self.shard_id, self._pool.name, self._node.node_id, self._node.name,
-                                  f"{self._node.address}:{port}", facts)
+                                  f"{self._node.address}:{port}", facts, profile=profile)
             self._advance(ShardState.WAITING, "registered")
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._reporter.run())
@@ -88,13 +90,15 @@ class Shard:
         """The first epoch runs here."""
         await self._ready.wait()
 
-    def _prepare(self) -> tuple[Kernels, ModelArgs]:
-        """Import and read what registration needs. On the model thread, because it takes seconds."""
+    def _prepare(self) -> tuple[Kernels, ModelArgs, DeviceProfile]:
+        """Import, read and measure what registration needs. On the model thread, because it takes seconds."""
         device = "cpu" if self._pool.device == "cpu" else "cuda:0"
         import_backend(device)
         kernels = select_kernels(device)
         folder = locate_checkpoint(self._config.model, "facts")
-        return kernels, read_model_args(folder)
+        args = read_model_args(folder)
+        store = ProfileStore(default_profile_dir())
+        return kernels, args, profile_device(args, self._config.model.dtype, kernels, self._pool, store)
 
     async def _serve_forever(self, kernels: Kernels, args: ModelArgs) -> None:
         while True:
@@ -141,6 +145,7 @@ class Shard:
         run = EpochRun(epoch, rank, self._config, self._link, self._thread)
         try:
             await run.join(model, num_blocks)
+            self._note_link(run.link)
             self._run = run
             self._advance(ShardState.READY, "the group is formed")
             self._ready.set()
@@ -148,6 +153,10 @@ class Shard:
         finally:
             self._run = None
             await run.close()
+
+    def _note_link(self, link: Link | None) -> None:
+        assert self._member is not None and self._member.profile is not None
+        self._member = replace(self._member, profile=replace(self._member.profile, link=link))
 
     def _reserve_store_port(self) -> None:
         """A store that opens again where an older one was meets clients of the older one."""

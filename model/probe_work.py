@@ -1,0 +1,201 @@
+"""What a device probe computes: experts, and a decoder without them, with random weights in the model's real shapes.
+
+Weights are read from memory: calls go round over more of them than caches hold. What would take too much memory is made
+narrower (an expert's intermediate size, the vocabulary), and `scale` says how much more the real one is.
+
+T rows, D hidden size, I expert intermediate size, V vocabulary, J width of q, k and v together, H heads, d head size
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from model.args import ModelArgs
+from model.batch import StepBatch, build_batch
+from model.decoder import Decoder
+from model.dispatch import DispatchHandle, LocalDispatcher
+from model.kernels.protocol import ExpertWeights, Kernels, LinearWeight
+from model.moe import SparseMlp
+from model.placement import contiguous_placement
+from model.sampler import sample
+from model.step import SamplingSpec, ScheduledRequest, StepPlan
+
+MAX_ROWS = 256
+NUM_SEQUENCES = 4           # of the attention that is timed
+
+_NARROW_BYTES = 64 << 20    # an expert or an output layer larger than this is made narrower
+_COLD_BYTES = 64 << 20      # at least; twice the last cache where that is known and more
+_MAX_COLD_BYTES = 192 << 20
+_EXPERTS_PER_CALL = 8
+_MAX_GROUPS, _MAX_LAYERS, _MAX_OUTPUTS, _SHALLOW_LAYERS = 16, 48, 4, 8
+_CONTEXT_TOKENS, _BLOCK_SIZE = 1024, 16
+_INIT_STD = 0.02
+GREEDY = SamplingSpec(temperature=0.0)
+
+
+class ExpertGroups:
+    """Groups of experts of one layer; every call computes all experts of the next group."""
+
+    def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
+        bytes_per_width = 3 * args.hidden_size * dtype.itemsize
+        width = _narrowed(args.moe_intermediate_size, bytes_per_width)
+        self.scale = args.moe_intermediate_size / width
+        cold_bytes, expert_bytes = _cold_bytes(), width * bytes_per_width
+        self.num_experts = max(1, min(_EXPERTS_PER_CALL, cold_bytes // (2 * expert_bytes)))
+        num_groups = min(_MAX_GROUPS, max(2, -(-cold_bytes // (self.num_experts * expert_bytes))))
+        up_ID = _random(width, args.hidden_size, dtype, kernels)
+        down_DI = _random(args.hidden_size, width, dtype, kernels)
+        self._groups = cycle([self._new_group(width, up_ID, down_DI, kernels) for _ in range(num_groups)])
+        self._rows_RD = _random(self.num_experts * MAX_ROWS, args.hidden_size, dtype, kernels)
+        self._kernels = kernels
+
+    def _new_group(self, width: int, up_ID: Tensor, down_DI: Tensor, kernels: Kernels) -> ExpertWeights:
+        weights = kernels.new_experts(self.num_experts, width, up_ID.shape[1], up_ID.dtype)
+        for slot in range(self.num_experts):
+            weights.load_gate(slot, up_ID)
+            weights.load_up(slot, up_ID)
+            weights.load_down(slot, down_DI)
+        return weights
+
+    def compute(self, num_rows: int) -> Tensor:
+        """`num_rows` rows for each expert of a group."""
+        rows_RD = self._rows_RD[:num_rows * self.num_experts]
+        return self._kernels.experts(rows_RD, [num_rows] * self.num_experts, next(self._groups))
+
+
+class Layers:
+    """A decoder without experts: its layers, its attention over a cache, its output layer."""
+
+    def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
+        vocab_size = _narrowed(args.vocab_size, args.hidden_size * dtype.itemsize)
+        self.head_scale = args.vocab_size / vocab_size
+        self._num_layers = _num_layers(args, dtype)
+        args = replace(args, num_layers=self._num_layers, moe_layers=tuple(range(self._num_layers)),
+                       vocab_size=vocab_size)
+        self._decoder = Decoder(args, kernels, dtype, (0,) * self._num_layers)
+        self._fill(args, dtype, kernels)
+        self._all = self._decoder.layers
+        self._outputs = cycle(self._new_outputs(args, dtype, kernels))
+        self._hidden_TD = _random(MAX_ROWS, args.hidden_size, dtype, kernels)
+        self._kv_cache = kernels.new_kv_cache(self._num_layers, MAX_ROWS, 1, args.num_kv_heads, args.head_dim, dtype)
+        self._requests = list(_decodes(MAX_ROWS, 0, 1).requests)
+        self._dispatcher = _ComputedElsewhere(kernels, args)
+        self._batches: dict[int, StepBatch] = {}
+        self.context_tokens = min(_CONTEXT_TOKENS, args.sliding_window or _CONTEXT_TOKENS)
+        self._args, self._dtype, self._kernels = args, dtype, kernels
+
+    def num_layers(self, num_rows: int) -> int:
+        """Many rows keep the processor busy with few weights, so fewer layers will do."""
+        return self._num_layers if num_rows < 64 else min(self._num_layers, _SHALLOW_LAYERS)
+
+    def forward(self, num_rows: int) -> Tensor:
+        """All that a layer computes for its own rows besides experts, each row with no context but itself."""
+        num_layers, batch = self.num_layers(num_rows), self._batches.get(num_rows)
+        if batch is None:
+            batch = self._batches[num_rows] = build_batch(_decodes(num_rows, 0, 1), 1, MAX_ROWS)
+        self._decoder.layers = self._all[:num_layers]
+        token_ids_T = batch.token_ids_T.to(self._hidden_TD.device)
+        return self._decoder.forward(token_ids_T, batch.attention, self._kv_cache[:num_layers], self._dispatcher)
+
+    def head(self, num_rows: int) -> object:
+        """Last norm, logits and a greedy draw."""
+        self._decoder.output = next(self._outputs)
+        return sample(self._decoder.logits(self._hidden_TD[:num_rows]), self._requests[:num_rows])
+
+    def attention_call(self, context_tokens: int) -> Callable[[], Tensor]:
+        """One row of each of some sequences with so much context; calls go round over the layers of a cache."""
+        args, kernels = self._args, self._kernels
+        num_blocks = -(-self.context_tokens // _BLOCK_SIZE)
+        layer_bytes = 2 * NUM_SEQUENCES * num_blocks * _BLOCK_SIZE * args.num_kv_heads * args.head_dim \
+            * self._dtype.itemsize
+        num_layers = max(1, min(_MAX_GROUPS, _cold_bytes() // layer_bytes))
+        cache = kernels.new_kv_cache(num_layers, NUM_SEQUENCES * num_blocks, _BLOCK_SIZE, args.num_kv_heads,
+                                     args.head_dim, self._dtype)
+        cache.fill_(0.01)       # pages that were never written are all the same page, and cached
+        plan = _decodes(NUM_SEQUENCES, context_tokens - 1, num_blocks)
+        batch = build_batch(plan, _BLOCK_SIZE, NUM_SEQUENCES * num_blocks).attention
+        q_THd = _random(NUM_SEQUENCES, args.num_heads * args.head_dim, self._dtype, kernels).view(
+            NUM_SEQUENCES, args.num_heads, args.head_dim)
+        layers = cycle(cache.unbind(0))
+        return lambda: kernels.attention(q_THd, next(layers), batch, args.head_dim ** -0.5, args.sliding_window)
+
+    def _fill(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
+        self._decoder.embedding_VD.normal_(std=_INIT_STD)
+        first = self._decoder.layers[0].attention.qkv
+        qkv_JD = _random(first.out_features, args.hidden_size, dtype, kernels)
+        out_Dq = _random(args.hidden_size, args.num_heads * args.head_dim, dtype, kernels)
+        gate_ND = _random(args.num_experts, args.hidden_size, dtype, kernels)
+        for layer in self._decoder.layers:
+            layer.attention.qkv.load_rows(0, qkv_JD)
+            layer.attention.out.load_rows(0, out_Dq)
+            if isinstance(layer.mlp, SparseMlp):
+                layer.mlp.gate.weight.load_rows(0, gate_ND)
+
+    def _new_outputs(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> list[LinearWeight]:
+        weight_VD = _random(args.vocab_size, args.hidden_size, dtype, kernels)
+        num_outputs = max(1, min(4, -(-_cold_bytes() // weight_VD.nbytes)))
+        outputs = [kernels.new_linear(args.vocab_size, args.hidden_size, dtype) for _ in range(num_outputs)]
+        for output in outputs:
+            output.load_rows(0, weight_VD)
+        return outputs
+
+
+class _ComputedElsewhere:
+    """A Dispatcher that gives no rows to the experts here, and returns rows as if they had been computed."""
+
+    num_collectives = 0
+    bytes_sent = 0
+
+    def __init__(self, kernels: Kernels, args: ModelArgs) -> None:
+        self._local = LocalDispatcher(kernels, contiguous_placement(args.num_layers, args.num_experts,
+                                                                    (args.num_experts,)))
+        self._rows_RD = torch.empty(0)
+
+    def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
+        self._local.begin_step(num_tokens_of_member)
+
+    def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
+        self._rows_RD, handle = self._local.dispatch(layer, x_TD, expert_ids_TK)
+        return self._rows_RD[:0], DispatchHandle([], handle.row_of_TK)
+
+    def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
+        return self._local.combine(layer, self._rows_RD, weights_TK, handle)
+
+
+def _decodes(num_rows: int, num_computed_tokens: int, num_blocks: int) -> StepPlan:
+    """One token each of `num_rows` sequences, whose blocks are their own."""
+    return StepPlan(0, 0, tuple(
+        ScheduledRequest(str(row), (0,), num_computed_tokens, tuple(range(row * num_blocks, (row + 1) * num_blocks)),
+                         GREEDY) for row in range(num_rows)))
+
+
+def _random(num_rows: int, width: int, dtype: torch.dtype, kernels: Kernels) -> Tensor:
+    return (torch.randn(num_rows, width) * _INIT_STD).to(kernels.device, dtype)
+
+
+def _narrowed(width: int, bytes_per_width: int) -> int:
+    """`width`, or the largest multiple of 64 whose weights are within bounds."""
+    largest = max(64, _NARROW_BYTES // bytes_per_width // 64 * 64)
+    return min(width, largest)
+
+
+def _cold_bytes() -> int:
+    """So much memory that reading it again finds little of it in a cache."""
+    try:
+        cache_bytes = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    except (ValueError, OSError):       # known on Linux with glibc
+        cache_bytes = 0
+    return min(max(_COLD_BYTES, 2 * cache_bytes), _MAX_COLD_BYTES)
+
+
+def _num_layers(args: ModelArgs, dtype: torch.dtype) -> int:
+    """So many that their attention and gates together are no longer in a cache."""
+    heads_width, kv_width = args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
+    layer_bytes = (2 * heads_width + 2 * kv_width + args.num_experts) * args.hidden_size * dtype.itemsize
+    return max(1, min(_MAX_LAYERS, -(-_cold_bytes() // layer_bytes)))
