@@ -65,6 +65,11 @@ class MoesaicEngine:
         model_thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads,))
 
         class OneMember:
+            prepared_revision = 0
+
+            async def switch(self, revision: int) -> None:
+                raise AssertionError("nothing is prepared")
+
             async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
                 return (header,)
 

@@ -8,6 +8,10 @@ number and does not fall asleep. So no order of rings, submissions and steps can
 rings do no harm.
 
 An epoch begins awake: its agreement 0 is the barrier after which every peer is known to hear rings.
+
+The placement may change within an epoch. Each member prepares the next revision in the background and tells so in its
+headers, in an idle group by entering one agreement for it. The agreement in which all have told the same revision is
+where all switch, before the step that it is about. Members that pause or sleep switch there too.
 """
 
 from __future__ import annotations
@@ -50,6 +54,14 @@ class Executor(Protocol):
 
     async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
         """Run the agreed step; an empty plan takes part with zero rows."""
+
+    @property
+    def prepared_revision(self) -> int:
+        """Of the placement that switch() would take; that of the steps when none waits. Call Engine.tell_prepared()
+        when it has changed."""
+
+    async def switch(self, revision: int) -> None:
+        """Let the next steps use the prepared placement."""
 
 
 class WorkRate:
@@ -109,6 +121,8 @@ class Engine:
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
+        self.revision = self.executor.prepared_revision     # of the placement that the steps use
+        self._told_revision = self.revision                 # as prepared, in the last agreement
         self._step_index = 0                # the next agreement
         self._rung_step_index = -1          # the latest agreement that a peer is known to wait in
         self._is_awake = True               # the group goes on to the next agreement unasked
@@ -157,6 +171,10 @@ class Engine:
         if epoch == self.epoch:
             self._rung_step_index = max(self._rung_step_index, step_index)
             self._wake.set()
+
+    def tell_prepared(self) -> None:
+        """The executor can switch to another revision: enter an agreement to say so, if need be."""
+        self._wake.set()
 
     async def pause(self) -> None:
         """Stop the whole group between two steps. Returns when no step runs and none will before resume()."""
@@ -212,6 +230,7 @@ class Engine:
         began_s = self._clock()
         plan = self._plan()
         headers = await self._agree(plan)
+        await self._switch_if_all_can(headers)
         if self._is_awake:
             result = await self.executor.execute(plan, tuple(header.num_tokens for header in headers))
             self._deliver(self.scheduler.apply(plan, result), plan.step_index)
@@ -231,7 +250,8 @@ class Engine:
         """Whether to enter the next agreement."""
         if self._is_awake or self._is_resuming or self._rung_step_index >= self._step_index:
             return True
-        return not self._is_group_paused and (self._wants_pause or self.scheduler.has_work())
+        return not self._is_group_paused and (self._wants_pause or self.scheduler.has_work()
+                                              or self.executor.prepared_revision > self._told_revision)
 
     async def _sleep(self) -> None:
         """Until something happens to this member, or the deadline of a sequence passes that cannot run now."""
@@ -250,14 +270,23 @@ class Engine:
             ring_task = asyncio.create_task(self._ring(plan.step_index))
             self._ring_tasks.add(ring_task)
             ring_task.add_done_callback(self._ring_tasks.discard)
+        self._told_revision = self.executor.prepared_revision
         headers = await self.executor.agree(
-            StepHeader(plan.epoch, plan.step_index, plan.num_tokens, self._wants_pause))
+            StepHeader(plan.epoch, plan.step_index, plan.num_tokens, self._wants_pause, self._told_revision))
         self._step_index += 1
         self._is_group_paused = any(header.wants_pause for header in headers)
         self._is_awake = not self._is_group_paused and any(header.num_tokens for header in headers)
         self._is_resuming = False
         self._pause_changed.set()
         return headers
+
+    async def _switch_if_all_can(self, headers: tuple[StepHeader, ...]) -> None:
+        """All members decide on the same headers, so they switch between the same two steps."""
+        first, *others = (header.prepared_revision for header in headers)
+        if first > self.revision and all(revision == first for revision in others):
+            await self.executor.switch(first)
+            logger.info("revision_switched epoch=%d revision=%d step_index=%d", self.epoch, first, self._step_index - 1)
+            self.revision = first
 
     async def _ring(self, step_index: int) -> None:
         try:

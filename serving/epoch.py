@@ -99,6 +99,14 @@ class Epoch:
     revision: int = 0               # of placement and shares: they may change while members and ranks stay
     changes: tuple[PlacementChange, ...] = ()       # the latest ones, oldest first
 
+    def takes_requests(self, rank: int) -> bool:
+        """False: the member holds experts only."""
+        return not self.shares or self.shares[rank].share > 0
+
+    def token_budget(self, rank: int, max_batch_tokens: int) -> int:
+        """Tokens that one step of the member may compute, never above what its memory is planned for."""
+        return min(self.shares[rank].token_budget, max_batch_tokens) if self.shares else max_batch_tokens
+
     def rank_of(self, shard_id: str) -> int | None:
         for rank, member in enumerate(self.members):
             if member.shard_id == shard_id:
@@ -128,4 +136,5 @@ class ShardStatus:
     num_expert_copies: int = 0
     revision: int = 0               # of the placement that its steps use
     prepared_revision: int = 0      # highest whose weights are loaded
+    failed_revision: int = 0        # highest that it could not prepare; `detail` says why
     detail: str = ""                # what went wrong, when the state says so

@@ -37,6 +37,7 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, num_blocks: int, max_model_len: int) -> None:
         self.config = config
         self.max_model_len = max_model_len
+        self.token_budget = config.max_batch_tokens     # of a step, at least 1; may change between two steps
         self.num_preemptions = 0
         self.blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching)
         self._requests: dict[str, Request] = {}
@@ -114,7 +115,7 @@ class Scheduler:
     def schedule(self) -> tuple[ScheduledRequest, ...]:
         """What to compute next. A plan that was not applied is simply forgotten: call again."""
         plan: list[ScheduledRequest] = []
-        budget = self.config.max_batch_tokens
+        budget = self.token_budget
         had_preemptions = self.num_preemptions
         for request in self._ready(decoding=True):
             if request.status is RequestStatus.RUNNING and self._grow(request):
@@ -196,7 +197,8 @@ class Scheduler:
 
     def _start(self, request: Request) -> bool:
         """Give a waiting request the blocks of its known tokens, cached ones first. False: it does not fit."""
-        if len(self._running) >= self.config.max_running_requests:
+        # A lowered budget does not end who runs, so decodes may exceed it until some have ended.
+        if len(self._running) >= min(self.config.max_running_requests, self.token_budget):
             return False
         prefix = self.blocks.cached_prefix(self._reusable_hashes(request))
         num_new = self.blocks.num_blocks_for(request.num_tokens) - len(prefix)
@@ -316,6 +318,9 @@ class Scheduler:
 
     def _refuse_impossible(self, request: Request) -> None:
         submission = request.submission
+        if not self.blocks.num_blocks:
+            raise InvalidRequestError("this shard holds experts only and takes no requests",
+                                      fix="send it to a shard that has a share of the requests")
         if request.request_id in self._requests:
             raise InvalidRequestError(f"request_id {request.request_id!r} is already open here", fix="use a new one",
                                       param="request_id")

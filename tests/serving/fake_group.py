@@ -152,14 +152,19 @@ class FakeExecutor:
         self.model = model
         self.plans: list[StepPlan] = []
         self.in_flight: asyncio.Event | None = None     # set it to let the step under way end
+        self.agreed_step_index = -1
+        self.prepared_revision = 0
+        self.switches: list[tuple[int, int]] = []       # (revision, step before which it came)
 
     async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
         group = self.group
+        assert header.prepared_revision == self.prepared_revision
         await group.delay()
         assert header.epoch == group.epoch
         headers = group.headers.setdefault(header.step_index, {})
         assert self.rank not in headers, "an agreement is entered once"
         headers[self.rank] = header
+        self.agreed_step_index = header.step_index
         group.num_agreements += 1
         group.changed.set()
         if group.fail_at == ("agree", header.step_index):
@@ -167,6 +172,12 @@ class FakeExecutor:
         await group.wait_for(headers)
         await group.delay()
         return tuple(headers[rank] for rank in range(group.num_members))
+
+    async def switch(self, revision: int) -> None:
+        headers = self.group.headers[self.agreed_step_index].values()
+        assert [header.prepared_revision for header in headers] == [revision] * self.group.num_members
+        await self.group.delay()
+        self.switches.append((revision, self.agreed_step_index))
 
     async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
         group = self.group

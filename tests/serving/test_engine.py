@@ -2,163 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable
 
 import pytest
 
 from model.errors import GroupError
-from model.step import SamplingSpec, StepPlan, StepResult
-from serving.config import SchedulerConfig
 from serving.engine import RATE_WINDOW_S, Engine, ShardLoad, WorkRate
 from serving.errors import ContextLengthError
-from serving.request import FinishReason, Submission, TokenEvent
-from serving.scheduler import Scheduler
-from tests.serving.fake_group import FakeExecutor, Group, KvModel, check_blocks, expected
-
-BLOCK = 4
-MANY_TURNS = 20_000      # of the event loop: more than any of these tests takes, unless it is stuck
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop turn; nothing here waits for time or I/O, so what has not come after so many turns never comes."""
-    for _ in range(MANY_TURNS):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("stuck: a wake-up was lost")
-
-
-async def turns(number: int) -> None:
-    for _ in range(number):
-        await asyncio.sleep(0)
-
-
-@dataclass
-class FakeClock:
-    now_s: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-class SlowModel(KvModel):
-    """Takes half a second for a step."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__(BLOCK)
-        self.clock = clock
-
-    def run(self, plan: StepPlan) -> StepResult:
-        self.clock.now_s += 0.5
-        return super().run(plan)
-
-
-def submission(request_id: str, num_prompt: int = 5, max_tokens: int = 4, **fields: object) -> Submission:
-    base = Submission(request_id, tuple(range(1, num_prompt + 1)), SamplingSpec(seed=7), max_tokens)
-    return replace(base, **fields)          # type: ignore[arg-type]
-
-
-class Shard:
-    """One member: an engine with a fake executor, and what it has delivered."""
-
-    def __init__(self, cluster: Cluster, rank: int, num_blocks: int) -> None:
-        config = SchedulerConfig.model_construct(max_batch_tokens=16, max_running_requests=4, block_size=BLOCK,
-                                                 prefix_caching=True)
-        self.cluster = cluster
-        self.rank = rank
-        self.model = KvModel(BLOCK)
-        self.executor = FakeExecutor(cluster.group, rank, self.model)
-        self.scheduler = Scheduler(config, num_blocks, max_model_len=1000)
-        self.deliveries: list[tuple[str, int, list[TokenEvent]]] = []
-        self.accepted: dict[str, Submission] = {}
-        self.num_rings = 0
-        self.engine = Engine(self.scheduler, self.executor, cluster.group.epoch, cluster.clock, self._ring_peers,
-                             self._deliver)
-
-    def _deliver(self, router_id: str, step_index: int, events: list[TokenEvent]) -> None:
-        assert events
-        self.deliveries.append((router_id, step_index, events))
-
-    async def _ring_peers(self, step_index: int) -> None:
-        self.num_rings += 1
-        await asyncio.gather(*(self._ring(shard, step_index) for shard in self.cluster.shards if shard is not self))
-
-    async def _ring(self, shard: Shard, step_index: int) -> None:
-        epoch = self.engine.epoch
-        await self.cluster.group.delay()
-        shard.engine.ring(epoch, step_index)
-
-    def submit(self, new: Submission, router_id: str = "r") -> None:
-        self.engine.submit(router_id, new)
-        self.accepted[new.request_id] = new
-
-    def events(self, request_id: str) -> list[TokenEvent]:
-        return [event for _, _, events in self.deliveries for event in events if event.request_id == request_id]
-
-    def has_ended(self, request_id: str) -> bool:
-        return any(event.finish_reason is not None for event in self.events(request_id))
-
-    def check(self, request_id: str) -> FinishReason:
-        """It ended exactly once, with the tokens it has alone."""
-        events, want = self.events(request_id), expected(self.accepted[request_id])
-        token_ids = tuple(token_id for event in events for token_id in event.token_ids)
-        reason = events[-1].finish_reason
-        assert reason is not None and [event.finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            assert (token_ids, reason) == (want.token_ids, want.finish_reason)
-        assert token_ids == want.token_ids[:len(token_ids)]
-        return reason
-
-
-class Cluster:
-    """Several members in one event loop."""
-
-    def __init__(self, num_members: int = 1, num_blocks: int = 64, seed: int = 0, max_delay: int = 0) -> None:
-        self.clock = FakeClock()
-        self.group = Group(num_members, rng=random.Random(seed), max_delay=max_delay)
-        self.shards: list[Shard] = []
-        self.shards += [Shard(self, rank, num_blocks) for rank in range(num_members)]
-        self.tasks: list[asyncio.Task[None]] = []
-
-    def start(self) -> None:
-        self.tasks = [asyncio.create_task(shard.engine.run()) for shard in self.shards]
-
-    async def __aenter__(self) -> Cluster:
-        self.start()
-        await self.until_asleep()
-        return self
-
-    async def __aexit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        if failed is not None:
-            for task in self.tasks:
-                task.cancel()
-            return
-        await self.shards[0].engine.pause()
-        await asyncio.gather(*(shard.engine.stop() for shard in self.shards))
-        await asyncio.gather(*self.tasks)
-
-    async def until_asleep(self) -> None:
-        """Every member has left the last agreement, and enters no other."""
-        before = -1
-        while before != self.group.num_agreements:
-            before = self.group.num_agreements
-            await turns(20 + 10 * self.group.max_delay)
-            if not self.is_even():
-                before = -1
-
-    def is_even(self) -> bool:
-        return self.group.num_agreements % self.group.num_members == 0
-
-    async def until_ended(self) -> None:
-        await until(lambda: all(shard.has_ended(name) for shard in self.shards for name in shard.accepted))
-
-    def check(self) -> None:
-        for shard in self.shards:
-            for name in shard.accepted:
-                shard.check(name)
-            check_blocks(shard.scheduler.blocks, [])
-
+from serving.request import FinishReason
+from tests.serving.fake_cluster import Cluster, Shard, SlowModel, submission, turns, until
+from tests.serving.fake_group import FakeExecutor, Group, check_blocks, expected
 
 # One member.
 
@@ -392,6 +245,115 @@ async def test_pausing_an_idle_group_and_stopping_it_in_order() -> None:
     assert all(task.done() for task in cluster.tasks)
 
 
+# Revisions of the placement.
+
+
+async def steps(cluster: Cluster, number: int) -> None:
+    """Until every member has made so many more."""
+    target = cluster.group.num_steps + number * cluster.group.num_members
+    await until(lambda: cluster.group.num_steps >= target)
+
+
+async def test_all_members_switch_before_the_same_step_when_the_last_has_prepared() -> None:
+    async with Cluster(3, max_delay=4) as cluster:
+        cluster.shards[0].submit(submission("a", max_tokens=40))
+        cluster.shards[2].submit(submission("b", max_tokens=40))
+        for shard in cluster.shards:
+            await steps(cluster, 3)
+            assert not cluster.switches()
+            shard.prepare(1)
+        told_index = len(cluster.shards[2].executor.plans)
+        await cluster.until_ended()
+        [(revision, step_index)] = cluster.switches()
+        assert revision == 1 and told_index <= step_index <= told_index + 2
+        cluster.check()
+
+
+async def test_an_idle_group_switches_and_sleeps_on() -> None:
+    async with Cluster(3) as cluster:
+        for shard in cluster.shards:
+            assert not cluster.switches()
+            shard.prepare(1)
+            await cluster.until_asleep()
+        assert cluster.switches() == [(1, 3)]
+        assert cluster.group.num_agreements == 3 * (1 + 3) and cluster.group.num_steps == 0
+        for shard in cluster.shards:        # all at once: one agreement, or a few
+            shard.prepare(2)
+        await cluster.until_asleep()
+        assert cluster.switches()[1:] in ([(2, 4)], [(2, 5)], [(2, 6)])
+        agreements = cluster.group.num_agreements
+        await turns(200)
+        assert cluster.group.num_agreements == agreements
+
+
+async def test_a_member_alone_switches_by_itself() -> None:
+    async with Cluster(1) as cluster:
+        cluster.shards[0].prepare(1)
+        await cluster.until_asleep()
+        assert cluster.switches() == [(1, 1)]
+
+
+async def test_a_paused_group_waits_with_the_switch_until_it_is_resumed() -> None:
+    async with Cluster(3) as cluster:
+        first, second, third = cluster.shards
+        third.submit(submission("a", max_tokens=30))
+        await until(lambda: cluster.group.num_steps > 6)
+        first.prepare(1)
+        await first.engine.pause()
+        await cluster.until_asleep()
+        agreements = cluster.group.num_agreements
+        second.prepare(1)
+        third.prepare(1)
+        await turns(300)
+        assert cluster.group.num_agreements == agreements and not cluster.switches()
+        first.engine.resume()
+        await cluster.until_ended()
+        assert [revision for revision, _ in cluster.switches()] == [1]
+        cluster.check()
+
+
+async def test_pausing_while_the_last_member_prepares_does_both() -> None:
+    async with Cluster(2) as cluster:
+        first, second = cluster.shards
+        first.submit(submission("a", max_tokens=30))
+        first.prepare(1)
+        await until(lambda: cluster.group.num_steps > 9)
+        second.prepare(1)
+        await second.engine.pause()
+        assert [revision for revision, _ in cluster.switches()] == [1]
+        second.engine.resume()
+        await cluster.until_ended()
+        cluster.check()
+
+
+async def test_nobody_switches_to_what_one_member_has_withdrawn() -> None:
+    async with Cluster(3) as cluster:
+        first, second, third = cluster.shards
+        first.prepare(1)
+        second.prepare(1)
+        await cluster.until_asleep()
+        first.prepare(0)                # taken back: the third could not prepare it
+        third.prepare(2)
+        first.prepare(2)
+        await cluster.until_asleep()
+        assert not cluster.switches()   # 2, 1, 2
+        second.prepare(2)
+        await cluster.until_asleep()
+        assert [revision for revision, _ in cluster.switches()] == [2]
+
+
+async def test_a_new_epoch_begins_with_what_its_members_have_loaded() -> None:
+    cluster = Cluster(2)
+    cluster.group = Group(2, epoch=2)
+    for shard in cluster.shards:
+        shard.executor = FakeExecutor(cluster.group, shard.rank, shard.model)
+        shard.executor.prepared_revision = 5
+        shard.engine.change_epoch(2, shard.executor, shard._ring_peers)
+    async with cluster:
+        assert [shard.engine.revision for shard in cluster.shards] == [5, 5]
+        assert cluster.group.num_agreements == 2 and not cluster.shards[0].executor.switches
+
+
 async def test_only_one_run_at_a_time_and_no_epoch_change_within() -> None:
     async with Cluster() as cluster:
         shard, = cluster.shards
@@ -429,6 +391,11 @@ async def pauser(cluster: Cluster, rng: random.Random) -> None:
     engine.resume()
 
 
+async def preparer(shard: Shard, rng: random.Random) -> None:
+    await turns(rng.choice([0, 1, 10, 100, 300]))
+    shard.prepare(1)
+
+
 @pytest.mark.parametrize("block_of_seeds", range(4))
 async def test_no_order_of_events_loses_a_wake_up(block_of_seeds: int) -> None:
     for seed in range(block_of_seeds * 50, block_of_seeds * 50 + 50):
@@ -438,6 +405,8 @@ async def test_no_order_of_events_loses_a_wake_up(block_of_seeds: int) -> None:
             workers: list[Awaitable[None]] = [client(cluster, rng, number) for number in range(rng.randint(1, 3))]
             if rng.random() < 0.5:
                 workers.append(pauser(cluster, rng))
+            preparers = list(cluster.shards) if rng.random() < 0.5 else cluster.shards[1:]
+            workers += [preparer(shard, rng) for shard in preparers]
             await asyncio.gather(*workers)
             await cluster.until_ended()
             cluster.check()
@@ -445,6 +414,7 @@ async def test_no_order_of_events_loses_a_wake_up(block_of_seeds: int) -> None:
             agreements = cluster.group.num_agreements
             await turns(100)
             assert cluster.group.num_agreements == agreements
+            assert [revision for revision, _ in cluster.switches()] == [1] * (len(preparers) == len(cluster.shards))
 
 
 # Epochs.

@@ -98,6 +98,13 @@ def test_a_request_that_can_never_fit_is_refused_with_numbers() -> None:
     assert scheduler.num_waiting == 0 and not scheduler.has_work()
 
 
+def test_a_shard_without_kv_blocks_takes_no_request() -> None:
+    scheduler = make_scheduler(num_blocks=0)
+    with pytest.raises(InvalidRequestError, match=r"experts only.*send it to a shard that has a share"):
+        scheduler.add(Request(submission("a", num_prompt=1, max_tokens=1), "r", 0.0))
+    assert not scheduler.has_work() and scheduler.schedule() == () and scheduler.blocks.num_free == 0
+
+
 @pytest.mark.parametrize(("wrong", "param"), [
     (submission("open"), "request_id"), (submission("a", num_prompt=0), "prompt"),
     (submission("a", max_tokens=0), "max_tokens")])
@@ -195,6 +202,20 @@ def test_only_computed_blocks_are_shared() -> None:
     driver.run()
     for each in same:
         assert driver.outcome(each.request_id) == expected(each)
+
+
+def test_another_token_budget_counts_from_the_next_step() -> None:
+    scheduler = make_scheduler(max_batch_tokens=16, prefix_caching=False)
+    driver = Driver(scheduler)
+    add(scheduler, submission("a", num_prompt=40, max_tokens=9), submission("b"), submission("c"), submission("d"))
+    sizes = []
+    for scheduler.token_budget in (16, 5, 5, 16, 2, 2):
+        sizes.append([len(each.token_ids) for each in driver.step()])
+    # a's prompt in chunks, then what is left for b; no more run than tokens fit, so c and d wait.
+    assert sizes == [[16], [5], [5], [14, 2], [1, 1], [1, 1]]
+    driver.run()
+    for name in "abcd":
+        assert driver.outcome(name) == expected(submission(name, 40, 9) if name == "a" else submission(name))
 
 
 def test_without_prefix_caching_everything_is_computed() -> None:
@@ -420,6 +441,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.hold(router_id, held)
         (self.held.add if held else self.held.discard)(router_id)
 
+    @rule(token_budget=st.integers(1, 24))
+    def change_budget(self, token_budget: int) -> None:
+        self.scheduler.token_budget = token_budget
+
     @rule()
     def expire(self) -> None:
         self.now_s += 1.0
@@ -439,7 +464,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert bool(requests) == has_work == any(each.router_id not in self.held for each in self.open.values())
         planned = {each.request_id for each in requests}
         assert len(planned) == len(requests)
-        assert sum(len(each.token_ids) for each in requests) <= self.scheduler.config.max_batch_tokens
+        assert sum(len(each.token_ids) for each in requests) <= max(self.scheduler.token_budget, len(decoding))
         assert self.scheduler.num_running <= self.scheduler.config.max_running_requests
         for request in decoding:        # a decode waits only for blocks, and never when it was the first to arrive
             assert request.request_id in planned or request.status is RequestStatus.PREEMPTED
