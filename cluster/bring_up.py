@@ -96,10 +96,9 @@ class BringUp:
         imports.start()
         if self._config.local_nodes:
             self._tell("starting Ray nodes")
-            self._local.start_head(self._config.local_nodes[0])
+            self._local.start_head(self._config.local_nodes[0], self._other_nodes.start)
             self._nodes.append(self._config.local_nodes[0].name)
             self._save()
-            self._other_nodes.start()
         imports.join()
         self._tell("starting Ray Serve")
         self._client.connect(self._local.address if self._config.local_nodes else None)

@@ -55,7 +55,6 @@ def load_model(folder: Path, args: ModelArgs, config: ServeConfig, kernels: Kern
     """Read this member's weights. Raises CheckpointError, TensorError."""
     dtype: torch.dtype = getattr(torch, config.model.dtype)
     decoder, report = load_decoder(folder, args, dtype, kernels, placement, rank, progress)
-    return_free_memory()
     return LoadedModel(decoder, report, placement, rank, placement.num_experts_of(rank))
 
 
