@@ -1,7 +1,9 @@
 """Ragged all-to-all dispatch: a row goes once to each member that holds any of its experts. For large batches.
 
-At most three collectives a layer: counts, rows with their expert ids, expert outputs back.
-T tokens of this member, D hidden size, K experts per token, M members, S rows in a buffer, W its width
+At most three collectives a layer: the expert ids of all rows to everybody, rows, expert outputs back. The ids cost a
+member 2 K bytes for each of its rows and each other member. From them every member knows how the rows of an expert are
+split over its copies, what it gets and what it returns, so rows travel without ids and nobody exchanges counts.
+T tokens of this member, D hidden size, K experts per token, M members, S rows of all members
 """
 
 from __future__ import annotations
@@ -13,22 +15,24 @@ from torch import Tensor
 
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
-from model.dispatch_exchange import RowExchange, WireBuffer
-from model.dispatch_plan import plan_sends
+from model.dispatch_exchange import RowExchange, Scratch, pick_rows
+from model.dispatch_plan import Ids, choose_holders, plan_arrivals, plan_receipts, plan_returns, plan_sends
+from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.pace import Pace
 from model.placement import Placement
 
 
 class AllToAllDispatcher:
-    """See Dispatcher. Sends the least rows, and must exchange their counts first."""
+    """See Dispatcher. Sends the least rows, and must exchange their expert ids first."""
 
     def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: dist.ProcessGroup) -> None:
         self._collectives = Collectives(group, rank, placement.num_members, kernels.device)
         self._exchange = RowExchange(kernels, placement, rank, self._collectives)
-
-    def keep_pace(self, pace: Pace) -> None:
-        self._collectives.pace = pace
+        self._sent_ids = Scratch(self._collectives.wire_device)
+        self._received_ids = Scratch(self._collectives.wire_device)
+        self._num_tokens_M: list[int] = []
+        self._owner_S: Ints = np.empty(0, dtype=np.int64)
 
     @property
     def num_collectives(self) -> int:
@@ -38,35 +42,45 @@ class AllToAllDispatcher:
     def bytes_sent(self) -> int:
         return self._collectives.bytes_sent
 
+    def keep_pace(self, pace: Pace) -> None:
+        self._collectives.pace = pace
+
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         self._exchange.begin_step(num_tokens_of_member)
+        if list(num_tokens_of_member) != self._num_tokens_M:
+            self._num_tokens_M = list(num_tokens_of_member)
+            self._owner_S = np.repeat(np.arange(len(num_tokens_of_member)), num_tokens_of_member)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         exchange = self._exchange
         if not exchange.travels(layer):
             return exchange.stay(layer, x_TD, expert_ids_TK)
-        num_per_token = expert_ids_TK.shape[1]
-        own_ids_TK = expert_ids_TK.cpu().numpy()
-        token_S, num_sent_M = plan_sends(exchange.routing[layer], own_ids_TK, exchange.rank)
-        num_received_M = self._exchange_counts(num_sent_M)
+        routing, owner_S = exchange.routing[layer], self._owner_S
+        ids_SK = self._exchange_ids(expert_ids_TK)
+        holder_SK = choose_holders(routing, ids_SK, owner_S)
+        own_holder_TK = holder_SK[exchange.own(self._num_tokens_M)]
+        token_S, num_sent_M = plan_sends(routing, own_holder_TK)
+        place_S, num_received_M = plan_receipts(routing, holder_SK, owner_S)
 
-        sent = WireBuffer(exchange.sent, len(token_S), x_TD, num_per_token)
-        tokens = torch.from_numpy(token_S).to(x_TD.device)
-        sent.rows_SD.copy_(x_TD.index_select(0, tokens))
-        sent.ids_SK.copy_(expert_ids_TK.index_select(0, tokens))
-        received = WireBuffer(exchange.received, sum(num_received_M), x_TD, num_per_token)
-        self._collectives.all_to_all(received.everything_SW, sent.everything_SW, num_received_M, num_sent_M)
+        sent_SD = exchange.sent.take(len(token_S), x_TD.shape[1], x_TD.dtype)
+        received_SD = exchange.received.take(sum(num_received_M), x_TD.shape[1], x_TD.dtype)
+        pick_rows(x_TD, torch.from_numpy(token_S).to(x_TD.device), sent_SD)
+        self._collectives.all_to_all(received_SD, sent_SD, num_received_M, num_sent_M)
 
-        owner_S = np.repeat(np.arange(exchange.num_members), num_received_M)
-        return exchange.arrive(layer, received, owner_S, received.ids_on_host(), own_ids_TK)
+        arrivals = plan_arrivals(routing, ids_SK, holder_SK, owner_S)
+        return exchange.arrive(received_SD, place_S.take(arrivals.source_row_R), arrivals,
+                               plan_returns(routing, own_holder_TK))
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         return self._exchange.combine(rows_RD, weights_TK, handle)
 
-    def _exchange_counts(self, num_sent_M: list[int]) -> list[int]:
-        sent_M1 = torch.tensor(num_sent_M, device=self._collectives.wire_device).view(-1, 1)
-        received_M1 = torch.empty_like(sent_M1)
-        one_each = [1] * len(num_sent_M)
-        self._collectives.all_to_all(received_M1, sent_M1, one_each, one_each)
-        num_received_M: list[int] = received_M1.view(-1).tolist()
-        return num_received_M
+    def _exchange_ids(self, expert_ids_TK: Tensor) -> Ids:
+        """Everybody's expert ids [S, K], on the host."""
+        num_tokens, num_per_token = expert_ids_TK.shape
+        num_members = self._exchange.num_members
+        sent = self._sent_ids.take(num_members * num_tokens, num_per_token, torch.int16)
+        received_SK = self._received_ids.take(len(self._owner_S), num_per_token, torch.int16)
+        sent.view(num_members, num_tokens, num_per_token).copy_(expert_ids_TK)
+        self._collectives.all_to_all(received_SK, sent, self._num_tokens_M, [num_tokens] * num_members)
+        ids_SK: Ids = received_SK.cpu().numpy()
+        return ids_SK

@@ -1,7 +1,7 @@
 """Chooses the dispatcher of each step by a cost rule on agreed numbers, so that all members choose alike.
 
-The gather saves one collective, the exchange of counts; the all-to-all saves the rows that members get without need.
-In a step, the member that would send the most such rows decides:
+The gather saves one collective, the exchange of expert ids; the all-to-all saves rows that members get without need. In
+a step, the member that would send the most such rows decides:
 
     gather  <=>  max over owners of (rows gathered - reach * rows owned) * row bytes  <=  COLLECTIVE_BYTES
 
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.dispatch import Dispatcher, DispatchHandle
-from model.dispatch_plan import layer_routing
+from model.dispatch_plan import layer_routing, reach_of
 from model.kernels.protocol import Kernels
 from model.pace import Pace
 from model.placement import Placement
@@ -96,5 +96,5 @@ class AutoDispatcher:
     def _mean_reach(self, num_experts_per_token: int) -> tuple[float, ...]:
         """Reach of each owner, averaged over the layers."""
         layers = [layer_routing(self._placement, layer, self._rank) for layer in range(self._placement.num_layers)]
-        return tuple(sum(layer.reach(owner, num_experts_per_token) for layer in layers) / max(len(layers), 1)
+        return tuple(sum(reach_of(layer, owner, num_experts_per_token) for layer in layers) / max(len(layers), 1)
                      for owner in range(self._placement.num_members))

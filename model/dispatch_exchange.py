@@ -1,7 +1,7 @@
-"""What the distributed dispatchers share: rows with their expert ids in one buffer, arrival, and the way back.
+"""What the distributed dispatchers share: layers whose rows stay, arrival, and the way back.
 
-T tokens of this member, D hidden size, K experts per token, M members, S rows in a buffer,
-W = D + columns that carry the expert ids, R (row, expert) pairs computed on this member
+T tokens of this member, D hidden size, K experts per token, M members, S rows that arrived,
+R (row, expert) pairs computed on this member
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
-from model.dispatch_plan import Ids, Ints, layer_routing, plan_arrivals, plan_returns
+from model.dispatch_plan import Arrivals, Returns, layer_routing, plan_arrivals
+from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.placement import Placement
-
-_ID_BYTES = 2
 
 
 @dataclass(slots=True)
@@ -45,20 +44,12 @@ class Scratch:
         return self._elements[:num_elements].view(num_rows, width)
 
 
-class WireBuffer:
-    """Rows [S, W] on the wire's device: each row, then its expert ids as raw int16."""
-
-    def __init__(self, scratch: Scratch, num_rows: int, x_TD: Tensor, num_experts_per_token: int) -> None:
-        hidden_size = x_TD.shape[1]
-        id_columns = -(-num_experts_per_token * _ID_BYTES // x_TD.element_size())
-        self.everything_SW = scratch.take(num_rows, hidden_size + id_columns, x_TD.dtype)
-        self.rows_SD = self.everything_SW[:, :hidden_size]
-        self.ids_SK = self.everything_SW[:, hidden_size:].view(torch.int16)[:, :num_experts_per_token]
-        self._ids_view_SK: Ids | None = self.ids_SK.numpy() if self.ids_SK.device.type == "cpu" else None
-
-    def ids_on_host(self) -> Ids:
-        """The ids as they are now; waits for an accelerator."""
-        return self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK
+def pick_rows(rows_RD: Tensor, index_S: Tensor, picked_SD: Tensor) -> None:
+    """Rows by their numbers, which are on the device of the rows, into a buffer that may be elsewhere."""
+    if picked_SD.device == rows_RD.device:
+        torch.index_select(rows_RD, 0, index_S, out=picked_SD)
+    else:
+        picked_SD.copy_(rows_RD.index_select(0, index_S))
 
 
 class RowExchange:
@@ -93,18 +84,21 @@ class RowExchange:
     def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
         """`dispatch` of a layer whose rows do not travel: this member holds all that its rows need."""
         ids_TK: Ints = expert_ids_TK.cpu().numpy()
-        arrivals = plan_arrivals(self.routing[layer], ids_TK, np.full(len(ids_TK), self.rank))
+        here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
+        arrivals = plan_arrivals(self.routing[layer], ids_TK, here_TK, np.full(len(ids_TK), self.rank))
         rows_RD = x_TD.index_select(0, self._index(arrivals.source_row_R))
         # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
         return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
 
-    def arrive(self, layer: int, received: WireBuffer, owner_S: Ints, ids_SK: Ids, own_ids_TK: Ids | Ints,
+    def own(self, num_rows_M: list[int]) -> slice:
+        """This member's tokens among the rows of all members, of which num_rows_M count the padding too."""
+        first = sum(num_rows_M[:self.rank])
+        return slice(first, first + self._num_tokens_M[self.rank])
+
+    def arrive(self, received_SD: Tensor, source_row_R: Ints, arrivals: Arrivals, returns: Returns,
                ) -> tuple[Tensor, ExchangeHandle]:
-        """Pick this member's rows out of what arrived -> rows [R, D] sorted by slot, and the handle of the way back."""
-        arrivals = plan_arrivals(self.routing[layer], ids_SK, owner_S)
-        returns = plan_returns(self.routing[layer], own_ids_TK, self.rank)
-        source_row_R = torch.from_numpy(arrivals.source_row_R).to(received.rows_SD.device)
-        rows_RD = received.rows_SD.index_select(0, source_row_R)
+        """Pick this member's pairs from what arrived -> rows [R, D] sorted by slot, and the handle for the way back."""
+        rows_RD = received_SD.index_select(0, torch.from_numpy(source_row_R).to(received_SD.device))
         return rows_RD if self._on_cpu else rows_RD.to(self._kernels.device), ExchangeHandle(
             arrivals.num_rows_E, self._index(returns.row_of_TK), self._index(arrivals.departure_R),
             arrivals.num_departures_M, returns.num_returns_M)
@@ -124,10 +118,7 @@ class RowExchange:
         num_rows, hidden_size = rows_RD.shape
         returned_ND = self.received.take(num_returns, hidden_size, rows_RD.dtype)
         leaving_RD = self.sent.take(num_rows, hidden_size, rows_RD.dtype)
-        if leaving_RD.device == rows_RD.device:
-            torch.index_select(rows_RD, 0, departure_R, out=leaving_RD)
-        else:
-            leaving_RD.copy_(rows_RD.index_select(0, departure_R))
+        pick_rows(rows_RD, departure_R, leaving_RD)
         self.collectives.all_to_all(returned_ND, leaving_RD, handle.num_returns_M, handle.num_departures_M)
         return returned_ND if self._on_cpu else returned_ND.to(rows_RD.device)
 

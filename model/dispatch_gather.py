@@ -2,7 +2,8 @@
 
 At most two collectives a layer: rows with their expert ids to everybody, expert outputs back. Nobody exchanges counts:
 they follow from the agreed row counts and the gathered expert ids.
-T tokens of this member, D hidden size, K experts per token, M members, S rows in a buffer, W its width
+T tokens of this member, D hidden size, K experts per token, M members, S rows in a buffer,
+W = D + columns that carry the expert ids
 """
 
 from __future__ import annotations
@@ -16,11 +17,30 @@ from torch import Tensor
 
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
-from model.dispatch_exchange import RowExchange, Scratch, WireBuffer
-from model.dispatch_plan import Ints
+from model.dispatch_exchange import RowExchange, Scratch
+from model.dispatch_plan import Ids, choose_holders, plan_arrivals, plan_returns
+from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.pace import Pace
 from model.placement import Placement
+
+_ID_BYTES = 2
+
+
+class WireBuffer:
+    """Rows [S, W] on the wire's device: each row, then its expert ids as raw int16."""
+
+    def __init__(self, scratch: Scratch, num_rows: int, x_TD: Tensor, num_experts_per_token: int) -> None:
+        hidden_size = x_TD.shape[1]
+        id_columns = -(-num_experts_per_token * _ID_BYTES // x_TD.element_size())
+        self.everything_SW = scratch.take(num_rows, hidden_size + id_columns, x_TD.dtype)
+        self.rows_SD = self.everything_SW[:, :hidden_size]
+        self.ids_SK = self.everything_SW[:, hidden_size:].view(torch.int16)[:, :num_experts_per_token]
+        self._ids_view_SK: Ids | None = self.ids_SK.numpy() if self.ids_SK.device.type == "cpu" else None
+
+    def ids_on_host(self) -> Ids:
+        """The ids as they are now; waits for an accelerator."""
+        return self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +110,11 @@ class GatherDispatcher:
         else:
             self._collectives.all_to_all(received_SW, sent_SW, self._num_rows_M,
                                          [x_TD.shape[0]] * exchange.num_members)
-        ids_SK = buffers.received.ids_on_host()
-        first = sum(self._num_rows_M[:exchange.rank])
-        return exchange.arrive(layer, buffers.received, self._owner_S, ids_SK, ids_SK[first:first + x_TD.shape[0]])
+        routing, ids_SK = exchange.routing[layer], buffers.received.ids_on_host()
+        holder_SK = choose_holders(routing, ids_SK, self._owner_S)
+        arrivals = plan_arrivals(routing, ids_SK, holder_SK, self._owner_S)
+        returns = plan_returns(routing, holder_SK[exchange.own(self._num_rows_M)])
+        return exchange.arrive(buffers.received.rows_SD, arrivals.source_row_R, arrivals, returns)
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         return self._exchange.combine(rows_RD, weights_TK, handle)

@@ -1,8 +1,8 @@
 """Which rows go to which member, and in what order their outputs come back. Pure: numpy, no torch, no collectives.
 
-Every member computes these from the same agreed facts, so sizes and orders need not be sent.
+Every member computes these from the same facts, the expert ids of all rows, so sizes and orders need not be sent.
 
-M members of the group, E experts of the layer, T tokens of this member, K experts per token, S rows that arrived here,
+M members of the group, E experts of the layer, T tokens of this member, K experts per token, S rows of all members,
 R (row, expert) pairs computed here
 """
 
@@ -13,29 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model.expert_copies import choose_copies
+from model.expert_copies import Ints, LayerCopies, layer_copies, split_rows
 from model.placement import Placement
 
-Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int16]
 
 MAX_EXPERTS = 32_767        # ids travel as int16
+_LIKELY_ROWS = 1_000        # of each expert, owned by each member: the load by which reach judges a split
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRouting:
-    """One MoE layer as this member sees it."""
+    """One MoE layer as this member sees it. An expert with several copies has its first holder in the table."""
 
-    num_slots: int          # experts on this member
-    padding_id: int         # an expert id that nobody computes: rows that only fill a fixed shape carry it
-    holder_of_ME: Ids       # [M, E] rank that computes expert e for the rows of owner m
-    slot_of_MX: Ids         # [M, E + 1] this member's slot for it; num_slots if computed elsewhere, and for padding
-
-    def reach(self, owner: int, num_experts_per_token: int) -> float:
-        """Expected number of other members that one row of `owner` must go to, were all experts equally likely."""
-        num_members, num_experts = self.holder_of_ME.shape
-        shares_M = np.bincount(self.holder_of_ME[owner], minlength=num_members) / max(num_experts, 1)
-        return float((1.0 - (1.0 - np.delete(shares_M, owner)) ** num_experts_per_token).sum())
+    rank: int
+    num_members: int
+    num_slots: int              # experts on this member
+    padding_id: int             # an expert id that nobody computes: rows that only fill a fixed shape carry it
+    holder_of_X: Ids            # [E + 1] rank that computes an expert; num_members for padding
+    slot_of_X: Ids              # [E + 1] this member's slot for it; num_slots if it holds none, and for padding
+    copies: LayerCopies | None  # None: every expert has one holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class Arrivals:
     """What this member computes in a layer, and the order in which it sends the outputs to the rows' owners."""
 
     num_rows_E: list[int]           # pairs for each local slot
-    source_row_R: Ints              # arrived row of each pair, sorted by slot
+    source_row_R: Ints              # row of each pair, sorted by slot
     departure_R: Ints               # the pairs in the order their outputs leave: by owner, then token, then expert
     num_departures_M: list[int]     # outputs for each owner
 
@@ -58,47 +55,101 @@ class Returns:
 
 def layer_routing(placement: Placement, layer: int, rank: int) -> LayerRouting:
     """Tables of `layer` for the member `rank`. Raises ValueError when expert ids do not fit into 16 bits."""
-    holders = placement.holders[layer]
+    holders, num_members = placement.holders[layer], placement.num_members
     num_experts = len(holders)
     if num_experts > MAX_EXPERTS:
         raise ValueError(f"layer {layer} has {num_experts} experts; the dispatchers carry ids up to {MAX_EXPERTS}")
     local = np.array(placement.experts_of(layer, rank), dtype=np.int64)
-    holder_of_ME = np.array([choose_copies(holders, owner) for owner in range(placement.num_members)], dtype=np.int16)
     slot_of_X = np.full(num_experts + 1, local.size, dtype=np.int16)
     slot_of_X[local] = np.arange(local.size)
-    slot_of_MX = np.full((placement.num_members, num_experts + 1), local.size, dtype=np.int16)
-    slot_of_MX[:, :num_experts] = np.where(holder_of_ME == rank, slot_of_X[:num_experts], local.size)
-    return LayerRouting(local.size, num_experts, holder_of_ME, slot_of_MX)
+    holder_of_X = np.array([*(ranks[0] for ranks in holders), num_members], dtype=np.int16)
+    copied = any(len(ranks) > 1 for ranks in holders)
+    return LayerRouting(rank, num_members, local.size, num_experts, holder_of_X, slot_of_X,
+                        layer_copies(holders, num_members, placement.rates) if copied else None)
 
 
-def plan_arrivals(routing: LayerRouting, expert_ids_SK: Ids | Ints, owner_S: Ints) -> Arrivals:
-    """Plan the work of this member on rows that arrived, sorted by owner and then token."""
-    num_members, num_columns = routing.slot_of_MX.shape
-    num_rows, num_per_row = expert_ids_SK.shape
-    slot_N = routing.slot_of_MX.ravel().take((owner_S * num_columns)[:, None] + expert_ids_SK).ravel()
-    num_rows_E = np.bincount(slot_N, minlength=routing.num_slots + 1)[:routing.num_slots]
-    num_pairs = int(num_rows_E.sum())
-    pair_R = slot_N.argsort(kind="stable")[:num_pairs]
-    place_N = np.empty(num_rows * num_per_row, dtype=np.int64)
-    place_N[pair_R] = np.arange(num_pairs)
-    source_row_R = pair_R // num_per_row
-    num_departures_M = np.bincount(owner_S.take(source_row_R), minlength=num_members)
-    return Arrivals(num_rows_E.tolist(), source_row_R, place_N[slot_N < routing.num_slots], num_departures_M.tolist())
+def choose_holders(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints) -> Ids:
+    """The rank that computes each (row, expert) of the whole group [S, K]; num_members for padding.
+
+    Rows are sorted by owner and then token. How many rows of an expert each holder computes is `split_rows`'s answer.
+    Which ones: an owner that holds a copy keeps its own first rows, as many as it may compute; what is left, in order,
+    fills what the holders may still compute, in the order of ranks.
+    """
+    if routing.copies is None:
+        return routing.holder_of_X.take(expert_ids_SK)
+    num_members, num_experts = routing.num_members, routing.padding_id
+    id_N = expert_ids_SK.ravel()
+    cell_N = id_N * np.int64(num_members) + owner_S.repeat(expert_ids_SK.shape[1])
+    num_rows_EM = np.bincount(cell_N, minlength=(num_experts + 1) * num_members).reshape(-1, num_members)[:num_experts]
+    quota_EM = split_rows(routing.copies, num_rows_EM.sum(axis=1))
+    kept_EM = np.minimum(num_rows_EM, quota_EM)
+    ranks_EM = np.broadcast_to(np.arange(num_members, dtype=np.int16), quota_EM.shape).ravel()
+    # In the order of experts, owners, tokens: an owner's rows of an expert, first those kept, then those given away.
+    kept_and_given_EM2 = np.stack((kept_EM, num_rows_EM - kept_EM), axis=2)
+    given_P = np.tile([False, True], ranks_EM.size).repeat(kept_and_given_EM2.ravel())
+    holder_P = ranks_EM.repeat(num_rows_EM.ravel())
+    holder_P[given_P] = ranks_EM.repeat((quota_EM - kept_EM).ravel())
+    holder_N = np.full(id_N.size, num_members, dtype=np.int16)
+    holder_N[id_N.argsort(kind="stable")[:holder_P.size]] = holder_P
+    return holder_N.reshape(expert_ids_SK.shape)
 
 
-def plan_returns(routing: LayerRouting, expert_ids_TK: Ids | Ints, rank: int) -> Returns:
+def plan_arrivals(routing: LayerRouting, expert_ids_SK: Ids | Ints, holder_SK: Ids, owner_S: Ints) -> Arrivals:
+    """Plan the work of this member on its pairs among all rows, which are sorted by owner and then token."""
+    pair_R = (holder_SK.ravel() == routing.rank).nonzero()[0]
+    slot_R = routing.slot_of_X.take(expert_ids_SK.ravel().take(pair_R))
+    order_R = slot_R.argsort(kind="stable")
+    departure_R = np.empty_like(order_R)
+    departure_R[order_R] = np.arange(order_R.size)
+    row_R = pair_R // expert_ids_SK.shape[1]
+    num_departures_M = np.bincount(owner_S.take(row_R), minlength=routing.num_members)
+    num_rows_E = np.bincount(slot_R, minlength=routing.num_slots)
+    return Arrivals(num_rows_E.tolist(), row_R.take(order_R), departure_R, num_departures_M.tolist())
+
+
+def plan_returns(routing: LayerRouting, holder_TK: Ids) -> Returns:
     """Plan what comes back for this member's own tokens."""
-    holder_N = routing.holder_of_ME[rank].take(expert_ids_TK.ravel())
+    holder_N = holder_TK.ravel()
     place_N = np.empty(holder_N.size, dtype=np.int64)
     place_N[holder_N.argsort(kind="stable")] = np.arange(holder_N.size)
-    num_returns_M = np.bincount(holder_N, minlength=len(routing.holder_of_ME))
-    return Returns(place_N.reshape(expert_ids_TK.shape), num_returns_M.tolist())
+    num_returns_M = np.bincount(holder_N, minlength=routing.num_members)
+    return Returns(place_N.reshape(holder_TK.shape), num_returns_M.tolist())
 
 
-def plan_sends(routing: LayerRouting, expert_ids_TK: Ids | Ints, rank: int) -> tuple[Ints, list[int]]:
+def plan_sends(routing: LayerRouting, holder_TK: Ids) -> tuple[Ints, list[int]]:
     """Tokens to send, sorted by member and then token, each at most once a member; and their number for each member."""
-    num_members, num_tokens = len(routing.holder_of_ME), len(expert_ids_TK)
-    needed_MT = np.zeros((num_members, num_tokens), dtype=np.bool_)
-    holder_TK = routing.holder_of_ME[rank].take(expert_ids_TK)
+    num_tokens = len(holder_TK)
+    needed_MT = np.zeros((routing.num_members, num_tokens), dtype=np.bool_)
     needed_MT[holder_TK, np.arange(num_tokens)[:, None]] = True
     return needed_MT.nonzero()[1], needed_MT.sum(axis=1).tolist()
+
+
+def plan_receipts(routing: LayerRouting, holder_SK: Ids, owner_S: Ints) -> tuple[Ints, list[int]]:
+    """What all the others' `plan_sends` bring here: the place of each row of the group among those that arrive (of no
+    meaning for rows that do not), and how many arrive from each member.
+    """
+    arrives_S = (holder_SK == routing.rank).any(axis=1)
+    return arrives_S.cumsum() - 1, np.bincount(owner_S[arrives_S], minlength=routing.num_members).tolist()
+
+
+def reach_of(routing: LayerRouting, owner: int, num_experts_per_token: int) -> float:
+    """Expected number of other members that one row of `owner` must go to.
+
+    All experts equally likely, all members with equally many rows, and those many: the shares of copies are then what
+    the split tends to.
+    """
+    shares_M = _shares(routing, owner)
+    return float((1.0 - (1.0 - np.delete(shares_M, owner)) ** num_experts_per_token).sum())
+
+
+def _shares(routing: LayerRouting, owner: int) -> npt.NDArray[np.float64]:
+    """The part of the owner's (row, expert) pairs that each member computes, in expectation."""
+    num_members, num_experts = routing.num_members, routing.padding_id
+    if routing.copies is None:
+        return np.bincount(routing.holder_of_X[:num_experts], minlength=num_members) / max(num_experts, 1)
+    quota_EM = split_rows(routing.copies, np.full(num_experts, _LIKELY_ROWS * num_members))
+    left_EM = quota_EM - np.minimum(quota_EM, _LIKELY_ROWS)
+    given_E = _LIKELY_ROWS - np.minimum(quota_EM[:, owner], _LIKELY_ROWS)
+    shares_EM = left_EM * (given_E / np.maximum(left_EM.sum(axis=1), 1))[:, None]
+    shares_EM[:, owner] += _LIKELY_ROWS - given_E
+    return np.asarray(shares_EM.sum(axis=0) / (_LIKELY_ROWS * num_experts))

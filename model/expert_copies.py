@@ -1,15 +1,198 @@
-"""Which copy of an expert computes a row. Pure, no torch: the same answer on every member."""
+"""How the rows of an expert are shared out over its copies in a step. Pure, no torch: the same answer on every member.
+
+A member takes the sum of rate.seconds(rows) over its experts; the split is to make the slowest member done early. It
+uses only IEEE additions, multiplications, divisions and comparisons in a fixed order, so that different CPUs agree.
+
+E experts of the layer, M members, F experts with one holder, C experts with several copies
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.placement import ExpertRate
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Part = tuple[int, int, float]       # rank, rows that it computes of an expert, the seconds they take it
+
+UNKNOWN_RATE = ExpertRate(read_s=16.0, row_s=1.0)       # all alike; reading weights lasts as long as 16 rows
+MAX_PASSES = 4
+CLOSE = 1e-3        # finish times are level when they differ by less than this share of the latest
 
 
-def choose_copies(holders_of_expert: Sequence[Sequence[int]], owner: int) -> tuple[int, ...]:
-    """For each expert of one layer, the rank that computes the rows owned by rank `owner`.
+@dataclass(frozen=True, slots=True)
+class LayerCopies:
+    """The holders of one layer's experts and the members' rates, in the form that `split_rows` needs."""
 
-    `holders_of_expert[expert]` = ascending ranks that hold a copy, at least one. The owner's own copy comes first,
-    since it costs no transfer; otherwise the copies take turns by (owner + expert) mod their number.
+    num_members: int
+    num_experts: int
+    fixed_F: Ints                                   # experts with one holder
+    holder_F: Ints
+    read_F: Floats                                  # seconds of that holder, see ExpertRate
+    row_F: Floats
+    copied_C: Ints                                  # experts with several holders
+    holders_C: tuple[tuple[int, ...], ...]
+    splits_from_C: tuple[float, ...]                # with fewer rows no two holders could each do more than read
+    read_M: Floats
+    row_M: Floats
+
+
+def layer_copies(holders: Sequence[Sequence[int]], num_members: int, rates: Sequence[ExpertRate]) -> LayerCopies:
+    """`holders[expert]` = ascending ranks that hold a copy, at least one. `rates` by rank; empty: all alike."""
+    rates = rates or (UNKNOWN_RATE,) * num_members
+    fixed = [expert for expert, ranks in enumerate(holders) if len(ranks) == 1]
+    copied = [expert for expert, ranks in enumerate(holders) if len(ranks) > 1]
+    holder_F = np.array([holders[expert][0] for expert in fixed], dtype=np.int64)
+    read_M, row_M = (np.array(values) for values in ([rate.read_s for rate in rates], [rate.row_s for rate in rates]))
+    rows_while_reading_M: list[float] = (read_M / row_M).tolist()
+    return LayerCopies(
+        num_members, len(holders), np.array(fixed, dtype=np.int64), holder_F, read_M[holder_F], row_M[holder_F],
+        np.array(copied, dtype=np.int64), tuple(tuple(holders[expert]) for expert in copied),
+        tuple(max(2.0, sum(sorted(rows_while_reading_M[rank] for rank in holders[expert])[:2])) for expert in copied),
+        read_M, row_M)
+
+
+def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
+    """Rows of each expert in a step, all owners together -> how many of them each member computes [E, M].
+
+    Experts with one holder are fixed. The others, most rows first, go whole to the holder that is then done first, or
+    are split so that several holders are done at once, if each has enough rows to be busy while it reads the weights. Then
+    each is taken out and placed again until nothing improves. In the end the slowest member also gives away rows that
+    make others read more weights than they have rows for, as long as that makes the step faster.
     """
-    return tuple(owner if owner in ranks else ranks[(owner + expert) % len(ranks)]
-                 for expert, ranks in enumerate(holders_of_expert))
+    num_rows_EM = np.zeros((copies.num_experts, copies.num_members), dtype=np.int64)
+    num_rows_F = num_rows_E.take(copies.fixed_F)
+    num_rows_EM[copies.fixed_F, copies.holder_F] = num_rows_F
+    if copies.copied_C.size:
+        seconds_F = np.maximum(copies.read_F, copies.row_F * num_rows_F) * (num_rows_F > 0)
+        finish_M = np.bincount(copies.holder_F, weights=seconds_F, minlength=copies.num_members).tolist()
+        pouring = _Pouring(copies, num_rows_E.take(copies.copied_C), finish_M)
+        pouring.level()
+        ranks, experts, num_rows = [], [], []
+        for c, parts in enumerate(pouring.parts_C):
+            for rank, rows, _ in parts:
+                ranks.append(rank)
+                experts.append(c)
+                num_rows.append(rows)
+        num_rows_EM[copies.copied_C.take(experts), ranks] = num_rows
+    return num_rows_EM
+
+
+class _Pouring:
+    """The state of one split: what each member has to do so far, and the parts of every copied expert."""
+
+    def __init__(self, copies: LayerCopies, num_rows_C: Ints, finish_M: list[float]) -> None:
+        self.parts_C: list[tuple[Part, ...]] = [()] * len(num_rows_C)
+        self._copies = copies
+        self._num_rows_C: list[int] = num_rows_C.tolist()
+        self._whole_CM: list[list[float]] = np.maximum(copies.read_M, copies.row_M * num_rows_C[:, None]).tolist()
+        self._order: list[int] = (-num_rows_C).argsort(kind="stable")[:np.count_nonzero(num_rows_C)].tolist()
+        self._finish_M = finish_M
+        self._read_M: list[float] = copies.read_M.tolist()
+        self._row_M: list[float] = copies.row_M.tolist()
+
+    def level(self) -> None:
+        finish_M = self._finish_M
+        for c in self._order:
+            self.parts_C[c] = parts = self._place(c)
+            for rank, _, seconds in parts:
+                finish_M[rank] += seconds
+        for _ in range(1, MAX_PASSES):
+            if max(finish_M) - min(finish_M) <= CLOSE * max(finish_M) or not self._place_again():
+                break
+        self._relieve_slowest()
+
+    def _place_again(self) -> bool:
+        """Take every expert out and place it anew, where that is better -> whether any was."""
+        finish_M, changed = self._finish_M, False
+        for c in self._order:
+            before = self.parts_C[c]
+            for rank, _, seconds in before:
+                finish_M[rank] -= seconds
+            after = self._place(c)
+            if after != before and self._rank_of(after, before) < self._rank_of(before, after):
+                self.parts_C[c] = before = after
+                changed = True
+            for rank, _, seconds in before:
+                finish_M[rank] += seconds
+        return changed
+
+    def _rank_of(self, parts: tuple[Part, ...], others: tuple[Part, ...]) -> tuple[float, float]:
+        """Smaller is better: the latest finish among the members of both, then the seconds spent."""
+        latest = max(max(self._finish_M[rank] + seconds for rank, _, seconds in parts),
+                     max(self._finish_M[rank] for rank, _, _ in others))
+        return latest, sum(seconds for _, _, seconds in parts)
+
+    def _place(self, c: int) -> tuple[Part, ...]:
+        """The best parts for an expert that nobody has yet; split only where no holder reads more than it computes."""
+        finish_M, seconds_M, num_rows = self._finish_M, self._whole_CM[c], self._num_rows_C[c]
+        holders = self._copies.holders_C[c]
+        best = holders[0]
+        whole_s = finish_M[best] + seconds_M[best]
+        for rank in holders[1:]:
+            done_s = finish_M[rank] + seconds_M[rank]
+            if done_s < whole_s:
+                best, whole_s = rank, done_s
+        if num_rows >= self._copies.splits_from_C[c]:
+            parts = self._split(num_rows, holders, whole_s, may_read_more=False)
+            if parts:
+                return parts
+        return ((best, num_rows, seconds_M[best]),)
+
+    def _split(self, num_rows: int, holders: tuple[int, ...], limit_s: float, may_read_more: bool) -> tuple[Part, ...]:
+        """Parts for holders that are all done at once and before `limit_s`; none where that is not possible."""
+        finish_M, row_M = self._finish_M, self._row_M
+        chosen: list[int] = []
+        speed, behind, level_s = 0.0, float(num_rows), math.inf
+        for open_s, rank in sorted([(finish_M[rank] + self._read_M[rank], rank) for rank in holders]):
+            new_speed, new_behind = speed + 1.0 / row_M[rank], behind + finish_M[rank] / row_M[rank]
+            new_level_s = new_behind / new_speed
+            if may_read_more and new_level_s < open_s:
+                new_level_s = open_s
+            if open_s <= new_level_s < level_s:
+                speed, behind, level_s = new_speed, new_behind, new_level_s
+                chosen.append(rank)
+        if len(chosen) < 2 or level_s >= limit_s:
+            return ()
+        return self._parts(chosen, num_rows, level_s)
+
+    def _parts(self, ranks: list[int], num_rows: int, level_s: float) -> tuple[Part, ...]:
+        """Whole rows for each of `ranks`, so that all are done at about `level_s`; the last may have less to do."""
+        finish_M, row_M, read_M = self._finish_M, self._row_M, self._read_M
+        shares, left = [], num_rows
+        for rank in ranks:
+            share = min(left, max(0, int((level_s - finish_M[rank]) / row_M[rank])))
+            shares.append(share)
+            left -= share
+        for _ in range(left):
+            done_s = [finish_M[rank] + row_M[rank] * (share + 1) for rank, share in zip(ranks, shares, strict=True)]
+            shares[done_s.index(min(done_s))] += 1
+        return tuple([(rank, share, max(read_M[rank], row_M[rank] * share))
+                      for rank, share in zip(ranks, shares, strict=True) if share])
+
+    def _relieve_slowest(self) -> None:
+        """Split experts of the slowest member, reading more weights, as long as that makes the step faster."""
+        for _ in range(MAX_PASSES * self._copies.num_members):
+            slowest = self._finish_M.index(max(self._finish_M))
+            if not any(self._relieve(slowest, c) for c in self._order):
+                break
+
+    def _relieve(self, slowest: int, c: int) -> bool:
+        finish_M, before = self._finish_M, self.parts_C[c]
+        limit_s = finish_M[slowest] * (1.0 - CLOSE)
+        if not any(rank == slowest and seconds > self._read_M[rank] for rank, _, seconds in before):
+            return False
+        for rank, _, seconds in before:
+            finish_M[rank] -= seconds
+        after = self._split(self._num_rows_C[c], self._copies.holders_C[c], limit_s, may_read_more=True)
+        better = bool(after) and self._rank_of(after, before)[0] < limit_s
+        self.parts_C[c] = after if better else before
+        for rank, _, seconds in self.parts_C[c]:
+            finish_M[rank] += seconds
+        return better

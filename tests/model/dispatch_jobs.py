@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from cluster.process_group import GLOO_BACKEND, ProcessGroup
 from model.dispatch import Dispatcher, LocalDispatcher
 from model.dispatch_auto import AutoDispatcher
+from model.expert_copies import layer_copies, split_rows
 from model.kernels.torch_kernels import TorchKernels
 from model.placement import Placement
 from tests.process_pool import Worker
@@ -48,6 +50,34 @@ def member_input(case: Case, layer: int, rank: int) -> tuple[Tensor, Tensor, Ten
     scores_TE = torch.rand(num_tokens, num_experts, generator=random)
     expert_ids_TK = scores_TE.topk(case.num_experts_per_token).indices.sort(dim=1).values
     return x_TD, expert_ids_TK, torch.rand(expert_ids_TK.shape, generator=random)
+
+
+def holders_of_rows(placement: Placement, layer: int, expert_ids_of_owner: list[list[list[int]]]
+                    ) -> list[list[list[int]]]:
+    """[owner][token][k] -> the rank that must compute it: the rule of choose_holders, row by row."""
+    holders, num_members = placement.holders[layer], placement.num_members
+    chosen = [[[num_members] * len(ids) for ids in rows] for rows in expert_ids_of_owner]
+    pairs: list[list[tuple[int, int, int]]] = [[] for _ in holders]      # of each expert: owner, token, k
+    for owner, rows in enumerate(expert_ids_of_owner):
+        for token, ids in enumerate(rows):
+            for k, expert in enumerate(ids):
+                pairs[expert].append((owner, token, k))
+    num_rows_EM = split_rows(layer_copies(holders, num_members, placement.rates),
+                             np.array([len(some) for some in pairs], dtype=np.int64))
+    for some, num_rows_M in zip(pairs, num_rows_EM.tolist(), strict=True):
+        waiting = []
+        for owner, token, k in some:
+            if num_rows_M[owner]:
+                num_rows_M[owner] -= 1
+                chosen[owner][token][k] = owner
+            else:
+                waiting.append((owner, token, k))
+        for owner, token, k in waiting:
+            rank = next(rank for rank, left in enumerate(num_rows_M) if left)
+            num_rows_M[rank] -= 1
+            chosen[owner][token][k] = rank
+        assert not any(num_rows_M)
+    return chosen
 
 
 def compute_experts(rows_RD: Tensor, num_rows_E: list[int], experts: tuple[int, ...]) -> Tensor:

@@ -8,10 +8,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from model.dispatch import LocalDispatcher
-from model.expert_copies import choose_copies
 from model.kernels.torch_kernels import TorchKernels
-from model.placement import Placement, contiguous_placement
-from tests.model.dispatch_jobs import DISPATCHERS, Case, Outcome, member_input, run_locally
+from model.placement import ExpertRate, Placement, contiguous_placement
+from tests.model.dispatch_jobs import DISPATCHERS, Case, Outcome, holders_of_rows, member_input, run_locally
 from tests.process_pool import ProcessPool, free_rendezvous
 
 pytestmark = pytest.mark.multinode
@@ -25,6 +24,12 @@ def pool(worker_pool: ProcessPool) -> ProcessPool:
     return worker_pool
 
 
+def rates_of(num_members: int) -> st.SearchStrategy[tuple[ExpertRate, ...]]:
+    """None, or any: reading alone counts, rows alone, or both."""
+    rate = st.builds(ExpertRate, st.sampled_from([0.0, 1e-4, 1e-3]), st.sampled_from([1e-5, 1e-4, 5e-4]))
+    return st.just(()) | st.lists(rate, min_size=num_members, max_size=num_members).map(tuple)
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     num_members = draw(st.integers(1, NUM_WORKERS))
@@ -33,7 +38,7 @@ def cases(draw: st.DrawFn) -> Case:
     layers = st.lists(st.lists(ranks.map(lambda some: tuple(sorted(some))), min_size=num_experts, max_size=num_experts)
                       .map(tuple), min_size=1, max_size=2)
     return Case(
-        placement=Placement(num_members, tuple(draw(layers))),
+        placement=Placement(num_members, tuple(draw(layers)), draw(rates_of(num_members))),
         num_tokens=tuple(draw(st.lists(st.integers(0, 9), min_size=num_members, max_size=num_members))),
         hidden_size=draw(st.sampled_from([1, 8, 33])),
         num_experts_per_token=draw(st.integers(1, num_experts)),
@@ -43,6 +48,13 @@ def cases(draw: st.DrawFn) -> Case:
 
 def one_case(shares: tuple[int, ...], num_tokens: tuple[int, ...], num_experts_per_token: int = 2) -> Case:
     return Case(contiguous_placement(2, sum(shares), shares), num_tokens, 16, num_experts_per_token, torch.bfloat16, 7)
+
+
+def copies_case(num_tokens: tuple[int, ...], speeds: tuple[float, ...]) -> Case:
+    """Every expert but the last on two or three members, which need a row for as long as speed says."""
+    layer = ((0, 1), (1, 2), (2, 3), (0, 3), (0, 1, 2), (1, 3), (0, 2), (3,))
+    rates = tuple(ExpertRate(4.0 / speed, 1.0 / speed) for speed in speeds)
+    return Case(Placement(4, (layer, layer[::-1]), rates), num_tokens, 16, 3, torch.bfloat16, 7)
 
 
 def run(pool: ProcessPool, case: Case) -> list[dict[str, Outcome]]:
@@ -55,7 +67,7 @@ def must_travel(case: Case, layer: int) -> bool:
                for rank, num_tokens in enumerate(case.num_tokens))
 
 
-def wire_row_bytes(case: Case) -> int:
+def gathered_row_bytes(case: Case) -> int:
     size = case.dtype.itemsize
     return (case.hidden_size + -(-2 * case.num_experts_per_token // size)) * size
 
@@ -64,20 +76,19 @@ def expected_bytes(case: Case, rank: int, kind: str) -> int:
     """Payload that must leave `rank`, counted row by row."""
     total, others = 0, case.num_members - 1
     for layer in filter(lambda layer: must_travel(case, layer), range(case.placement.num_layers)):
-        holders = case.placement.holders[layer]
-        for owner in range(case.num_members):
-            copy_of = choose_copies(holders, owner)
-            for expert_ids in member_input(case, layer, owner)[1].tolist():
-                holders_of_row = [copy_of[expert] for expert in expert_ids]
+        row_bytes = case.hidden_size * case.dtype.itemsize
+        ids = [member_input(case, layer, owner)[1].tolist() for owner in range(case.num_members)]
+        for owner, rows in enumerate(holders_of_rows(case.placement, layer, ids)):
+            for holders_of_row in rows:
                 if owner == rank and kind == "all_to_all":
-                    total += len(set(holders_of_row) - {rank}) * wire_row_bytes(case)
+                    total += len(set(holders_of_row) - {rank}) * row_bytes
                 if owner != rank:
-                    total += holders_of_row.count(rank) * case.hidden_size * case.dtype.itemsize
+                    total += holders_of_row.count(rank) * row_bytes
         if kind == "all_to_all":
-            total += others * 8
+            total += others * case.num_tokens[rank] * 2 * case.num_experts_per_token
         else:
             rows = max(case.num_tokens) if kind == "gather_fixed" else case.num_tokens[rank]
-            total += others * rows * wire_row_bytes(case)
+            total += others * rows * gathered_row_bytes(case)
     return total
 
 
@@ -88,6 +99,9 @@ def expected_bytes(case: Case, rank: int, kind: str) -> int:
 @example(case=one_case((2, 2, 2, 2), (0, 0, 0, 0)))
 @example(case=one_case((9,), (6,)))
 @example(case=one_case((1, 3, 4), (1, 0, 40), 5))           # one member prefills
+@example(case=copies_case((20, 3, 0, 9), (1, 1, 1, 1)))
+@example(case=copies_case((20, 3, 0, 9), (8, 2, 1, 1)))
+@example(case=copies_case((2, 1, 1, 1), (4, 0.5, 1, 2)))    # too few rows to split an expert
 def test_every_dispatcher_equals_the_local_one_bit_for_bit(pool: ProcessPool, case: Case) -> None:
     oracle = run_locally(case)
     travelling = [layer for layer in range(case.placement.num_layers) if must_travel(case, layer)]
