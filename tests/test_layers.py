@@ -19,6 +19,12 @@ PURE = {            # decide here, act elsewhere: no I/O, no clock, no torch, no
     "serving/scheduler.py": {"time", "os", "asyncio", "grpc"},
     "serving/block_manager.py": {"time", "os", "asyncio", "grpc"},
     "cluster/membership.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/memory_plan.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/layer_problem.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/layer_model.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/layer_rounding.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/layer_greedy.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/layer_placement.py": {"torch", "ray", "time", "os", "asyncio"},
 }
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
 
