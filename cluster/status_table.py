@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cluster.coordinator import ClusterStatus
 from model.placement import Placement
+from serving.epoch import Member
 
 _COLOURS = {"ready": "green", "failed": "red"}
 
@@ -47,7 +48,7 @@ def _shard_table(status: ClusterStatus) -> Table:
         share = f" ({shard.num_expert_rows / total_rows:.0%})" if total_rows else ""
         used = shard.kv_blocks_total - shard.kv_blocks_free
         table.add_row(
-            f"{member.node_name} ({member.pool})" if has_pools else member.node_name,
+            (f"{member.node_name} ({member.pool})" if has_pools else member.node_name) + _emulation(member),
             Text(shard.state, style=_COLOURS.get(shard.state, "yellow")),
             "-" if rank is None or epoch is None else expert_ranges(epoch.placement, rank),
             f"{_mib(shard.resident_bytes)} of {_mib(member.facts.memory_budget_bytes)}",
@@ -56,6 +57,12 @@ def _shard_table(status: ClusterStatus) -> Table:
         if shard.detail:
             table.add_row("", Text(shard.detail, style="red"))
     return table
+
+
+def _emulation(member: Member) -> str:
+    """On lines of its own below the node's name: the table has little room."""
+    speed = member.profile.emulated_speed if member.profile else None
+    return "" if speed is None else f"\n(emulated\n{speed:g})"
 
 
 def expert_ranges(placement: Placement, rank: int) -> str:

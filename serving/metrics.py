@@ -9,6 +9,7 @@ from __future__ import annotations
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.engine import ShardLoad
+from serving.epoch import Member
 from serving.request import FinishReason
 
 FIRST_TOKEN_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -96,9 +97,15 @@ class ShardMetrics:
         self.kv_blocks = gauge("kv_blocks", "KV blocks in all")
         self.tokens_per_s = gauge("shard_tokens_per_second", "Tokens computed over the last seconds of work")
         self.step_time = gauge("step_time_seconds", "Mean length of the recent steps")
+        self.emulated_speed = gauge("emulated_speed", "Part of its speed that the shard's pool emulates; 1: all of it")
         self.preemptions = Counter("moesaic:num_preemptions_total", "Requests whose blocks were taken to be recomputed",
                                    SHARD_LABELS, registry=registry)
         self._num_preemptions: dict[tuple[str, str], int] = {}
+
+    def joined(self, member: Member) -> None:
+        """The shard is linked to."""
+        speed = member.profile.emulated_speed if member.profile else None
+        self.emulated_speed.labels(member.shard_id, member.pool).set(1.0 if speed is None else speed)
 
     def observe(self, shard: str, pool: str, load: ShardLoad) -> None:
         self.num_running.labels(shard, pool).set(load.num_running)
@@ -117,7 +124,7 @@ class ShardMetrics:
         if self._num_preemptions.pop((shard, pool), None) is None:
             return
         for metric in (self.num_running, self.num_waiting, self.kv_usage, self.kv_blocks, self.tokens_per_s,
-                       self.step_time, self.preemptions):
+                       self.step_time, self.emulated_speed, self.preemptions):
             metric.remove(shard, pool)
 
 

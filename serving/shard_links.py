@@ -167,6 +167,7 @@ class ShardLinks:
 
     def link_connected(self, link: ShardLinkClient) -> None:
         if self._is_current(link):
+            self._metrics.joined(link.member)
             self._observe(link)
             if self.is_ready:
                 self._all_connected.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from cluster.status_table import expert_ranges, status_json, status_view
 from model.placement import Placement, contiguous_placement
 from serving.epoch import Epoch, ShardStatus
 from tests.cluster.group_reports import DEMAND, member
+from tests.cluster.profiles import PROFILE
 
 MEMBERS = tuple(member(name, budget=1_400 << 20) for name in "abc")
 
@@ -44,6 +46,19 @@ def test_the_table_fits_80_columns_in_order_of_ranks() -> None:
     assert [row.split()[0] for row in rows] == ["node-a", "node-b", "node-c"]
     assert all("1,041 of 1,400" in row and "75%" in row and "12+3" in row and "1,234,567 (33%)" in row for row in rows)
     assert "gRPC at 127.0.0.1:9000" in text
+
+
+def test_emulated_speeds_are_marked_in_the_table_and_in_the_json() -> None:
+    status = a_status()
+    slow = replace(MEMBERS[1], profile=replace(PROFILE, emulated_speed=0.125))
+    status = replace(status, shards=tuple((slow if one is MEMBERS[1] else one, shard) for one, shard in status.shards))
+    text = shown(status)
+    lines = text.splitlines()
+    marked = [index for index, line in enumerate(lines) if "(emulated" in line]
+    assert len(marked) == 1 and lines[marked[0] - 1].split()[0] == "node-b" and "…" not in text
+    assert lines[marked[0] + 1].strip() == "0.125)"
+    profiles = [member["profile"] for member, _ in json.loads(status_json(status))["shards"]]
+    assert [profile and profile["emulated_speed"] for profile in profiles] == [None, 0.125, None]
 
 
 def test_what_is_missing_is_shown() -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engine import ShardLoad
+from serving.epoch import DeviceFacts, DeviceProfile, Member
 from serving.errors import OverloadedError
 from serving.metrics import RouterMetrics
 from serving.request import FinishReason
@@ -48,6 +51,22 @@ def test_shards_show_their_latest_load_and_leave_no_series_behind() -> None:
         assert found[f"moesaic:{name}", ("cpu", "s1")] == value, name
     metrics.shards.forget("s1", "cpu")
     metrics.shards.forget("never seen", "cpu")
+    assert not any("s1" in labels for _, labels in samples(metrics))
+
+
+def test_an_emulated_speed_is_shown_as_long_as_the_shard_is_there() -> None:
+    metrics = RouterMetrics()
+    profile = DeviceProfile("measured", 1e9, ((1, 1e9),), ((1, 1e-4),), ((1, 1e-4),), ((1, 1e-3),), 1e-8,
+                            emulated_speed=0.25)
+    facts = DeviceFacts("cpu", "a CPU", "packed-cpu", 10, 10, 1)
+    slow = Member("s1", "slow", "id", "node", "a:1", facts, profile=profile)
+    for one in (slow, replace(slow, shard_id="s2", profile=None)):
+        metrics.shards.joined(one)
+        metrics.shards.observe(one.shard_id, one.pool, ShardLoad())
+    found = samples(metrics)
+    assert found["moesaic:emulated_speed", ("slow", "s1")] == 0.25
+    assert found["moesaic:emulated_speed", ("slow", "s2")] == 1.0
+    metrics.shards.forget("s1", "slow")
     assert not any("s1" in labels for _, labels in samples(metrics))
 
 
