@@ -18,6 +18,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from serving.config import ServeConfig
+from serving.epoch import DeviceProfile
 
 ROUND_TRIP_TIMEOUT_S = 60.0
 _NUM_ROUND_TRIPS = 50
@@ -48,7 +49,8 @@ def run_checks(config: ServeConfig | None) -> Iterator[Check]:
         ("shared memory", _shared_memory), ("collective", _collective_round_trip)]
     if config is not None:
         checks += [("ports", lambda: _ports(config)), ("devices", lambda: _devices(config)),
-                   ("checkpoint", lambda: _checkpoint(config)), ("memory", lambda: _memory(config))]
+                   ("checkpoint", lambda: _checkpoint(config)), ("memory", lambda: _memory(config)),
+                   ("device speed", lambda: _device_speed(config))]
     for name, check in checks:
         try:
             yield from check()
@@ -198,6 +200,42 @@ def _checkpoint(config: ServeConfig) -> Iterator[Check]:
         return
     with Checkpoint(folder) as checkpoint:
         yield Check("weights", Verdict.OK, f"{len(checkpoint.tensors)} tensors")
+
+
+def _device_speed(config: ServeConfig) -> Iterator[Check]:
+    """What shards would measure on this machine when they start, or find measured."""
+    import torch
+
+    from cluster.device_facts import num_threads_of
+    from cluster.device_profile import profile_device, profile_facts
+    from cluster.model_store import locate_checkpoint
+    from cluster.profile_store import ProfileStore, default_profile_dir
+    from model.args import read_model_args
+    from model.kernels.select import select_kernels
+
+    args, dtype = read_model_args(locate_checkpoint(config.model, "facts")), config.model.dtype
+    store = ProfileStore(default_profile_dir())
+    for pool in config.pools:
+        if pool.device == "cuda" and not torch.cuda.is_available():
+            continue
+        kernels = select_kernels("cpu" if pool.device == "cpu" else "cuda:0")
+        torch.set_num_threads(num_threads_of(pool))
+        kept = store.read(profile_facts(args, dtype, kernels, num_threads_of(pool)))
+        profile = profile_device(args, dtype, kernels, pool, store)
+        is_kept = kept is not None and not kept.profile.is_noisy
+        noise = f"repeats differ by {profile.spread:.1%}"
+        yield Check("device speed", Verdict.WARN if profile.is_noisy else Verdict.OK,
+                    f"pool {pool.name}: {speed_text(profile)}; {noise}; {'kept' if is_kept else 'measured now'}",
+                    "other programs run here: stop them, and the next start measures again" if profile.is_noisy else "")
+
+
+def speed_text(profile: DeviceProfile) -> str:
+    """'20.0 GB/s, 20 / 150 / 200 GFLOP/s at 1 / 64 / 256 rows', and whether that is emulated."""
+    rates = dict(profile.gemm_flop_per_s)
+    shown = [rows for rows in (1, 64, 256) if rows in rates] or list(rates)
+    text = (f"{profile.read_bytes_per_s / 1e9:.1f} GB/s, {' / '.join(f'{rates[rows] / 1e9:.0f}' for rows in shown)} "
+            f"GFLOP/s at {' / '.join(map(str, shown))} rows")
+    return text if profile.emulated_speed is None else f"{text} (emulated {profile.emulated_speed:g})"
 
 
 def _memory(config: ServeConfig) -> Iterator[Check]:
