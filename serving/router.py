@@ -1,6 +1,7 @@
 """Request + shard snapshots -> shard. Pure: the longest cached prefix is weighed against the work that already waits.
 
-Both are seconds of the shard's work: tokens to compute until the request is done, over the shard's measured speed. The
+Both are tokens to compute until the request is done, over the shard's share of the requests: the plan gives each member
+the share that fits its speed and memory, so all are done at the same time when open work stands as the shares do. The
 router keeps its own approximate index of which prefixes it sent where, as the cache-aware policies of SGLang's router
 and the vLLM production stack do: shards are never asked.
 """
@@ -24,7 +25,7 @@ class ShardSnapshot:
     num_foreign_sequences: int      # running or waiting there for other routers
     kv_blocks_free: int
     kv_blocks_total: int
-    tokens_per_s: float             # measured while it was saturated; 0 when it never was
+    share: float                    # of the requests that it should have, relative to the others
 
     def max_request_tokens(self, block_size: int) -> int:
         """Largest prompt + output that can ever fit: the last token drawn needs no place in the KV cache."""
@@ -81,9 +82,7 @@ def choose_shard(request: RoutedRequest, shards: Sequence[ShardSnapshot], index:
                  block_size: int) -> ShardSnapshot | None:
     """The shard that should be done first; among equals the earlier one. None when no shard can hold the request."""
     able = [shard for shard in shards if shard.max_request_tokens(block_size) >= request.num_tokens_at_least
-            and shard.kv_blocks_total]
-    # A shard that never had more work than it could take has not shown its speed: it counts as the fastest.
-    fastest = max((shard.tokens_per_s for shard in able), default=0.0) or 1.0
+            and shard.kv_blocks_total and shard.share > 0]
 
     def cost(shard: ShardSnapshot) -> tuple[bool, float, int]:
         num_cached = min(index.num_cached_blocks(shard.shard_id, request.block_hashes) * block_size,
@@ -91,6 +90,6 @@ def choose_shard(request: RoutedRequest, shards: Sequence[ShardSnapshot], index:
         num_uncached = request.num_tokens - num_cached
         num_waiting = shard.num_open_tokens + shard.num_foreign_sequences * EXPECTED_OUTPUT_TOKENS
         must_wait_for_blocks = shard.kv_blocks_free * block_size < num_uncached
-        return must_wait_for_blocks, (num_waiting + num_uncached) / (shard.tokens_per_s or fastest), num_waiting
+        return must_wait_for_blocks, (num_waiting + num_uncached) / shard.share, num_waiting
 
     return min(able, key=cost, default=None)

@@ -72,17 +72,21 @@ class ShardLinks:
         self._metrics = metrics
         self._links: dict[str, ShardLinkClient] = {}        # by shard id, in rank order
         self._placed: dict[str, PlacedSequence] = {}        # by sequence id
-        self._speeds: dict[str, float] = {}                 # by shard id, measured while it had more than it could take
+        self._shares: dict[str, float] = {}                 # of the requests, by shard id
         self._index = PrefixIndex()
         self._all_connected = asyncio.Event()
 
     async def set_epoch(self, epoch: Epoch, connect_wait_s: float = CONNECT_WAIT_S) -> None:
         """Leave the old epoch for a newer one. Returns when its members are connected, or had `connect_wait_s` to be.
-        What was open is reported lost at once, and may be placed again when links_settled() is called."""
+        What was open is reported lost at once, and may be placed again when links_settled() is called. A newer revision
+        of the same epoch only changes the shares of later requests."""
+        if self.epoch is not None and epoch.number == self.epoch.number and epoch.revision > self.epoch.revision:
+            self.epoch, self._shares = epoch, _shares_of(epoch)
+            return
         if self.epoch is not None and epoch.number <= self.epoch.number:
             logger.info("old_epoch_ignored epoch=%d running=%d", epoch.number, self.epoch.number)
             return
-        self.epoch, self.is_settling = epoch, True
+        self.epoch, self.is_settling, self._shares = epoch, True, _shares_of(epoch)
         old, self._links = self._links, {member.shard_id: self._new_link(epoch, rank)
                                          for rank, member in enumerate(epoch.members)}
         self._forget_others(old)
@@ -123,7 +127,7 @@ class ShardLinks:
                 shard_id=shard_id, num_open_tokens=num_open_tokens[shard_id],
                 num_foreign_sequences=max(0, link.load.num_running + link.load.num_waiting - num_own[shard_id]),
                 kv_blocks_free=link.load.kv_blocks_free, kv_blocks_total=link.load.kv_blocks_total,
-                tokens_per_s=self._speeds.get(shard_id, 0.0))
+                share=self._shares[shard_id])
             for shard_id, link in self._links.items() if link.is_connected and link.load is not None)
 
     def place(self, submission: Submission, hashes: tuple[int, ...], may_shorten: bool) -> None:
@@ -195,8 +199,6 @@ class ShardLinks:
         load: ShardLoad | None = link.load
         if load is None:
             return
-        if load.num_waiting and load.tokens_per_s:
-            self._speeds[link.member.shard_id] = load.tokens_per_s
         self._metrics.observe(link.member.shard_id, link.member.pool, load)
 
     def _lose(self, sequence_ids: list[str], error: ShardFailedError) -> None:
@@ -213,7 +215,11 @@ class ShardLinks:
     def _forget_others(self, old: dict[str, ShardLinkClient]) -> None:
         """Drop what is known of members that are not in the new epoch."""
         self._index.keep_only(list(self._links))
-        self._speeds = {shard_id: speed for shard_id, speed in self._speeds.items() if shard_id in self._links}
         for shard_id, link in old.items():
             if shard_id not in self._links:
                 self._metrics.forget(shard_id, link.member.pool)
+
+
+def _shares_of(epoch: Epoch) -> dict[str, float]:
+    shares = [entry.share for entry in epoch.shares] or [1.0] * len(epoch.members)
+    return {member.shard_id: share for member, share in zip(epoch.members, shares, strict=True)}

@@ -9,7 +9,7 @@ from serving.router import PrefixIndex, RoutedRequest, ShardSnapshot, block_hash
 
 BLOCK = 16
 IDLE = ShardSnapshot("a", num_open_tokens=0, num_foreign_sequences=0, kv_blocks_free=1000, kv_blocks_total=1000,
-                     tokens_per_s=0.0)
+                     share=1.0)
 
 
 def shard(shard_id: str, **fields: float) -> ShardSnapshot:
@@ -38,15 +38,26 @@ def test_other_routers_sequences_are_load() -> None:
     assert choose(request(range(100)), [shard("a", num_foreign_sequences=1), shard("b", num_open_tokens=200)]) == "b"
 
 
-def test_load_is_weighed_by_measured_speed() -> None:
-    shards = [shard("slow", num_open_tokens=100, tokens_per_s=10), shard("fast", num_open_tokens=500, tokens_per_s=100)]
+def test_open_work_stands_as_the_shares_do() -> None:
+    shards = [shard("slow", num_open_tokens=100, share=0.1), shard("fast", num_open_tokens=500, share=0.9)]
     assert choose(request(range(100)), shards) == "fast"
+    assert choose(request(range(100)), [shards[0], shard("fast", num_open_tokens=1800, share=0.9)]) == "slow"
 
 
-def test_an_unknown_speed_counts_as_the_fastest() -> None:
-    shards = [shard("known", tokens_per_s=100.0), shard("new", num_open_tokens=1)]
-    assert choose(request(range(100)), shards) == "known"
-    assert choose(request(range(100)), [shard("slow", tokens_per_s=1.0), *shards[1:], shards[0]]) == "known"
+def test_many_requests_are_shared_out_as_the_plan_says() -> None:
+    counts = {"a": 0, "b": 0, "c": 0}
+    shares = {"a": 0.5, "b": 0.375, "c": 0.125}
+    for _ in range(80):
+        chosen = choose(request(range(10)), [shard(name, share=shares[name], num_open_tokens=20 * counts[name])
+                                             for name in counts])
+        assert chosen is not None
+        counts[chosen] += 1
+    assert counts == {"a": 40, "b": 30, "c": 10}
+
+
+def test_members_without_a_share_get_nothing() -> None:
+    assert choose(request(range(100)), [shard("experts", share=0.0), shard("b", num_open_tokens=10_000)]) == "b"
+    assert choose(request(range(100)), [shard("experts", share=0.0)]) is None
 
 
 def test_a_cached_prefix_outweighs_a_smaller_load_and_not_a_larger() -> None:
