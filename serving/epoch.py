@@ -66,13 +66,15 @@ class RequestShare:
 class PlacementChange:
     """One change of the placement within an epoch. A long one goes in several revisions."""
 
-    operation_id: str
+    operation_id: str               # whoever asks twice with the same one gets the same change
     why: str
-    first_revision: int
-    last_revision: int
-    moved_bytes: int
+    moved_bytes: int                # of experts that members load for it
+    first_revision: int             # of the epoch before it
+    last_revision: int              # the highest one that it has made or tried
     state: Literal["running", "done", "failed"] = "running"
-    detail: str = ""
+    detail: str = ""                # why it failed
+    target: Placement | None = None             # while it runs
+    target_shares: tuple[RequestShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
