@@ -1,0 +1,100 @@
+"""The probe of a tiny model: what it times is there, in order, and scaled to the real shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import device_probe, probe_work
+from model.args import ModelArgs, read_model_args
+from model.device_probe import ROWS, DeviceProbe, DeviceTimes, Timings
+from model.kernels.protocol import Kernels
+from model.kernels.select import select_kernels
+from model.kernels.torch_kernels import TorchKernels
+
+
+@pytest.fixture
+def args(write_tiny: Callable[..., Path]) -> ModelArgs:
+    return read_model_args(write_tiny())
+
+
+@pytest.fixture(autouse=True)
+def few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_probe, "_POINT_S", 0.0)
+    monkeypatch.setattr(probe_work, "_MAX_GROUPS", 2)
+    monkeypatch.setattr(probe_work, "_MAX_LAYERS", 3)
+
+
+def check(times: DeviceTimes) -> None:
+    for curve in (times.expert_s, times.dense_s, times.head_s):
+        rows, seconds = [point[0] for point in curve], [point[1] for point in curve]
+        assert rows == sorted(set(rows)) and rows[0] == 1 and set(rows) <= set(ROWS) and len(rows) >= 3
+        assert all(0 < some < 10 for some in seconds) and seconds == sorted(seconds)
+    assert 0 <= times.attention_s < 1e-3
+    assert 0 < times.layer_overhead_s < 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernels", [TorchKernels("cpu"), select_kernels("cpu")], ids=lambda kernels: kernels.name)
+def test_every_figure_of_a_tiny_model_is_finite_and_ascends(args: ModelArgs, kernels: Kernels,
+                                                            dtype: torch.dtype) -> None:
+    probe = DeviceProbe(args, dtype, kernels)
+    timings = probe.measure()
+    assert all(math.isfinite(seconds) and seconds > 0 for seconds in timings.values())
+    check(probe.times(timings))
+
+
+@pytest.mark.parametrize("changes", [
+    {"moe_layers": (), "num_experts": 0, "num_experts_per_tok": 0}, {"sliding_window": 8}, {"attention_bias": True},
+    {"moe_layers": (0, 1)}])
+def test_other_shapes_are_measured_too(args: ModelArgs, changes: dict[str, object]) -> None:
+    probe = DeviceProbe(replace(args, **changes), torch.float32, TorchKernels("cpu"))     # type: ignore[arg-type]
+    check(probe.times(probe.measure()))
+
+
+def test_a_curve_ends_before_its_calls_take_too_long(args: ModelArgs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_probe, "_MAX_CALL_S", 0.0)
+    times = DeviceProbe(args, torch.float32, TorchKernels("cpu"))
+    measured = times.times(times.measure())
+    assert [rows for rows, _ in measured.expert_s] == [1, 4, 16]
+
+
+def fixed_timings(probe: DeviceProbe, seconds: float) -> Timings:
+    points = [(what, rows) for what in ("experts", "layers", "head") for rows in ROWS]
+    points += [("no rows", 0), ("idle layers", 0), ("attention", 1), ("attention", probe._layers.context_tokens)]
+    return dict.fromkeys(points, seconds)
+
+
+def test_what_is_measured_narrower_is_scaled_up(args: ModelArgs, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = replace(args, moe_intermediate_size=640, vocab_size=1280)
+    monkeypatch.setattr(probe_work, "_NARROW_BYTES", 1)         # then 64 wide
+    probe = DeviceProbe(large, torch.float32, TorchKernels("cpu"))
+    timings = fixed_timings(probe, 1.0) | {("no rows", 0): 0.25, ("idle layers", 0): 0.5}
+    times = probe.times(timings)
+    assert dict(times.head_s)[4] == pytest.approx(20.0)
+    assert dict(times.expert_s)[4] == pytest.approx(0.75 * 10 / probe._experts.num_experts)
+    assert times.layer_overhead_s == pytest.approx(0.5 / 3)
+
+
+def test_a_models_dense_blocks_count_in_the_mean_layer(args: ModelArgs) -> None:
+    """One of two layers has a block of three times an expert's width."""
+    half = replace(args, num_layers=2, moe_layers=(1,), moe_intermediate_size=16, intermediate_size=48)
+    every = replace(half, moe_layers=(0, 1))
+    kernels = TorchKernels("cpu")
+    probes = [DeviceProbe(some, torch.float32, kernels) for some in (half, every)]
+    half_times, every_times = [probe.times(fixed_timings(probe, 1.0) | {("no rows", 0): 0.25, ("idle layers", 0): 0.1})
+                               for probe in probes]
+    expected = dict(every_times.dense_s)[16] + 0.5 * 3 * dict(half_times.expert_s)[16]
+    assert dict(half_times.dense_s)[16] == pytest.approx(expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_is_measured(args: ModelArgs) -> None:
+    probe = DeviceProbe(args, torch.bfloat16, TorchKernels("cuda:0"))
+    check(probe.times(probe.measure()))
