@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from model.args import read_model_args
+from model.dispatch import LocalDispatcher
+from model.kernels.torch_kernels import TorchKernels
 from model.pace import Pace, work_clock_of
+from model.placement import Placement, contiguous_placement
+from model.runner import Runner
+from model.step import SamplingSpec, ScheduledRequest, StepPlan
+from model.weights import load_decoder
+from tests.model.pace_jobs import NUM_STEPS
+from tests.process_pool import ProcessPool, free_rendezvous
 
 
 class FakeDevice:
@@ -117,3 +128,36 @@ def test_a_speed_that_is_none_is_refused(speed: float) -> None:
 def test_work_is_cpu_time_of_one_thread_and_passing_time_of_several() -> None:
     assert work_clock_of(torch.device("cpu"), 1) is time.thread_time
     assert work_clock_of(torch.device("cpu"), 2) is time.perf_counter
+
+
+def test_a_runner_takes_its_work_divided_by_the_speed(write_tiny: Callable[..., Path]) -> None:
+    """Real steps. The clock is the thread's CPU time and the sleeps, so that what else runs here does not matter."""
+    folder, kernels = write_tiny(), TorchKernels("cpu")
+    args = read_model_args(folder)
+    placement = contiguous_placement(args.num_moe_layers, args.num_experts, (args.num_experts,))
+    decoder, _ = load_decoder(folder, args, torch.float32, kernels, placement, 0)
+    slept_s: list[float] = []
+    pace = Pace(0.25, time.thread_time, lambda: time.thread_time() + sum(slept_s), slept_s.append)
+    runner = Runner(decoder, LocalDispatcher(kernels, placement), 64, 4, pace)
+    requests = (ScheduledRequest("r", tuple(range(1, 11)), 0, (4, 1, 7, 2), SamplingSpec(temperature=0.0)),)
+    for step_index in range(3):
+        runner.execute(StepPlan(1, step_index, requests), (10,))
+    assert len(slept_s) == 3 and pace.work_s > 0
+    assert sum(slept_s) == pytest.approx(pace.work_s / 0.25 - pace.work_s, rel=0.2)
+
+
+@pytest.mark.multinode
+@pytest.mark.parametrize("mode", ["all_to_all", "gather"])
+def test_members_wait_at_every_collective_also_without_rows_of_their_own(worker_pool: ProcessPool, mode: str) -> None:
+    """Member 1 holds experts and has no rows; member 2 has rows and no experts."""
+    worker_pool.run("tests.cluster.group_jobs:join", [(free_rendezvous(), 3, 60.0)] * 3)
+    placement = Placement(3, (((0,), (1,)),) * 4)
+    speeds = (None, 0.25, 0.5)
+    first, *slow = worker_pool.run("tests.model.pace_jobs:run_steps", [(placement, (40, 0, 40), speeds, mode)] * 3)
+    worker_pool.run("tests.cluster.group_jobs:leave", [()] * 3)
+    assert first is None
+    for paced, speed in zip(slow, speeds[1:], strict=True):
+        assert paced.num_collectives > 0
+        assert paced.num_waits == paced.num_collectives + NUM_STEPS
+        assert paced.worked_s > 0
+        assert paced.slept_s == pytest.approx(paced.worked_s / speed - paced.worked_s, rel=0.2)

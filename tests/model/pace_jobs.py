@@ -1,0 +1,57 @@
+"""What the worker processes of the pace tests do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from model.dispatch_auto import AutoDispatcher
+from model.kernels.torch_kernels import TorchKernels
+from model.pace import Pace
+from model.placement import Placement
+from tests.process_pool import Worker
+
+HIDDEN, NUM_STEPS = 32, 3
+
+
+@dataclass(frozen=True)
+class Paced:
+    """What one member did. Its clock is its CPU time and the sleeps, which are counted instead of slept."""
+
+    num_collectives: int
+    num_waits: int
+    worked_s: float
+    slept_s: float
+
+
+def run_steps(worker: Worker, placement: Placement, num_tokens: tuple[int, ...], speeds: tuple[float | None, ...],
+              mode: Literal["all_to_all", "gather"]) -> Paced | None:
+    """Some steps of layers with real work between the collectives -> None for a member that emulates nothing."""
+    rank, group = worker.index, worker.kept["group"]
+    dispatcher = AutoDispatcher(TorchKernels("cpu"), placement, rank, group.group, mode)
+    waits: list[float] = []
+    pace, speed = None, speeds[rank]
+    if speed is not None:
+        pace = Pace(speed, time.thread_time, lambda: time.thread_time() + sum(waits), waits.append)
+        dispatcher.keep_pace(pace)
+    for _ in range(NUM_STEPS):
+        if pace is not None:
+            pace.begin()
+        _step(dispatcher, placement, num_tokens[rank], num_tokens)
+        if pace is not None:
+            pace.settle()
+    return None if pace is None else Paced(dispatcher.num_collectives, len(waits), pace.work_s, sum(waits))
+
+
+def _step(dispatcher: AutoDispatcher, placement: Placement, num_own: int, num_tokens: tuple[int, ...]) -> None:
+    dispatcher.begin_step(num_tokens)
+    for layer in range(placement.num_layers):
+        x_TD = torch.ones(num_own, HIDDEN)
+        expert_ids_TK = torch.tensor([[0, 1]] * num_own, dtype=torch.int64).view(num_own, 2)
+        rows_RD, handle = dispatcher.dispatch(layer, x_TD, expert_ids_TK)
+        for _ in range(20):
+            rows_RD = rows_RD + 1.0
+        dispatcher.combine(layer, rows_RD, torch.ones(num_own, 2), handle)
