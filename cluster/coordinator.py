@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from cluster.membership import UNKNOWN, GroupRules, GroupSnapshot, Report, View, decide, is_of_unknown_epoch
 from serving.epoch import Epoch, Member, ShardStatus
+from serving.expert_load import ExpertLoad
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Coordinator:
         self._clock = clock
         self._reports: dict[str, Report] = {}
         self._routers: dict[str, tuple[RouterReport, float]] = {}
+        self._loads: dict[str, ExpertLoad] = {}     # the latest of each shard
         self._highest_epoch = 0
         self._known_epoch = 0
         self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules)
@@ -76,6 +78,9 @@ class Coordinator:
     async def forget_router(self, router_id: str) -> None:
         """A router that stops says so; one that dies is forgotten after a while."""
         self._routers.pop(router_id, None)
+
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
+        self._loads[shard_id] = load
 
     async def watch(self, seen_key: str, timeout_s: float) -> View:
         """The view, as soon as it is another than the caller has seen; the same one after timeout_s."""
@@ -109,6 +114,7 @@ class Coordinator:
         now_s = self._clock()
         self._reports = {shard_id: report for shard_id, report in self._reports.items()
                          if now_s - report.at_s <= FORGET_AFTER_S}
+        self._loads = {shard_id: load for shard_id, load in self._loads.items() if shard_id in self._reports}
         self._routers = {router_id: (report, at_s) for router_id, (report, at_s) in self._routers.items()
                          if now_s - at_s <= self._rules.lost_after_s}
         view = decide(self._snapshot(), self._rules)

@@ -13,6 +13,7 @@ from cluster.coordinator import ClusterStatus, RouterReport
 from cluster.coordinator_client import WATCH_S, CoordinatorUnavailableError
 from cluster.membership import View
 from serving.epoch import Epoch, Member, ShardStatus
+from serving.expert_load import ExpertLoad
 
 CALL_TIMEOUT_S = 10.0       # beyond what the call itself may wait
 T = TypeVar("T")
@@ -33,6 +34,9 @@ class CoordinatorHandle:
 
     async def forget_router(self, router_id: str) -> None:
         await self._call("forget_router", router_id)
+
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
+        await self._call("report_expert_load", shard_id, load)
 
     async def watch(self, seen_key: str, timeout_s: float = WATCH_S) -> View:
         return cast(View, await self._call("watch", seen_key, timeout_s, wait_s=timeout_s))

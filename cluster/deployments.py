@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cluster.membership import View
     from cluster.shard import Shard
     from serving.epoch import Epoch, Member, ShardStatus
+    from serving.expert_load import ExpertLoad
 
 LOST_AFTER_S = 15.0         # a member that has not reported for so long is gone; it reports every second
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -82,6 +83,9 @@ class CoordinatorDeployment:
 
     async def forget_router(self, router_id: str) -> None:
         await self._coordinator.forget_router(router_id)
+
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
+        await self._coordinator.report_expert_load(shard_id, load)
 
     async def watch(self, seen_key: str, timeout_s: float) -> View:
         return await self._coordinator.watch(seen_key, timeout_s)

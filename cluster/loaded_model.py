@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
+from dataclasses import dataclass, replace
 
 from cluster.device_facts import return_free_memory, used_memory_bytes
 from cluster.memory_demand import DTYPE_BYTES, PROCESS_GROWTH_BYTES, buffer_bytes, max_model_len, min_kv_cache_bytes
 from cluster.process_group import ProcessGroup
-from model.args import ModelArgs
-from model.decoder import Decoder
 from model.dispatch import Dispatcher, LocalDispatcher
 from model.dispatch_auto import AutoDispatcher
 from model.errors import OutOfMemoryError
+from model.expert_host import MemberModel
 from model.kernels.protocol import Kernels
 from model.memory import kv_block_bytes
 from model.pace import Pace, work_clock_of
 from model.placement import Placement
 from model.runner import Runner
-from model.weights import LoadReport, load_decoder
+from model.weights import Progress, WeightLoader
 from serving.config import PoolConfig, ServeConfig
-from serving.epoch import Member
+from serving.epoch import Epoch, Member
 
 logger = logging.getLogger(__name__)
 
@@ -35,42 +30,64 @@ _DEFAULT_PART = 0.5
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What one placement made of the checkpoint on this member."""
+    """What one placement made of the checkpoint on this member. `loader` read it, and reads what another one adds."""
 
-    decoder: Decoder
-    report: LoadReport
+    decoder: MemberModel
+    loader: WeightLoader
     placement: Placement
     rank: int
+    takes_requests: bool
     num_expert_copies: int
 
-    def holds(self, placement: Placement, rank: int) -> bool:
+    def holds(self, epoch: Epoch, rank: int) -> bool:
         """True when another epoch asks for the same experts, so that nothing need be loaded again."""
-        layers = range(placement.num_layers)
-        return placement.num_layers == self.placement.num_layers and all(
-            placement.experts_of(layer, rank) == self.placement.experts_of(layer, self.rank) for layer in layers)
+        layers = range(self.placement.num_layers)
+        return (epoch.placement.num_layers == self.placement.num_layers
+                and epoch.takes_requests(rank) == self.takes_requests
+                and all(epoch.placement.experts_of(layer, rank) == self.placement.experts_of(layer, self.rank)
+                        for layer in layers))
+
+    def placed(self, placement: Placement) -> LoadedModel:
+        """After its experts have been exchanged for those of another placement."""
+        return replace(self, placement=placement, num_expert_copies=placement.num_experts_of(self.rank))
+
+    @property
+    def change_reserve_bytes(self) -> int:
+        """So that the experts of any one layer can exist twice while the placement changes."""
+        return max((experts.weights.nbytes for experts in self.decoder.experts), default=0)
 
 
-def load_model(folder: Path, args: ModelArgs, config: ServeConfig, kernels: Kernels, placement: Placement, rank: int,
-               progress: Callable[[int, int], None]) -> LoadedModel:
+def load_model(loader: WeightLoader, epoch: Epoch, rank: int, progress: Progress) -> LoadedModel:
     """Read this member's weights. Raises CheckpointError, TensorError."""
-    dtype: torch.dtype = getattr(torch, config.model.dtype)
-    decoder, report = load_decoder(folder, args, dtype, kernels, placement, rank, progress)
-    return LoadedModel(decoder, report, placement, rank, placement.num_experts_of(rank))
+    placement, takes_requests = epoch.placement, epoch.takes_requests(rank)
+    decoder: MemberModel
+    if takes_requests:
+        decoder, _ = loader.load_decoder(placement, rank, progress)
+    else:
+        decoder, _ = loader.load_expert_host(placement, rank, progress)
+    return LoadedModel(decoder, loader, placement, rank, takes_requests, placement.num_experts_of(rank))
 
 
-def num_kv_blocks(config: ServeConfig, pool: PoolConfig, args: ModelArgs, budget_bytes: int, device: str,
+def num_kv_blocks(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budget_bytes: int,
                   num_members: int) -> int:
     """KV blocks that fit beside what the process takes now, weights included. Raises OutOfMemoryError for none.
 
-    Never more than all running sequences at full length could use.
+    Never more than all running sequences at full length could use; 0 for a member that takes no requests.
     """
     return_free_memory()        # the KV cache of the epoch before
+    if not model.takes_requests:
+        return 0
+    args = model.decoder.args
     block_bytes = kv_block_bytes(args, config.scheduler.block_size, DTYPE_BYTES[config.model.dtype])
     buffers = buffer_bytes(args, config.scheduler, num_members, DTYPE_BYTES[config.model.dtype])
-    used = used_memory_bytes(device)
+    used = used_memory_bytes(str(model.decoder.kernels.device))
     left = budget_bytes - used - buffers
+    least = min_kv_cache_bytes(args, config)
     # The process has grown since the plan was made, by pages of libraries above all: that part of the buffers is used.
-    left = max(left, min(min_kv_cache_bytes(args, config), left + PROCESS_GROWTH_BYTES))
+    left = max(left, min(least, left + PROCESS_GROWTH_BYTES))
+    # Changing the placement comes after serving: where the memory is that short, it is refused.
+    reserve = model.change_reserve_bytes if num_members > 1 else 0
+    left = max(left - reserve, min(least, left))
     wanted = pool.kv_cache or (left if pool.memory_budget else int(left * _DEFAULT_PART))
     num_useful = config.scheduler.max_running_requests * -(-max_model_len(args, config) // config.scheduler.block_size)
     num_blocks = min(wanted // block_bytes, num_useful)

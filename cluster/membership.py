@@ -75,11 +75,13 @@ class View:
     epoch: Epoch | None
     why: str = ""
     is_too_small: bool = False      # the members that it takes are here, and cannot hold the model
+    next: Epoch | None = None       # a later revision of `epoch`, to be prepared while that serves
 
     @property
     def key(self) -> str:
         """Equal for equal views, also across a restart of the coordinator."""
-        return f"{self.epoch.number if self.epoch else 0} {self.phase} {self.why}"
+        number, revision = (self.epoch.number, self.epoch.revision) if self.epoch else (0, 0)
+        return f"{number}.{revision}>{self.next.revision if self.next else ''} {self.phase} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,15 @@ from model.args import ModelArgs, read_model_args
 from model.errors import GroupError, ModelError
 from model.kernels.protocol import Kernels
 from model.kernels.select import select_kernels
+from model.weights import WeightLoader
 from serving.config import PoolConfig, ServeConfig
 from serving.epoch import DeviceProfile, Epoch, Link, Member, ShardStatus
+from serving.expert_load import ExpertLoadCounter
 from serving.shard_link_server import ShardLinkServer, start_link_server
 
 logger = logging.getLogger(__name__)
 
+LOAD_REPORT_S = 5.0
 _NOISE_BYTES = 4 << 20      # resident memory that comes and goes is no news
 T = TypeVar("T")
 
@@ -60,6 +63,7 @@ class Shard:
         self._epoch: Epoch | None = None
         self._model: LoadedModel | None = None
         self._run: EpochRun | None = None
+        self._loads: ExpertLoadCounter
         self._progress = (0, 0)         # bytes read, bytes to read
         self._detail = ""
         self._reporter = Reporter(self.status, self._send, _is_news)
@@ -70,6 +74,8 @@ class Shard:
         server, port = await start_link_server(self._link, f"{self._node.address}:0")
         try:
             kernels, args, profile = await self._in_thread(self._prepare)
+            self._loads = ExpertLoadCounter(args.num_moe_layers, args.num_experts,
+                                            self._config.placement.load_half_life_s, time.monotonic())
             facts = await self._in_thread(lambda: measure_device(self._pool, kernels.name))
             self._member = Member(self.shard_id, self._pool.name, self._node.node_id, self._node.name,
                                   f"{self._node.address}:{port}", facts, profile=profile)
@@ -78,6 +84,7 @@ class Shard:
                 tasks.create_task(self._reporter.run())
                 tasks.create_task(self._follower.run())
                 tasks.create_task(self._serve_forever(kernels, args))
+                tasks.create_task(self._report_loads())
         except ExceptionGroup as group:
             of_model = group.subgroup(ModelError)
             raise (of_model or group).exceptions[0] from None
@@ -133,9 +140,9 @@ class Shard:
         self._reserve_store_port()
         self._advance(ShardState.LOADING, f"epoch {epoch.number}, rank {rank}")
         model = await self._load(epoch, rank, kernels, args)
+        budget_bytes, num_members = epoch.members[rank].facts.memory_budget_bytes, len(epoch.members)
         num_blocks = await self._in_thread(lambda: num_kv_blocks(
-            self._config, self._pool, args, epoch.members[rank].facts.memory_budget_bytes, str(kernels.device),
-            len(epoch.members)))
+            self._config, self._pool, model, budget_bytes, num_members))
         self._advance(ShardState.LOADED, "weights are loaded")
         view = await self._follower.until(
             lambda view: self._is_over(view, epoch) or view.phase in (GroupPhase.JOINING, GroupPhase.READY))
@@ -146,7 +153,7 @@ class Shard:
         self._advance(ShardState.JOINING, "all members have loaded")
         run = EpochRun(epoch, rank, self._config, self._link, self._thread)
         try:
-            await run.join(model, num_blocks)
+            await run.join(model, num_blocks, self._loads, self._follower, self._note_revision)
             self._note_link(run.link)
             self._run = run
             self._advance(ShardState.READY, "the group is formed")
@@ -155,6 +162,11 @@ class Shard:
         finally:
             self._run = None
             await run.close()
+
+    def _note_revision(self) -> None:
+        if self._run is not None:
+            self._epoch, self._model = self._run.revisions.epoch, self._run.revisions.model
+        self._reporter.hurry()
 
     def _note_link(self, link: Link | None) -> None:
         assert self._member is not None and self._member.profile is not None
@@ -168,7 +180,7 @@ class Shard:
         self._member = replace(self._member, store_address=f"{self._node.address}:{self._store_port.port}")
 
     async def _load(self, epoch: Epoch, rank: int, kernels: Kernels, args: ModelArgs) -> LoadedModel:
-        if self._model is not None and self._model.holds(epoch.placement, rank):
+        if self._model is not None and self._model.holds(epoch, rank):
             return self._model
         self._model = None          # two would not fit
 
@@ -177,7 +189,8 @@ class Shard:
 
         def load() -> LoadedModel:
             folder = locate_checkpoint(self._config.model, "all")
-            return load_model(folder, args, self._config, kernels, epoch.placement, rank, note)
+            loader = WeightLoader(folder, args, getattr(torch, self._config.model.dtype), kernels)
+            return load_model(loader, epoch, rank, note)
         self._model = await self._in_thread(load)
         return self._model
 
@@ -194,6 +207,17 @@ class Shard:
         if await self._coordinator.report(self._member, status):
             await self._coordinator.report(self._member, status, self._epoch)
 
+    async def _report_loads(self) -> None:
+        """Now and then, when steps have been made since."""
+        num_reported = 0
+        while True:
+            await asyncio.sleep(LOAD_REPORT_S)
+            num_steps = self._loads.num_steps
+            if num_steps != num_reported:
+                with contextlib.suppress(CoordinatorUnavailableError):
+                    await self._coordinator.report_expert_load(self.shard_id, self._loads.snapshot(time.monotonic()))
+                    num_reported = num_steps
+
     def status(self) -> ShardStatus:
         run, model = self._run, self._model
         load = run.engine.load() if run else None
@@ -201,13 +225,16 @@ class Shard:
             shard_id=self.shard_id, epoch=self._epoch.number if self._epoch else 0, state=self._lifecycle.state,
             num_running=load.num_running if load else 0, num_waiting=load.num_waiting if load else 0,
             kv_blocks_total=load.kv_blocks_total if load else 0, kv_blocks_free=load.kv_blocks_free if load else 0,
-            weights_bytes=model.report.weights_bytes if model else 0,
+            weights_bytes=model.decoder.weights_bytes if model else 0,
             kv_cache_bytes=run.kv_cache_bytes if run else 0, resident_bytes=resident_memory_bytes(),
             bytes_read=self._progress[0], bytes_to_read=self._progress[1],
             num_steps=run.engine.num_steps if run else 0,
             num_tokens_computed=run.engine.num_tokens_computed if run else 0,
             num_expert_rows=run.engine.num_expert_rows if run else 0,
-            num_expert_copies=model.num_expert_copies if model else 0, detail=self._detail)
+            num_expert_copies=model.num_expert_copies if model else 0,
+            revision=run.engine.revision if run else 0, prepared_revision=run.prepared_revision if run else 0,
+            failed_revision=run.revisions.failed_revision if run else 0,
+            detail=(run.revisions.detail if run else "") or self._detail)
 
     def _advance(self, to: ShardState, why: str) -> None:
         self._lifecycle.advance(to, why)

@@ -61,6 +61,39 @@ class RequestShare:
     share: float                    # of new requests; all members' add up to 1
     token_budget: int               # prefill + decode tokens that one step of this member may compute
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or (self.share > 0 and self.token_budget < 1):
+            raise ValueError(f"{self}: a share is within 0..1, and who has one computes at least 1 token in a step")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFigures:
+    """What the planner predicts of a placement."""
+
+    num_rows: int                   # of the step that it is made for, all members together
+    context_tokens: int             # of a sequence, likewise
+    step_s: float                   # predicted
+    bound_s: float                  # below which no placement on these members can come
+    limit: str                      # what takes most of the step: memory bandwidth, compute, link or overhead
+    solver: str                     # "exact", "greedy", "even"; "given" for a placement that somebody else made
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_rows / self.step_s
+
+    @property
+    def ratio(self) -> float:
+        return self.step_s / self.bound_s
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPlacement:
+    """What a group is to run."""
+
+    placement: Placement
+    shares: tuple[RequestShare, ...]
+    figures: PlanFigures | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class PlacementChange:
@@ -73,8 +106,7 @@ class PlacementChange:
     last_revision: int              # the highest one that it has made or tried
     state: Literal["running", "done", "failed"] = "running"
     detail: str = ""                # why it failed
-    target: Placement | None = None             # while it runs
-    target_shares: tuple[RequestShare, ...] = ()
+    target: PlannedPlacement | None = None      # while it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +130,7 @@ class Epoch:
     placement: Placement
     rendezvous: str                 # tcp://host:port of rank 0's store of the process group; "" until all have loaded
     shares: tuple[RequestShare, ...] = ()   # by rank; empty: all alike, with the configured token budget
+    figures: PlanFigures | None = None
     revision: int = 0               # of placement and shares: they may change while members and ranks stay
     changes: tuple[PlacementChange, ...] = ()       # the latest ones, oldest first
 

@@ -38,20 +38,18 @@ class ExpertLoad:
 class ExpertLoadCounter:
     """Counts of one member. A row counts half after `half_life_s` seconds. Times come from one clock."""
 
-    def __init__(self, placement: Placement, rank: int, half_life_s: float, now_s: float) -> None:
-        num_experts = len(placement.holders[0]) if placement.holders else 0
-        self._rows_LE = np.zeros((placement.num_layers, num_experts))       # as they would count at _origin_s
+    def __init__(self, num_layers: int, num_experts: int, half_life_s: float, now_s: float) -> None:
+        self.num_steps = 0
+        self._rows_LE = np.zeros((num_layers, num_experts))     # as they would count at _origin_s
+        self._index_N = np.empty(0, dtype=np.int64)             # which expert each local slot is
         self._half_life_s = half_life_s
         self._origin_s = now_s
-        self._rank = rank
-        self.num_steps = 0
-        self.use(placement)
 
-    def use(self, placement: Placement) -> None:
-        """The next steps have this placement."""
+    def use(self, placement: Placement, rank: int) -> None:
+        """The next steps have this placement, and this member that rank."""
         num_experts = self._rows_LE.shape[1]
         self._index_N = np.array([layer * num_experts + expert for layer in range(placement.num_layers)
-                                  for expert in placement.experts_of(layer, self._rank)], dtype=np.int64)
+                                  for expert in placement.experts_of(layer, rank)], dtype=np.int64)
 
     def add(self, expert_rows: Iterable[Iterable[int]], now_s: float) -> None:
         """Rows of one step, by layer and local slot (StepStats.expert_rows)."""

@@ -12,7 +12,9 @@ AFTER = Placement(2, (((1,), (0,), (0,)), ((0,), (0,), (1,))))
 
 
 def counter() -> ExpertLoadCounter:
-    return ExpertLoadCounter(BEFORE, 0, HALF_LIFE_S, now_s=100.0)
+    counts = ExpertLoadCounter(2, 3, HALF_LIFE_S, now_s=100.0)
+    counts.use(BEFORE, 0)
+    return counts
 
 
 def test_rows_are_counted_by_logical_expert() -> None:
@@ -35,9 +37,12 @@ def test_a_row_counts_half_after_the_half_life() -> None:
 def test_after_a_switch_slots_are_other_experts() -> None:
     counts = counter()
     counts.add(((1, 2), (3,)), 100.0)
-    counts.use(AFTER)
+    counts.use(AFTER, 0)
     counts.add(((10, 20), (30, 40)), 100.0)
     assert counts.snapshot(100.0).rows().tolist() == [[1, 12, 20], [30, 43, 0]]
+    counts.use(BEFORE, 1)
+    counts.add(((0, 5), (6, 0)), 100.0)
+    assert counts.snapshot(100.0).rows().tolist() == [[1, 12, 25], [36, 43, 0]]
 
 
 @pytest.mark.parametrize("days", [0.01, 1, 1000])
@@ -56,6 +61,7 @@ def test_rows_of_another_placement_are_refused() -> None:
 
 
 def test_a_model_without_experts_counts_nothing() -> None:
-    counts = ExpertLoadCounter(Placement(2, ()), 0, HALF_LIFE_S, now_s=0.0)
+    counts = ExpertLoadCounter(0, 0, HALF_LIFE_S, now_s=0.0)
+    counts.use(Placement(2, ()), 0)
     counts.add((), 1.0)
     assert counts.snapshot(1.0).num_rows == 0.0
