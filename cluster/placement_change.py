@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model.placement import Placement
-from serving.epoch import Epoch, PlacementChange, RequestShare, ShardStatus
+from serving.epoch import Epoch, PlacementChange, PlannedPlacement, ShardStatus
 
 MAX_CHANGES = 20        # that an epoch remembers
 
@@ -29,11 +29,10 @@ def num_moved(old: Placement, new: Placement) -> int:
                for ranks, before in zip(layer, layer_before, strict=True))
 
 
-def begin(epoch: Epoch, operation_id: str, why: str, target: Placement, shares: tuple[RequestShare, ...],
-          expert_bytes: int) -> Epoch:
+def begin(epoch: Epoch, operation_id: str, why: str, target: PlannedPlacement, expert_bytes: int) -> Epoch:
     """The epoch, with a change of this id that `advance` carries out. A failed one of the same id is tried again."""
-    change = PlacementChange(operation_id, why, num_moved(epoch.placement, target) * expert_bytes, epoch.revision,
-                             epoch.revision, target=target, target_shares=shares)
+    change = PlacementChange(operation_id, why, num_moved(epoch.placement, target.placement) * expert_bytes,
+                             epoch.revision, epoch.revision, target=target)
     others = tuple(entry for entry in epoch.changes if entry.operation_id != operation_id)
     return replace(epoch, changes=(*others, change)[-MAX_CHANGES:])
 
@@ -48,12 +47,12 @@ def advance(state: ChangeState, statuses: Sequence[ShardStatus], room_bytes: Seq
     epoch = state.epoch
     revision = 1 + max(epoch.revision, *(max(status.revision, status.prepared_revision, status.failed_revision)
                                          for status in statuses))
-    stage = next_stage(epoch.placement, change.target, room_bytes, expert_bytes)
-    is_last = stage.holders == change.target.holders
+    target = change.target
+    stage = next_stage(epoch.placement, target.placement, room_bytes, expert_bytes)
     change = replace(change, last_revision=revision)
-    if is_last:
-        ended = replace(change, state="done", target=None, target_shares=())
-        after = replace(_updated(epoch, ended), revision=revision, placement=change.target, shares=change.target_shares)
+    if stage.holders == target.placement.holders:
+        after = replace(_updated(epoch, replace(change, state="done", target=None)), revision=revision,
+                        placement=target.placement, shares=target.shares, figures=target.figures)
     else:
         after = replace(_updated(epoch, change), revision=revision, placement=stage)
     return ChangeState(_updated(epoch, change), after)
@@ -70,8 +69,7 @@ def _settle(state: ChangeState, statuses: Sequence[ShardStatus]) -> ChangeState:
     change = running_change(state.epoch)
     if failed is None or change is None:
         return state
-    ended = replace(change, state="failed", detail=f"shard {failed.shard_id}: {failed.detail}", target=None,
-                    target_shares=())
+    ended = replace(change, state="failed", detail=f"shard {failed.shard_id}: {failed.detail}", target=None)
     return ChangeState(_updated(state.epoch, ended), None)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.placement_change import ChangeState, advance, begin, find, next_stage, num_moved, running_change
 from model.placement import Placement
-from serving.epoch import Epoch, RequestShare, ShardStatus
+from serving.epoch import Epoch, PlanFigures, PlannedPlacement, RequestShare, ShardStatus
 from tests.cluster.group_reports import member
 
 EXPERT_BYTES = 100
@@ -17,6 +17,7 @@ MEMBERS = (member("a"), member("b"))
 OLD = Placement(2, (((0,), (0,), (1,)),) * 3)
 NEW = Placement(2, (((0,), (1,), (0, 1)),) * 3)
 SHARES = (RequestShare(0.75, 64), RequestShare(0.25, 32))
+TARGET = PlannedPlacement(NEW, SHARES, PlanFigures(64, 100, 0.5, 0.4, "compute", "exact"))
 EPOCH = Epoch(4, MEMBERS, OLD, "tcp://x:1", shares=(RequestShare(0.5, 64),) * 2)
 
 
@@ -29,7 +30,7 @@ def statuses(revision: int, prepared: int | None = None, failed: tuple[int, int]
 
 def run(room_bytes: int) -> list[Epoch]:
     """The revisions that a change goes through when all goes well."""
-    state = ChangeState(begin(EPOCH, "op", "because", NEW, SHARES, EXPERT_BYTES), None)
+    state = ChangeState(begin(EPOCH, "op", "because", TARGET, EXPERT_BYTES), None)
     epochs = []
     while True:
         state = advance(state, statuses(state.epoch.revision), [room_bytes] * 2, EXPERT_BYTES)
@@ -45,6 +46,7 @@ def run(room_bytes: int) -> list[Epoch]:
 def test_with_room_for_all_a_change_is_one_revision() -> None:
     (epoch,) = run(room_bytes=10_000)
     assert (epoch.number, epoch.revision, epoch.placement, epoch.shares) == (4, 1, NEW, SHARES)
+    assert epoch.figures == TARGET.figures
     change = find(epoch, "op")
     assert change is not None and (change.state, change.moved_bytes, change.target) == ("done", 600, None)
 
@@ -58,7 +60,7 @@ def test_without_room_it_goes_layer_by_layer_and_shares_change_with_the_last() -
 
 
 def test_a_member_that_cannot_prepare_ends_the_change_and_says_why() -> None:
-    state = advance(ChangeState(begin(EPOCH, "op", "", NEW, SHARES, EXPERT_BYTES), None), statuses(0), [0, 0],
+    state = advance(ChangeState(begin(EPOCH, "op", "", TARGET, EXPERT_BYTES), None), statuses(0), [0, 0],
                     EXPERT_BYTES)
     assert state.next is not None
     state = advance(state, statuses(0, failed=(0, 1), detail="7 bytes are missing"), [0, 0], EXPERT_BYTES)
@@ -69,14 +71,14 @@ def test_a_member_that_cannot_prepare_ends_the_change_and_says_why() -> None:
 
 def test_a_failed_revision_is_not_used_again() -> None:
     """Or a member that had prepared it would take the other one for the same."""
-    again = begin(EPOCH, "op2", "", NEW, SHARES, EXPERT_BYTES)
+    again = begin(EPOCH, "op2", "", TARGET, EXPERT_BYTES)
     state = advance(ChangeState(again, None), statuses(0, prepared=3, failed=(0, 4)), [0, 0], EXPERT_BYTES)
     assert state.next is not None and state.next.revision == 5
 
 
 def test_a_failed_operation_may_be_tried_again_under_its_id() -> None:
-    failed = replace(EPOCH, changes=(replace(begin(EPOCH, "op", "", NEW, SHARES, 1).changes[0], state="failed"),))
-    assert [change.state for change in begin(failed, "op", "", NEW, SHARES, 1).changes] == ["running"]
+    failed = replace(EPOCH, changes=(replace(begin(EPOCH, "op", "", TARGET, 1).changes[0], state="failed"),))
+    assert [change.state for change in begin(failed, "op", "", TARGET, 1).changes] == ["running"]
 
 
 def test_a_restarted_coordinator_goes_on_from_any_members_epoch() -> None:

@@ -1,0 +1,117 @@
+"""What the planner makes of the members of a group. Pure.
+
+The planner is imported when it is used: shards, routers and the command line import this package's other files, and do
+not plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.memory_plan import MemberMemory, MemoryDemand
+from cluster.placement_error import PlacementError
+from model.args import ModelArgs
+from model.placement import Placement
+from serving.config import PlacementConfig
+from serving.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlacement
+
+if TYPE_CHECKING:
+    from cluster.cost_model import StepPrediction, Workload
+
+Rows = npt.NDArray[np.float64]
+LAYER_TIME_S = 3.0          # of the exact solver, at most, for each layer that differs from the others
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    """What a plan is made for."""
+
+    args: ModelArgs
+    demand: MemoryDemand
+    dtype_bytes: int
+    max_batch_tokens: int
+    config: PlacementConfig
+
+
+def plan_group(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None = None,
+               previous: Placement | None = None, is_exact: bool = True) -> PlannedPlacement:
+    """The best placement and shares for the members, in the order of their ranks. Raises PlacementError.
+
+    load_LE: rows counted by layer and expert, None when nothing is known. previous: what these members hold.
+    """
+    from cluster.placement import PlannedMember, PlanOptions, plan_placement
+
+    config = rules.config
+    options = PlanOptions(policy=config.policy, min_copies=min(config.min_copies, len(members)), exact=is_exact,
+                          time_limit_s=LAYER_TIME_S)
+    planned = [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool)
+               for member in members]
+    plan = plan_placement(rules.args, rules.demand, planned, _workload(rules, load_LE), rules.max_batch_tokens, options,
+                          previous)
+    figures = _figures(rules, plan.prediction, plan.bound_s, plan.solver)
+    return PlannedPlacement(plan.placement, plan.shares, figures)
+
+
+def predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None = None) -> StepPrediction:
+    """What the placement that runs takes for a step under this load, its rows split as well as they can be."""
+    from cluster.placement import PlannedMember, predict_running
+
+    planned = [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool)
+               for member in epoch.members]
+    return predict_running(rules.args, rules.demand, planned, epoch.placement, epoch.shares,
+                           _workload(rules, load_LE), rules.dtype_bytes)
+
+
+def carried_over(epoch: Epoch, members: Sequence[Member]) -> Placement | None:
+    """What `members` hold of the placement of an older epoch, by their new ranks; None when some expert is lost."""
+    new_rank = {member.shard_id: rank for rank, member in enumerate(members)}
+    rank_of = {old: new_rank[member.shard_id] for old, member in enumerate(epoch.members)
+               if member.shard_id in new_rank}
+    holders = tuple(tuple(tuple(sorted(rank_of[rank] for rank in ranks if rank in rank_of)) for ranks in layer)
+                    for layer in epoch.placement.holders)
+    return Placement(len(members), holders) if all(all(layer) for layer in holders) else None
+
+
+def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules) -> PlannedPlacement:
+    """A placement that somebody made for the epoch's members, with the shares that run. Raises PlacementError."""
+    num_layers, num_experts = rules.args.num_moe_layers, rules.args.num_experts
+    if placement.num_members != len(epoch.members):
+        raise PlacementError(f"the placement is for {placement.num_members} members, the epoch has "
+                             f"{len(epoch.members)}", fix="start from `moesaic placement show --json`")
+    shape = {len(layer) for layer in placement.holders}
+    if placement.num_layers != num_layers or shape != {num_experts}:
+        raise PlacementError(f"the placement has {placement.num_layers} layers of {sorted(shape)} experts, the model "
+                             f"{num_layers} of {num_experts}", fix="name every expert of every MoE layer")
+    rates = epoch.placement.rates
+    given = replace(epoch, placement=replace(placement, rates=rates))
+    prediction = predict_group(given, rules)
+    bound_s = epoch.figures.bound_s if epoch.figures else prediction.step_s
+    return PlannedPlacement(given.placement, epoch.shares, _figures(rules, prediction, bound_s, "given"))
+
+
+def _figures(rules: PlanRules, prediction: StepPrediction, bound_s: float, solver: str) -> PlanFigures:
+    return PlanFigures(rules.config.num_rows, rules.config.context_tokens, prediction.step_s, bound_s,
+                       prediction.limit, solver)
+
+
+def _workload(rules: PlanRules, load_LE: Rows | None) -> Workload:
+    from cluster.cost_model import Workload
+
+    load = () if load_LE is None else tuple(tuple(row.tolist()) for row in load_LE)
+    return Workload(rules.config.num_rows, rules.config.context_tokens, load)
+
+
+def _profile_of(member: Member) -> DeviceProfile:
+    if member.profile is None:
+        raise PlacementError(f"shard {member.shard_id} on node {member.node_name} has not measured its device",
+                             fix="restart that shard")
+    return member.profile
+
+
+def _memory_of(member: Member) -> MemberMemory:
+    return MemberMemory(member.node_name, member.facts.memory_budget_bytes, member.facts.resident_bytes)
