@@ -1,10 +1,10 @@
 """Time and bytes of one MoE layer's dispatch and combine over loopback gloo, experts left out.
 
-`python benchmarks/dispatch.py [--members 2,3,4] [--rows 1,8,64,512,2048] [--hidden 1024]`. Experts are spread evenly,
-tokens choose uniformly. A row of the table is one (members, rows of each member, hidden size); for each dispatcher it
-has the time of a layer on the slowest member (first quartile: what else runs on the machine only adds), and the bytes
-that left all members beside the least possible: every row once to each other member that needs it, every (row, expert)
-output once to another owner.
+`python benchmarks/dispatch.py [--members 2,3,4] [--rows 1,8,64,512,2048] [--hidden 1024] [--copied 0]`. Experts are
+spread evenly, so many of them on a second member too; tokens choose uniformly. A row of the table is one (members, rows
+of each member, hidden size); for each dispatcher it has the time of a layer on the slowest member (first quartile: what
+else runs on the machine only adds), and the bytes that left all members beside the least possible: every row once to
+each other member that needs it, every (row, expert) output once to another owner.
 The last line of stdout is one JSON object.
 """
 
@@ -21,15 +21,16 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe  # noqa: E402
 from model.dispatch import Dispatcher  # noqa: E402
-from model.expert_copies import choose_copies  # noqa: E402
+from model.dispatch_plan import choose_holders, layer_routing  # noqa: E402
 from model.kernels.select import select_kernels  # noqa: E402
-from model.placement import Placement, contiguous_placement  # noqa: E402
+from model.placement import ExpertRate, Placement  # noqa: E402
 
 NAMES = ("all_to_all", "gather", "gather_fixed", "auto")
 TIMEOUT_S = 120.0
@@ -42,13 +43,12 @@ class Setting:
     hidden_size: int
     num_experts: int
     num_experts_per_token: int
+    num_copied: int                 # experts with a second holder
     layers: int                     # repetitions: one layer each
 
     @property
     def placement(self) -> Placement:
-        members = len(self.rows_of_member)
-        shares = [len(range(rank, self.num_experts, members)) for rank in range(members)]
-        return contiguous_placement(1, self.num_experts, tuple(shares))
+        return placement_with_copies(len(self.rows_of_member), self.num_experts, self.num_copied)
 
     def expert_ids(self, rank: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(rank)
@@ -66,12 +66,23 @@ class Result:
     bytes_per_layer: dict[str, int] = field(default_factory=dict)
 
 
+def placement_with_copies(num_members: int, num_experts: int, num_copied: int,
+                          rates: tuple[ExpertRate, ...] = ()) -> Placement:
+    """One layer; expert e on member e mod M, the first `num_copied` also on another one, which varies."""
+    seconds = [(expert + 1 + expert // num_members % max(num_members - 1, 1)) % num_members
+               for expert in range(num_copied)]
+    holders = [{expert % num_members, *seconds[expert:expert + 1]} for expert in range(num_experts)]
+    return Placement(num_members, (tuple(tuple(sorted(ranks)) for ranks in holders),), rates)
+
+
 def least_bytes(setting: Setting) -> int:
-    placement, rows = setting.placement, 0
-    for owner in range(placement.num_members):
-        holder_E = torch.tensor(choose_copies(placement.holders[0], owner))
-        for holders in holder_E[setting.expert_ids(owner)].tolist():
-            rows += len(set(holders) - {owner}) + sum(holder != owner for holder in holders)
+    """By the split that the dispatchers choose."""
+    members = range(len(setting.rows_of_member))
+    ids = np.concatenate([setting.expert_ids(owner).numpy().astype(np.int16) for owner in members])
+    owners = np.repeat(members, setting.rows_of_member)
+    holders = choose_holders(layer_routing(setting.placement, 0, 0), ids, owners)
+    rows = sum(len(set(row) - {owner}) + sum(holder != owner for holder in row)
+               for owner, row in zip(owners.tolist(), holders.tolist(), strict=True))
     return rows * setting.hidden_size * torch.bfloat16.itemsize
 
 
@@ -162,6 +173,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=numbers, default=[1024])
     parser.add_argument("--experts", type=int, default=64)
     parser.add_argument("--experts-per-token", type=int, default=8)
+    parser.add_argument("--copied", type=int, default=0, help="experts that have a second copy")
     parser.add_argument("--skewed", action="store_true", help="also: one member has all the rows, the others one each")
     options = parser.parse_args()
     print("| members | rows | hidden | " + " | ".join(f"{name} ms" for name in NAMES) + " | least MB | "
@@ -172,11 +184,12 @@ def main() -> None:
         batches = [(rows,) * num_members for rows in options.rows]
         if options.skewed:
             batches += [(rows,) + (1,) * (num_members - 1) for rows in options.rows if rows > 1]
-        settings = [Setting(batch, hidden, options.experts, options.experts_per_token, 100 if max(batch) <= 64 else 12)
+        settings = [Setting(batch, hidden, options.experts, options.experts_per_token, options.copied,
+                            100 if max(batch) <= 64 else 12)
                     for hidden in options.hidden for batch in batches]
         results += run_members(settings, num_members)
-    print(json.dumps({"benchmark": "dispatch", "experts": options.experts, "dtype": "bfloat16",
-                      "experts_per_token": options.experts_per_token, **describe(),
+    print(json.dumps({"benchmark": "dispatch", "dtype": "bfloat16", "experts": options.experts,
+                      "copied": options.copied, "experts_per_token": options.experts_per_token, **describe(),
                       "results": [asdict(result) for result in results]}))
 
 

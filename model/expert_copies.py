@@ -23,7 +23,7 @@ Part = tuple[int, int, float]       # rank, rows that it computes of an expert, 
 
 UNKNOWN_RATE = ExpertRate(read_s=16.0, row_s=1.0)       # all alike; reading weights lasts as long as 16 rows
 MAX_PASSES = 4
-CLOSE = 1e-3        # finish times are level when they differ by less than this share of the latest
+CLOSE = 5e-3        # finish times are level when they differ by less than this share of the latest
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class LayerCopies:
     row_F: Floats
     copied_C: Ints                                  # experts with several holders
     holders_C: tuple[tuple[int, ...], ...]
-    splits_from_C: tuple[float, ...]                # with fewer rows no two holders could each do more than read
+    short_up_to_C: tuple[float, ...]                # with at most so many rows an expert costs any holder reading only
+    splits_from_C: tuple[float, ...]                # with fewer rows no two holders would each do more than read
     read_M: Floats
     row_M: Floats
 
@@ -51,20 +52,20 @@ def layer_copies(holders: Sequence[Sequence[int]], num_members: int, rates: Sequ
     holder_F = np.array([holders[expert][0] for expert in fixed], dtype=np.int64)
     read_M, row_M = (np.array(values) for values in ([rate.read_s for rate in rates], [rate.row_s for rate in rates]))
     rows_while_reading_M: list[float] = (read_M / row_M).tolist()
+    limits = [sorted(rows_while_reading_M[rank] for rank in holders[expert]) for expert in copied]
     return LayerCopies(
         num_members, len(holders), np.array(fixed, dtype=np.int64), holder_F, read_M[holder_F], row_M[holder_F],
         np.array(copied, dtype=np.int64), tuple(tuple(holders[expert]) for expert in copied),
-        tuple(max(2.0, sum(sorted(rows_while_reading_M[rank] for rank in holders[expert])[:2])) for expert in copied),
-        read_M, row_M)
+        tuple(limit[0] for limit in limits), tuple(max(2.0, limit[0] + limit[1]) for limit in limits), read_M, row_M)
 
 
 def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
     """Rows of each expert in a step, all owners together -> how many of them each member computes [E, M].
 
     Experts with one holder are fixed. The others, most rows first, go whole to the holder that is then done first, or
-    are split so that several holders are done at once, if each has enough rows to be busy while it reads the weights. Then
-    each is taken out and placed again until nothing improves. In the end the slowest member also gives away rows that
-    make others read more weights than they have rows for, as long as that makes the step faster.
+    are split so that several holders are done at once, if each has enough rows to be busy while it reads the weights.
+    Then each is taken out and placed again until nothing improves. In the end the slowest member is relieved, as long
+    as that works: of a whole expert, for which others may make room, or of rows whose expert is then read once more.
     """
     num_rows_EM = np.zeros((copies.num_experts, copies.num_members), dtype=np.int64)
     num_rows_F = num_rows_E.take(copies.fixed_F)
@@ -93,6 +94,7 @@ class _Pouring:
         self._num_rows_C: list[int] = num_rows_C.tolist()
         self._whole_CM: list[list[float]] = np.maximum(copies.read_M, copies.row_M * num_rows_C[:, None]).tolist()
         self._order: list[int] = (-num_rows_C).argsort(kind="stable")[:np.count_nonzero(num_rows_C)].tolist()
+        self._long = [c for c in self._order if self._num_rows_C[c] > copies.short_up_to_C[c]]
         self._finish_M = finish_M
         self._read_M: list[float] = copies.read_M.tolist()
         self._row_M: list[float] = copies.row_M.tolist()
@@ -103,27 +105,36 @@ class _Pouring:
             self.parts_C[c] = parts = self._place(c)
             for rank, _, seconds in parts:
                 finish_M[rank] += seconds
-        for _ in range(1, MAX_PASSES):
-            if max(finish_M) - min(finish_M) <= CLOSE * max(finish_M) or not self._place_again():
-                break
-        self._relieve_slowest()
+        if self._long:
+            for _ in range(1, MAX_PASSES):
+                if self._is_level() or not self._place_again():
+                    break
+        if not self._is_level():
+            self._relieve_slowest()
+
+    def _is_level(self) -> bool:
+        latest_s = max(self._finish_M)
+        return latest_s - min(self._finish_M) <= CLOSE * latest_s
 
     def _place_again(self) -> bool:
         """Take every expert out and place it anew, where that is better -> whether any was."""
         finish_M, changed = self._finish_M, False
         for c in self._order:
             before = self.parts_C[c]
+            latest_s = max([finish_M[rank] for rank, _, _ in before])
+            if latest_s - min([finish_M[rank] for rank in self._copies.holders_C[c]]) <= CLOSE * latest_s:
+                continue
             for rank, _, seconds in before:
                 finish_M[rank] -= seconds
             after = self._place(c)
-            if after != before and self._rank_of(after, before) < self._rank_of(before, after):
+            if after != before and self._outcome(after, before) < self._outcome(before, after):
                 self.parts_C[c] = before = after
                 changed = True
             for rank, _, seconds in before:
                 finish_M[rank] += seconds
         return changed
 
-    def _rank_of(self, parts: tuple[Part, ...], others: tuple[Part, ...]) -> tuple[float, float]:
+    def _outcome(self, parts: tuple[Part, ...], others: tuple[Part, ...]) -> tuple[float, float]:
         """Smaller is better: the latest finish among the members of both, then the seconds spent."""
         latest = max(max(self._finish_M[rank] + seconds for rank, _, seconds in parts),
                      max(self._finish_M[rank] for rank, _, _ in others))
@@ -177,21 +188,57 @@ class _Pouring:
                       for rank, share in zip(ranks, shares, strict=True) if share])
 
     def _relieve_slowest(self) -> None:
-        """Split experts of the slowest member, reading more weights, as long as that makes the step faster."""
+        """Make the slowest member faster, again and again, as long as that works."""
         for _ in range(MAX_PASSES * self._copies.num_members):
             slowest = self._finish_M.index(max(self._finish_M))
-            if not any(self._relieve(slowest, c) for c in self._order):
+            if not self._pass_on(slowest) and not any(self._relieve(slowest, c) for c in self._long):
                 break
 
+    def _pass_on(self, slowest: int) -> bool:
+        """The slowest gives a whole expert to another holder, which may pass on one of its own to have time for it, and
+        so on. With experts that cost no more than reading, the step cannot be faster when this finds no way.
+        """
+        finish_M = self._finish_M
+        latest_s = finish_M[slowest]
+        if all(finish_s + read_s >= latest_s for finish_s, read_s in zip(finish_M, self._read_M, strict=True)):
+            return False
+        whole = [(c, self.parts_C[c][0]) for c in reversed(self._order) if len(self.parts_C[c]) == 1]
+        came_by: dict[int, tuple[int, int]] = {}        # member -> the expert it would get, and from whom
+        busy_s = {slowest: latest_s}                    # member -> when it would be done with that one too
+        waiting = [slowest]
+        for giver in waiting:
+            for c, (holder, _, seconds) in whole:
+                if holder != giver or not busy_s[giver] - seconds < latest_s:
+                    continue
+                for rank in self._copies.holders_C[c]:
+                    if rank not in busy_s:
+                        busy_s[rank] = finish_M[rank] + self._whole_CM[c][rank]
+                        came_by[rank] = c, giver
+                        waiting.append(rank)
+                        if busy_s[rank] < latest_s:
+                            self._move_along(came_by, rank, slowest)
+                            return True
+        return False
+
+    def _move_along(self, came_by: dict[int, tuple[int, int]], rank: int, first: int) -> None:
+        while rank != first:
+            c, giver = came_by[rank]
+            self._finish_M[giver] -= self._whole_CM[c][giver]
+            self._finish_M[rank] += self._whole_CM[c][rank]
+            self.parts_C[c] = ((rank, self._num_rows_C[c], self._whole_CM[c][rank]),)
+            rank = giver
+
     def _relieve(self, slowest: int, c: int) -> bool:
+        """Split an expert of the slowest member, also over holders that then read more than they compute."""
         finish_M, before = self._finish_M, self.parts_C[c]
         limit_s = finish_M[slowest] * (1.0 - CLOSE)
-        if not any(rank == slowest and seconds > self._read_M[rank] for rank, _, seconds in before):
+        if (not any([rank == slowest and seconds > self._read_M[rank] for rank, _, seconds in before])
+                or min([finish_M[rank] for rank in self._copies.holders_C[c]]) >= limit_s):
             return False
         for rank, _, seconds in before:
             finish_M[rank] -= seconds
         after = self._split(self._num_rows_C[c], self._copies.holders_C[c], limit_s, may_read_more=True)
-        better = bool(after) and self._rank_of(after, before)[0] < limit_s
+        better = bool(after) and self._outcome(after, before)[0] < limit_s
         self.parts_C[c] = after if better else before
         for rank, _, seconds in self.parts_C[c]:
             finish_M[rank] += seconds

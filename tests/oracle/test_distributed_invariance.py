@@ -1,4 +1,5 @@
-"""2, 3 and 4 processes with any placement equal one process bit for bit: logits, tokens and log-probabilities."""
+"""2, 3 and 4 processes with any placement and any split of rows over copies equal one process bit for bit: logits,
+tokens and log-probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.placement import Placement
+from model.placement import ExpertRate, Placement
 from model.step import SamplingSpec, ScheduledRequest
 from tests.oracle.distributed_jobs import BLOCK_SIZE, NUM_BLOCKS, Mode, Part, Seen, run_alone
 from tests.process_pool import ProcessPool, free_rendezvous
@@ -57,12 +58,14 @@ def some_sequences(rng: random.Random, count: int) -> list[Sequence]:
 
 
 def some_placement(rng: random.Random, num_members: int, num_layers: int, num_experts: int) -> Placement:
-    """Uneven, with copies; now and then a member that holds nothing."""
+    """Uneven, with copies; now and then a member that holds nothing. Any speeds, or none known."""
     ranks = list(range(num_members))
     able = rng.sample(ranks, rng.randint(1, num_members))
+    num_copies = rng.choice(([1, 1, 1, len(able)], range(1, len(able) + 1)))
+    rates = tuple(ExpertRate(rng.choice((0.0, 1e-4, 1e-3)), rng.choice((1e-5, 1e-4, 4e-4))) for _ in ranks)
     return Placement(num_members, tuple(
-        tuple(tuple(sorted(rng.sample(able, rng.choice([1] * 3 + [len(able)])))) for _ in range(num_experts))
-        for _ in range(num_layers)))
+        tuple(tuple(sorted(rng.sample(able, rng.choice(num_copies)))) for _ in range(num_experts))
+        for _ in range(num_layers)), rng.choice((rates, rates, ())))
 
 
 def spread(rng: random.Random, sequences: list[Sequence], num_members: int) -> list[list[tuple[ScheduledRequest, ...]]]:
@@ -81,6 +84,14 @@ def parts_of(folder: Path, dtype: torch.dtype, kernels: str, placement: Placemen
                        for step in zip(*steps, strict=True))
     return [Part(folder, dtype, kernels, placement, mode, tuple(own), num_tokens)       # type: ignore[arg-type]
             for own in steps]
+
+
+def run(pool: ProcessPool, parts: list[Part]) -> dict[str, list[Seen]]:
+    """What all sequences saw, whichever member had them."""
+    found: dict[str, list[Seen]] = {}
+    for seen in pool.run("tests.oracle.distributed_jobs:run_part", [(part,) for part in parts]):
+        found |= seen
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +121,23 @@ def test_any_number_of_members_equals_one(pool: ProcessPool, folders: dict[str, 
         for mode in modes if num_members == 3 else modes[:1]:
             placement = some_placement(rng, num_members, num_layers, num_experts)
             parts = parts_of(folders[family], dtype, kernels, placement, mode, spread(rng, sequences, num_members))
-            found: dict[str, list[Seen]] = {}
-            for seen in pool.run("tests.oracle.distributed_jobs:run_part", [(part,) for part in parts]):
-                found |= seen
-            assert found == expected, f"{num_members} members, {mode}, {placement}"
+            assert run(pool, parts) == expected, f"{num_members} members, {mode}, {placement}"
+
+
+@pytest.mark.parametrize("kernels", ["packed", "torch"])
+def test_any_split_over_copies_equals_one(pool: ProcessPool, folders: dict[str, Path], kernels: str) -> None:
+    """24 random placements, and the one in which a fast member without experts owns what two unequal copies compute."""
+    rng = random.Random(f"splits {kernels}")
+    num_layers, num_experts = NUM_MOE_LAYERS["qwen3_moe"], MODELS["qwen3_moe"][0]
+    sequences = some_sequences(rng, 4)
+    everything = Placement(1, (((0,),) * num_experts,) * num_layers)
+    one_by_one = [[(sequence.request(step),) for sequence in sequences for step in range(len(sequence.chunks))]]
+    expected = run_alone(parts_of(folders["qwen3_moe"], torch.bfloat16, kernels, everything, "auto", one_by_one)[0])
+    unequal = Placement(3, (((1, 2),) * num_experts,) * num_layers,
+                        (ExpertRate(1e-5, 1e-6), ExpertRate(3e-4, 1e-4), ExpertRate(1e-4, 3e-5)))
+    placements = [some_placement(rng, rng.randint(2, 4), num_layers, num_experts) for _ in range(24)]
+    for index, placement in enumerate([unequal, unequal, *placements]):
+        mode: Mode = ("all_to_all", "gather")[index % 2]        # type: ignore[assignment]
+        steps = spread(rng, sequences, placement.num_members)
+        parts = parts_of(folders["qwen3_moe"], torch.bfloat16, kernels, placement, mode, steps)
+        assert run(pool, parts) == expected, f"{mode}, {placement}"
