@@ -50,7 +50,7 @@ class Seen:
 
 
 def run_part(worker: Worker, part: Part) -> dict[str, list[Seen]]:
-    kernels = _kernels(part.kernels)
+    kernels = kernels_of(part.kernels)
     dispatcher = AutoDispatcher(kernels, part.placement, worker.index,
                                 worker.kept[f"group_of_{part.placement.num_members}"], part.mode)
     return run_steps(part, kernels, dispatcher, worker.index)
@@ -58,7 +58,7 @@ def run_part(worker: Worker, part: Part) -> dict[str, list[Seen]]:
 
 def run_alone(part: Part) -> dict[str, list[Seen]]:
     """In this process, which holds everything."""
-    kernels = _kernels(part.kernels)
+    kernels = kernels_of(part.kernels)
     return run_steps(part, kernels, LocalDispatcher(kernels, part.placement), 0)
 
 
@@ -88,5 +88,5 @@ def keep_hashes(decoder: Decoder, shas: list[str]) -> None:
     decoder.logits = logits  # type: ignore[method-assign]
 
 
-def _kernels(name: str) -> Kernels:
+def kernels_of(name: str) -> Kernels:
     return PackedCpuKernels() if name == "packed" else TorchKernels("cpu")
