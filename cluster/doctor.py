@@ -232,7 +232,7 @@ def _device_speed(config: ServeConfig) -> Iterator[Check]:
 def speed_text(profile: DeviceProfile) -> str:
     """'20.0 GB/s, 20 / 150 / 200 GFLOP/s at 1 / 64 / 256 rows', and whether that is emulated."""
     rates = dict(profile.gemm_flop_per_s)
-    shown = [rows for rows in (1, 64, 256) if rows in rates] or list(rates)
+    shown: list[int] = [rows for rows in (1, 64, 256) if rows in rates]
     text = (f"{profile.read_bytes_per_s / 1e9:.1f} GB/s, {' / '.join(f'{rates[rows] / 1e9:.0f}' for rows in shown)} "
             f"GFLOP/s at {' / '.join(map(str, shown))} rows")
     return text if profile.emulated_speed is None else f"{text} (emulated {profile.emulated_speed:g})"

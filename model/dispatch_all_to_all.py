@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.dispatch import DispatchHandle
@@ -21,12 +20,13 @@ from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.pace import Pace
 from model.placement import Placement
+from model.silent_group import Group
 
 
 class AllToAllDispatcher:
     """See Dispatcher. Sends the least rows, and must exchange their expert ids first."""
 
-    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: dist.ProcessGroup) -> None:
+    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group) -> None:
         self._collectives = Collectives(group, rank, placement.num_members, kernels.device)
         self._exchange = RowExchange(kernels, placement, rank, self._collectives)
         self._sent_ids = Scratch(self._collectives.wire_device)

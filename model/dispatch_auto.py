@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.distributed as dist
 from torch import Tensor
 
 from model.dispatch import Dispatcher, DispatchHandle
@@ -21,6 +20,7 @@ from model.dispatch_plan import layer_routing, reach_of
 from model.kernels.protocol import Kernels
 from model.pace import Pace
 from model.placement import Placement
+from model.silent_group import Group
 
 # Measured over loopback gloo, see benchmarks/results/2026-11-23_dispatch_epyc-milan-2c.md
 COLLECTIVE_BYTES = 1 << 20
@@ -39,7 +39,7 @@ def prefers_gather(num_tokens_of_member: tuple[int, ...], reach_of_member: tuple
 class AutoDispatcher:
     """See Dispatcher. `mode` forces one of the two; `gather_max_rows` replaces the cost rule by a bound on all rows."""
 
-    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: dist.ProcessGroup,
+    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group,
                  mode: Literal["auto", "all_to_all", "gather"] = "auto", gather_max_rows: int | None = None) -> None:
         # These two need deepspeed, this file does not.
         from model.dispatch_all_to_all import AllToAllDispatcher

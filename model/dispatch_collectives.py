@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.errors import GroupError
 from model.pace import Pace
+from model.silent_group import Group, SilentGroup
 
 FIX = "a member died or is too slow: wait for the next epoch, or raise group.collective_timeout_s"
 
@@ -22,11 +23,13 @@ FIX = "a member died or is too slow: wait for the next epoch, or raise group.col
 class Collectives:
     """Collectives of one group. All members call the same ones in the same order."""
 
-    def __init__(self, group: dist.ProcessGroup, rank: int, num_members: int, device: torch.device) -> None:
+    def __init__(self, group: Group, rank: int, num_members: int, device: torch.device) -> None:
         self.num_collectives = 0
         self.bytes_sent = 0             # payload that left this member
         self.pace: Pace | None = None   # the same as the Runner's
-        self.uses_nccl = "nccl" in str(dist.get_backend(group))
+        self.uses_nccl = device.type == "cuda"
+        if not isinstance(group, SilentGroup):
+            self.uses_nccl = "nccl" in str(dist.get_backend(group))
         # Gloo moves host memory: a cuda member of a mixed group stages its rows there.
         self.wire_device = device if self.uses_nccl else torch.device("cpu")
         self._group = group
@@ -41,14 +44,21 @@ class Collectives:
         What a member sends to itself is copied within its memory. Raises GroupError.
         """
         self.bytes_sent += (len(sent) - num_sent_M[self._rank]) * sent.shape[1] * sent.element_size()
-        self._run("all_to_all", lambda: comm.all_to_all_single(
-            received.view(torch.uint8), sent.view(torch.uint8), num_received_M, num_sent_M, group=self._group))
+        received, sent, group = received.view(torch.uint8), sent.view(torch.uint8), self._group
+        if isinstance(group, SilentGroup):
+            self._run("all_to_all", lambda: group.all_to_all(received, sent, num_received_M, num_sent_M, self._rank))
+        else:
+            self._run("all_to_all",
+                      lambda: comm.all_to_all_single(received, sent, num_received_M, num_sent_M, group=group))
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> None:
         """Fill `gathered` [M * S, W] with every member's `own` [S, W], in the order of ranks. Raises GroupError."""
         self.bytes_sent += (self._num_members - 1) * own.numel() * own.element_size()
-        self._run("all_gather", lambda: comm.all_gather_into_tensor(
-            gathered.view(torch.uint8), own.view(torch.uint8), group=self._group))
+        gathered, own, group = gathered.view(torch.uint8), own.view(torch.uint8), self._group
+        if isinstance(group, SilentGroup):
+            self._run("all_gather", lambda: group.all_gather(gathered, own, self._rank))
+        else:
+            self._run("all_gather", lambda: comm.all_gather_into_tensor(gathered, own, group=group))
 
     def _run(self, name: str, collective: Callable[[], object]) -> None:
         self.num_collectives += 1

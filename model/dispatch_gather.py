@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.dispatch import DispatchHandle
@@ -23,6 +22,7 @@ from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.pace import Pace
 from model.placement import Placement
+from model.silent_group import Group
 
 _ID_BYTES = 2
 
@@ -63,7 +63,7 @@ class GatherDispatcher:
     twice as long between 3 or 4 members.
     """
 
-    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: dist.ProcessGroup,
+    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group,
                  fixed_shapes: bool | None = None) -> None:
         self._collectives = Collectives(group, rank, placement.num_members, kernels.device)
         self._exchange = RowExchange(kernels, placement, rank, self._collectives)

@@ -1,0 +1,23 @@
+"""In place of a process group, to measure what a member computes around its collectives. Nothing leaves the process."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+class SilentGroup:
+    """The other members send zeros, at once, and take whatever they are sent."""
+
+    def all_to_all(self, received: Tensor, sent: Tensor, num_received_M: list[int], num_sent_M: list[int],
+                   rank: int) -> None:
+        first, from_first = sum(num_sent_M[:rank]), sum(num_received_M[:rank])
+        received.zero_()
+        received[from_first:from_first + num_received_M[rank]] = sent[first:first + num_sent_M[rank]]
+
+    def all_gather(self, gathered: Tensor, own: Tensor, rank: int) -> None:
+        gathered.zero_()
+        gathered[rank * len(own):(rank + 1) * len(own)] = own
+
+
+Group = dist.ProcessGroup | SilentGroup
