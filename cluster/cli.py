@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.placement_cli import placement_app
 from cluster.state_file import RunningCluster, default_state_dir, read_state
 from model.errors import ModelError
 from serving.config import load_config
@@ -17,6 +18,7 @@ from serving.errors import ServingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Serve one Mixture-of-Experts language model over a Ray cluster.")
+app.add_typer(placement_app, name="placement")
 console = Console()
 errors = Console(stderr=True)
 
@@ -40,17 +42,22 @@ def up(config: ConfigPath, state_dir: StateDir = None) -> None:
 
 @app.command()
 def status(application: Application = None, as_json: Annotated[bool, typer.Option("--json")] = False,
+           experts: Annotated[bool, typer.Option("--experts", help="Also the load of the experts")] = False,
            state_dir: StateDir = None) -> None:
     """Show nodes, shards, experts and memory, load and health. Exit code 1 when not healthy."""
     from cluster.cluster_client import ClusterClient
+    from cluster.placement_view import experts_view
     from cluster.status_table import status_json, status_view
 
     with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
         found = client.status()
+        placement = client.placement() if experts else None
     if as_json:
-        typer.echo(status_json(found))
+        typer.echo(status_json(found, placement.load if placement else None))
     else:
         console.print(status_view(found))
+        if placement is not None:
+            console.print(experts_view(placement))
     raise typer.Exit(0 if found.is_ready else 1)
 
 

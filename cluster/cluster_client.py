@@ -11,14 +11,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
-from cluster.coordinator import ClusterStatus
+from cluster.coordinator import ClusterStatus, PlacementStatus
 from cluster.coordinator_client import CoordinatorUnavailableError
 from cluster.membership import GroupPhase, View
 from cluster.state_file import NoClusterError, RunningCluster
+from model.placement import Placement
 from serving.config import ServeConfig
+from serving.epoch import PlacementChange
+from serving.errors import ServingError
 
 WATCH_S = 1.0
 CALL_TIMEOUT_S = 5.0
+PLAN_TIMEOUT_S = 300.0      # exact plans of many different layers
 _FAILURE_EVERY = 3
 _CONTROLLER_POLL_S = 0.05
 
@@ -116,7 +120,16 @@ class ClusterClient:
         """See Coordinator.watch. Raises CoordinatorUnavailableError."""
         return cast(View, self._ask("watch", seen_key, timeout_s))
 
-    def _ask(self, method: str, *arguments: object) -> object:
+    def placement(self) -> PlacementStatus:
+        """Raises CoordinatorUnavailableError, NotReadyError."""
+        return cast(PlacementStatus, self._ask("placement"))
+
+    def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
+        """See Coordinator.change_placement. Raises CoordinatorUnavailableError, PlacementError, NotReadyError."""
+        return cast(PlacementChange, self._ask("change_placement", operation_id, why, placement,
+                                               timeout_s=PLAN_TIMEOUT_S))
+
+    def _ask(self, method: str, *arguments: object, timeout_s: float = CALL_TIMEOUT_S) -> object:
         from ray import serve
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
@@ -125,8 +138,11 @@ class ClusterClient:
 
         try:
             handle = serve.get_deployment_handle(COORDINATOR, self._application)
-            return cast(object, getattr(handle, method).remote(*arguments).result(timeout_s=CALL_TIMEOUT_S))
+            return cast(object, getattr(handle, method).remote(*arguments).result(timeout_s=timeout_s))
         except (TimeoutError, RayError, RayServeException) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ServingError):     # what the coordinator itself says
+                raise cause from None
             raise CoordinatorUnavailableError(f"the coordinator of {self._application!r} did not answer: {error}",
                                               fix="look at `serve status` and the logs") from error
 

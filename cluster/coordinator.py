@@ -1,7 +1,7 @@
 """Observes shards and routers, decides epochs (by cluster/membership.py), tells everybody. No Ray in here.
 
-All its state is soft. A shard that reports an epoch which the coordinator does not know is asked to send it, so after a
-restart the coordinator goes on with the epoch that runs, and numbers the next one above every number it has seen.
+All its state is soft. A shard that reports an epoch or a revision which the coordinator does not know is asked to send
+it, so after a restart the coordinator goes on with what runs, and numbers the next one above every number it has seen.
 """
 
 from __future__ import annotations
@@ -11,13 +11,30 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cluster.membership import UNKNOWN, GroupRules, GroupSnapshot, Report, View, decide, is_of_unknown_epoch
-from serving.epoch import Epoch, Member, ShardStatus
+import numpy as np
+
+from cluster.group_plan import Rows, checked_placement, plan_group, predict_group
+from cluster.membership import (
+    UNKNOWN,
+    GroupPhase,
+    GroupRules,
+    GroupSnapshot,
+    Report,
+    View,
+    decide,
+    is_of_unknown_epoch,
+)
+from cluster.placement_change import ChangeState, advance, begin, find, running_change
+from cluster.placement_error import PlacementError
+from model.placement import Placement
+from serving.epoch import Epoch, Member, PlacementChange, PlannedPlacement, ShardStatus
+from serving.errors import NotReadyError
 from serving.expert_load import ExpertLoad
 
 logger = logging.getLogger(__name__)
 
 FORGET_AFTER_S = 60.0       # reports of members and routers that are gone
+MIN_ROWS_PER_EXPERT = 20.0  # that must have been counted before a placement is changed for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,40 +64,52 @@ class ClusterStatus:
                 and all(router.is_ready and router.epoch == epoch.number for router in self.routers))
 
 
+@dataclass(frozen=True, slots=True)
+class PlacementStatus:
+    """What runs, what is prepared, and what the experts compute."""
+
+    epoch: Epoch
+    next_revision: int | None
+    load: ExpertLoad            # of all members together, older rows counted for less
+
+
 class Coordinator:
-    """One event loop calls everything."""
+    """One event loop calls everything. Plans are made in a thread beside it."""
 
     def __init__(self, rules: GroupRules, clock: Callable[[], float]) -> None:
         self._rules = rules
         self._clock = clock
         self._reports: dict[str, Report] = {}
+        self._loads: dict[str, ExpertLoad] = {}             # by shard id
         self._routers: dict[str, tuple[RouterReport, float]] = {}
-        self._loads: dict[str, ExpertLoad] = {}     # the latest of each shard
         self._highest_epoch = 0
         self._known_epoch = 0
         self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules)
         self._changed = asyncio.Event()
 
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
-        """Register a shard, or hear that it lives. True: it is in an epoch unknown here and should send that along."""
+        """Register a shard, or hear that it lives. True: it runs what is unknown here and should send that along."""
         self._reports[member.shard_id] = Report(member, status, self._clock())
         self._highest_epoch = max(self._highest_epoch, status.epoch)
-        if epoch is not None and epoch.number > self._known_epoch:
+        if epoch is not None and self._is_newer(epoch):
             self._adopt(epoch)
         self._refresh()
-        return is_of_unknown_epoch(self._reports[member.shard_id], self._known_epoch)
+        return self._is_unknown(self._reports[member.shard_id])
 
-    async def report_router(self, report: RouterReport) -> None:
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
+        """What the experts on a shard computed."""
+        self._loads[shard_id] = load
+
+    async def report_router(self, report: RouterReport) -> PlacementStatus | None:
+        """Returns what the router shows of the placement; None without an epoch."""
         self._routers[report.router_id] = (report, self._clock())
         self._highest_epoch = max(self._highest_epoch, report.epoch)
         self._refresh()
+        return self._placement_status() if self._view.epoch is not None else None
 
     async def forget_router(self, router_id: str) -> None:
         """A router that stops says so; one that dies is forgotten after a while."""
         self._routers.pop(router_id, None)
-
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
-        self._loads[shard_id] = load
 
     async def watch(self, seen_key: str, timeout_s: float) -> View:
         """The view, as soon as it is another than the caller has seen; the same one after timeout_s."""
@@ -99,34 +128,167 @@ class Coordinator:
         routers = [self._routers[router_id][0] for router_id in sorted(self._routers)]
         return ClusterStatus(self._view, tuple((report.member, report.status) for report in reports), tuple(routers))
 
+    # The placement of the group that runs.
+
+    async def placement(self) -> PlacementStatus:
+        """Raises NotReadyError without an epoch."""
+        self._refresh()
+        return self._placement_status()
+
+    async def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
+        """Change to `placement`; None: to the best for the load that was counted. The same id twice is one change.
+
+        Returns at once; `placement()` tells how far it is. Raises PlacementError, NotReadyError.
+        """
+        epoch = self._ready_epoch()
+        known = find(epoch, operation_id)
+        if known is not None and known.state != "failed":
+            return known
+        if placement is None:
+            target = await asyncio.to_thread(plan_group, epoch.members, self._rules.plan, self._counted(),
+                                             epoch.placement)
+        else:
+            target = await asyncio.to_thread(checked_placement, placement, epoch, self._rules.plan)
+        return self._begin(epoch, operation_id, why, target)
+
+    async def rebalance(self) -> PlacementChange | None:
+        """Look once whether another placement would be faster by the margin for the load that was counted."""
+        config, epoch = self._rules.plan.config, self._view.epoch
+        counted = self._counted()
+        if (config.rebalance_margin is None or config.policy != "speed" or self._view.phase is not GroupPhase.READY
+                or epoch is None or running_change(epoch) or counted is None):
+            return None
+        running = await asyncio.to_thread(predict_group, epoch, self._rules.plan, counted)
+        target = await asyncio.to_thread(plan_group, epoch.members, self._rules.plan, counted, epoch.placement)
+        assert target.figures is not None
+        gain = running.step_s / target.figures.step_s - 1.0
+        logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned_step_s=%.6f", epoch.number,
+                    epoch.revision, running.step_s, target.figures.step_s)
+        if gain < config.rebalance_margin or self._view.epoch is not epoch:
+            return None
+        return self._begin(epoch, f"auto-{epoch.number}-{epoch.revision}", f"{gain:.0%} faster for the counted load",
+                           target)
+
+    async def rebalance_forever(self, interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.rebalance()
+            except (PlacementError, NotReadyError) as error:
+                logger.warning("rebalance_failed error=%s", error)
+
+    def _begin(self, planned_for: Epoch, operation_id: str, why: str, target: PlannedPlacement) -> PlacementChange:
+        epoch = self._ready_epoch()         # it may be another one by now
+        known = find(epoch, operation_id)
+        if known is not None and known.state != "failed":
+            return known
+        busy = running_change(epoch)
+        if busy is not None:
+            raise PlacementError(f"change {busy.operation_id} is under way", fix="wait until it is done")
+        if (epoch.number, epoch.revision) != (planned_for.number, planned_for.revision):
+            raise PlacementError("the group changed while the placement was planned", fix="try again")
+        epoch = begin(epoch, operation_id, why, target, self._rules.demand.expert_bytes)
+        self._view = replace(self._view, epoch=epoch)
+        self._refresh()
+        change = find(epoch, operation_id)
+        assert change is not None
+        logger.info("placement_change operation_id=%s moved_bytes=%d why=%s", operation_id, change.moved_bytes, why)
+        return change
+
+    def _ready_epoch(self) -> Epoch:
+        if self._view.epoch is None or self._view.phase is not GroupPhase.READY:
+            raise NotReadyError(f"the group is {self._view.phase}: {self._view.why}",
+                                fix="try again when `moesaic status` says ready")
+        return self._view.epoch
+
+    def _placement_status(self) -> PlacementStatus:
+        epoch = self._view.epoch
+        if epoch is None:
+            raise NotReadyError(f"no placement yet: {self._view.why}", fix="`moesaic status` says what is awaited")
+        return PlacementStatus(epoch, self._view.next.revision if self._view.next else None,
+                               _packed(self._all_rows()))
+
+    def _all_rows(self) -> Rows:
+        """[layer][expert], of all members of the epoch."""
+        args = self._rules.plan.args
+        total_LE = np.zeros((args.num_moe_layers, args.num_experts))
+        members = {member.shard_id for member in self._view.epoch.members} if self._view.epoch else set()
+        for shard_id, load in self._loads.items():
+            if shard_id in members and load.rows().shape == total_LE.shape:
+                total_LE += load.rows()
+        return total_LE
+
+    def _counted(self) -> Rows | None:
+        """None while too little was counted to say anything."""
+        rows_LE = self._all_rows()
+        enough = MIN_ROWS_PER_EXPERT * rows_LE.shape[1]
+        return rows_LE if rows_LE.size and float(rows_LE.sum(axis=1).min()) >= enough else None
+
+    # Epochs.
+
+    def _is_newer(self, epoch: Epoch) -> bool:
+        known = self._view.epoch
+        return epoch.number > self._known_epoch or (
+            known is not None and epoch.number == known.number and epoch.revision > known.revision)
+
+    def _is_unknown(self, report: Report) -> bool:
+        if is_of_unknown_epoch(report, self._known_epoch):
+            return True
+        epoch, prepared = self._view.epoch, self._view.next
+        if epoch is None or report.status.epoch != epoch.number:
+            return False
+        return report.status.revision > max(epoch.revision, prepared.revision if prepared else 0)
+
     def _adopt(self, epoch: Epoch) -> None:
         """Go on with an epoch that another coordinator made. Its members have yet to report here."""
-        logger.info("epoch_adopted number=%d members=%d", epoch.number, len(epoch.members))
+        logger.info("epoch_adopted number=%d revision=%d members=%d", epoch.number, epoch.revision, len(epoch.members))
         now_s = self._clock()
         self._know(epoch)
         for member in epoch.members:
             unheard = ShardStatus(member.shard_id, epoch.number, UNKNOWN)
             self._reports.setdefault(member.shard_id, Report(member, unheard, now_s))
-        self._view = replace(self._view, epoch=epoch)
+        self._view = replace(self._view, epoch=epoch, next=None)
 
     def _refresh(self) -> None:
         """Decide again, and wake everybody who watches when something has changed."""
+        self._forget_the_silent()
+        view = decide(self._snapshot(), self._rules)
+        if view.epoch is not None:
+            self._know(view.epoch)
+            if view.phase is GroupPhase.READY:
+                view = self._with_change(view, view.epoch)
+        if view == self._view:
+            return
+        is_news, self._view = view.key != self._view.key, view
+        if is_news:
+            number, revision = (view.epoch.number, view.epoch.revision) if view.epoch else (0, 0)
+            logger.info("view_changed epoch=%d revision=%d next=%s phase=%s why=%s", number, revision,
+                        view.next.revision if view.next else None, view.phase, view.why)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _with_change(self, view: View, epoch: Epoch) -> View:
+        """The view with what comes of a change of placement that runs."""
+        reports = [self._reports[member.shard_id] for member in epoch.members]
+        prepared = self._view.next if self._view.epoch and self._view.epoch.number == epoch.number else None
+        state = advance(ChangeState(epoch, prepared), [report.status for report in reports],
+                        [self._room_bytes(report) for report in reports], self._rules.demand.expert_bytes)
+        return replace(view, epoch=state.epoch, next=state.next)
+
+    def _room_bytes(self, report: Report) -> int:
+        """What new experts may take beside the old ones. An accelerator's is not reported: one layer at a time."""
+        facts = report.member.facts
+        if facts.device != "cpu":
+            return 0
+        return max(0, facts.memory_budget_bytes - report.status.resident_bytes - self._rules.demand.buffer_bytes)
+
+    def _forget_the_silent(self) -> None:
         now_s = self._clock()
         self._reports = {shard_id: report for shard_id, report in self._reports.items()
                          if now_s - report.at_s <= FORGET_AFTER_S}
         self._loads = {shard_id: load for shard_id, load in self._loads.items() if shard_id in self._reports}
         self._routers = {router_id: (report, at_s) for router_id, (report, at_s) in self._routers.items()
                          if now_s - at_s <= self._rules.lost_after_s}
-        view = decide(self._snapshot(), self._rules)
-        if view.epoch is not None:
-            self._know(view.epoch)
-        if view.key == self._view.key:
-            return
-        number = view.epoch.number if view.epoch else 0
-        logger.info("view_changed epoch=%d phase=%s why=%s", number, view.phase, view.why)
-        self._view = view
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     def _snapshot(self) -> GroupSnapshot:
         return GroupSnapshot(tuple(self._reports.values()), self._view.epoch, self._highest_epoch, self._known_epoch,
@@ -135,3 +297,8 @@ class Coordinator:
     def _know(self, epoch: Epoch) -> None:
         self._known_epoch = max(self._known_epoch, epoch.number)
         self._highest_epoch = max(self._highest_epoch, epoch.number)
+
+
+def _packed(rows_LE: Rows) -> ExpertLoad:
+    num_layers, num_experts = rows_LE.shape
+    return ExpertLoad(num_layers, num_experts, rows_LE.astype(np.float32).tobytes())

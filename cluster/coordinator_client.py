@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
-from cluster.coordinator import ClusterStatus, RouterReport
+from cluster.coordinator import ClusterStatus, PlacementStatus, RouterReport
 from cluster.membership import GroupPhase, View
 from serving.epoch import Epoch, Member, ShardStatus
 from serving.errors import ServingError
@@ -34,9 +34,9 @@ class CoordinatorApi(Protocol):
     """`Coordinator` itself, or a handle to it in another process. Handles raise CoordinatorUnavailableError."""
 
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool: ...
-    async def report_router(self, report: RouterReport) -> None: ...
-    async def forget_router(self, router_id: str) -> None: ...
     async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None: ...
+    async def report_router(self, report: RouterReport) -> PlacementStatus | None: ...
+    async def forget_router(self, router_id: str) -> None: ...
     async def watch(self, seen_key: str, timeout_s: float) -> View: ...
     async def status(self) -> ClusterStatus: ...
 
@@ -44,7 +44,7 @@ class CoordinatorApi(Protocol):
 class Reporter(Generic[R]):
     """Sends `report()` when it has changed, and now and then when it has not. `run` is a task of the owner."""
 
-    def __init__(self, report: Callable[[], R], send: Callable[[R], Awaitable[None]],
+    def __init__(self, report: Callable[[], R], send: Callable[[R], Awaitable[object]],
                  differ: Callable[[R, R], bool]) -> None:
         self._report = report
         self._send = send

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cluster.coordinator import ClusterStatus, RouterReport
+from cluster.coordinator import ClusterStatus, PlacementStatus, RouterReport
 from cluster.coordinator_client import WATCH_S, CoordinatorUnavailableError
 from cluster.membership import View
 from serving.epoch import Epoch, Member, ShardStatus
@@ -29,14 +29,14 @@ class CoordinatorHandle:
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
         return cast(bool, await self._call("report", member, status, epoch))
 
-    async def report_router(self, report: RouterReport) -> None:
-        await self._call("report_router", report)
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
+        await self._call("report_expert_load", shard_id, load)
+
+    async def report_router(self, report: RouterReport) -> PlacementStatus | None:
+        return cast("PlacementStatus | None", await self._call("report_router", report))
 
     async def forget_router(self, router_id: str) -> None:
         await self._call("forget_router", router_id)
-
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
-        await self._call("report_expert_load", shard_id, load)
 
     async def watch(self, seen_key: str, timeout_s: float = WATCH_S) -> View:
         return cast(View, await self._call("watch", seen_key, timeout_s, wait_s=timeout_s))

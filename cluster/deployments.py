@@ -24,10 +24,11 @@ from serving.config import ServeConfig
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from cluster.coordinator import ClusterStatus, RouterReport
+    from cluster.coordinator import ClusterStatus, PlacementStatus, RouterReport
     from cluster.membership import View
     from cluster.shard import Shard
-    from serving.epoch import Epoch, Member, ShardStatus
+    from model.placement import Placement
+    from serving.epoch import Epoch, Member, PlacementChange, ShardStatus
     from serving.expert_load import ExpertLoad
 
 LOST_AFTER_S = 15.0         # a member that has not reported for so long is gone; it reports every second
@@ -61,37 +62,53 @@ class Background:
 class CoordinatorDeployment:
     """See cluster/coordinator.py. One replica: when it dies Serve starts another, and the members tell it all."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]     # Serve awaits it
         from cluster.coordinator import Coordinator
+        from cluster.group_plan import PlanRules
         from cluster.membership import GroupRules
-        from cluster.memory_demand import memory_demand
+        from cluster.memory_demand import DTYPE_BYTES, memory_demand
         from cluster.model_store import locate_checkpoint
         from model.args import read_model_args
 
         _log_to_stderr()
         args = read_model_args(locate_checkpoint(config.model, "facts"))
         num_members = config.group.members or sum(pool.replicas for pool in config.pools)
-        rules = GroupRules(num_members, tuple(pool.name for pool in config.pools),
-                           memory_demand(args, config, num_members), LOST_AFTER_S)
+        plan = PlanRules(args, memory_demand(args, config, num_members), DTYPE_BYTES[config.model.dtype],
+                         config.scheduler.max_batch_tokens, config.placement)
+        rules = GroupRules(num_members, tuple(pool.name for pool in config.pools), plan, LOST_AFTER_S)
         self._coordinator = Coordinator(rules, time.monotonic)
+        self._background = Background(asyncio.create_task(
+            self._coordinator.rebalance_forever(config.placement.rebalance_interval_s)))
 
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None) -> bool:
         return await self._coordinator.report(member, status, epoch)
 
-    async def report_router(self, report: RouterReport) -> None:
-        await self._coordinator.report_router(report)
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
+        await self._coordinator.report_expert_load(shard_id, load)
+
+    async def report_router(self, report: RouterReport) -> PlacementStatus | None:
+        return await self._coordinator.report_router(report)
 
     async def forget_router(self, router_id: str) -> None:
         await self._coordinator.forget_router(router_id)
-
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
-        await self._coordinator.report_expert_load(shard_id, load)
 
     async def watch(self, seen_key: str, timeout_s: float) -> View:
         return await self._coordinator.watch(seen_key, timeout_s)
 
     async def status(self) -> ClusterStatus:
         return await self._coordinator.status()
+
+    async def placement(self) -> PlacementStatus:
+        return await self._coordinator.placement()
+
+    async def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
+        return await self._coordinator.change_placement(operation_id, why, placement)
+
+    async def check_health(self) -> None:
+        self._background.check()
+
+    async def __del__(self) -> None:
+        await self._background.stop()
 
 
 class ShardDeployment:

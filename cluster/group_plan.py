@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cluster.cost_model import StepPrediction, Workload
 
 Rows = npt.NDArray[np.float64]
-LAYER_TIME_S = 3.0          # of the exact solver, at most, for each layer that differs from the others
+PLAN_TIME_S = 10.0          # of the exact solver, at most, for all layers together
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def plan_group(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None
 
     config = rules.config
     options = PlanOptions(policy=config.policy, min_copies=min(config.min_copies, len(members)), exact=is_exact,
-                          time_limit_s=LAYER_TIME_S)
+                          time_limit_s=PLAN_TIME_S)
     planned = [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool)
                for member in members]
     plan = plan_placement(rules.args, rules.demand, planned, _workload(rules, load_LE), rules.max_batch_tokens, options,
@@ -65,16 +65,6 @@ def predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None = None) -
                for member in epoch.members]
     return predict_running(rules.args, rules.demand, planned, epoch.placement, epoch.shares,
                            _workload(rules, load_LE), rules.dtype_bytes)
-
-
-def carried_over(epoch: Epoch, members: Sequence[Member]) -> Placement | None:
-    """What `members` hold of the placement of an older epoch, by their new ranks; None when some expert is lost."""
-    new_rank = {member.shard_id: rank for rank, member in enumerate(members)}
-    rank_of = {old: new_rank[member.shard_id] for old, member in enumerate(epoch.members)
-               if member.shard_id in new_rank}
-    holders = tuple(tuple(tuple(sorted(rank_of[rank] for rank in ranks if rank in rank_of)) for ranks in layer)
-                    for layer in epoch.placement.holders)
-    return Placement(len(members), holders) if all(all(layer) for layer in holders) else None
 
 
 def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules) -> PlannedPlacement:

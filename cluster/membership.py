@@ -9,7 +9,9 @@ import enum
 import logging
 from dataclasses import dataclass, replace
 
-from cluster.memory_plan import MemberMemory, MemoryDemand, Shortfall, place_by_free_memory, shortfalls
+from cluster.group_plan import PlanRules, plan_group
+from cluster.memory_plan import MemoryDemand
+from cluster.placement_error import PlacementError
 from serving.epoch import Epoch, Member, ShardStatus
 from serving.errors import ServingError
 
@@ -97,8 +99,12 @@ class Report:
 class GroupRules:
     num_members: int                    # the group starts when so many are there
     pools: tuple[str, ...]              # ranks are ordered by pool, node name and shard id
-    demand: MemoryDemand
+    plan: PlanRules
     lost_after_s: float                 # a member that did not report for so long is gone
+
+    @property
+    def demand(self) -> MemoryDemand:
+        return self.plan.demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,30 +130,18 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
     if len(present) < rules.num_members:
         return View(GroupPhase.WAITING, None, ended + _who_is_missing(present, snapshot, rules))
     members = tuple(present[:rules.num_members])
-    memories = tuple(_memory_of(member) for member in members)
-    placement = place_by_free_memory(memories, rules.demand)
-    if placement is None:
-        lacking = explain(shortfalls(memories, rules.demand), rules.demand)
-        return View(GroupPhase.WAITING, None, ended + lacking, is_too_small=True)
-    epoch = Epoch(snapshot.highest_epoch + 1, members, placement, rendezvous="")
+    try:
+        planned = plan_group(members, rules.plan)
+    except PlacementError as error:
+        return View(GroupPhase.WAITING, None, f"{ended}{error}", is_too_small=True)
+    epoch = Epoch(snapshot.highest_epoch + 1, members, planned.placement, rendezvous="", shares=planned.shares,
+                  figures=planned.figures)
     return View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights")
 
 
 def is_of_unknown_epoch(report: Report, known_epoch: int) -> bool:
     """The shard serves, or comes to serve, an epoch that another coordinator made: it must tell before a new one is."""
     return report.status.epoch > known_epoch and report.status.state in _IN_EPOCH
-
-
-def explain(lacking: tuple[Shortfall, ...], demand: MemoryDemand) -> str:
-    """Which node misses how many bytes, and of what its budget is made."""
-    total = sum(entry.missing_bytes for entry in lacking)
-    lines = [f"the {len(lacking)} members cannot hold the model: {total} bytes are missing. Raise the memory_budget of "
-             f"the nodes as said below, add nodes, or lower kv_cache and scheduler.max_batch_tokens"]
-    lines += [f"node {entry.memory.node_name}: {entry.missing_bytes} bytes missing (budget {entry.memory.budget_bytes}"
-              f" - process {entry.memory.resident_bytes} - shared weights {demand.shared_bytes} - KV cache "
-              f"{demand.kv_cache_bytes} - buffers {demand.buffer_bytes} = {entry.free_bytes} for experts, which take "
-              f"{demand.num_slots * demand.expert_bytes} in all)" for entry in lacking]
-    return "\n".join(lines)
 
 
 def _view_of_running(snapshot: GroupSnapshot, epoch: Epoch) -> View:
@@ -192,7 +186,3 @@ def _who_is_missing(present: list[Member], snapshot: GroupSnapshot, rules: Group
               if report.status.state == ShardState.FAILED}
     reasons = "".join(f"; a shard failed on node {node}: {detail}" for detail, node in sorted(failed.items()))
     return f"{len(present)} of {rules.num_members} shards are here ({here}){reasons}"
-
-
-def _memory_of(member: Member) -> MemberMemory:
-    return MemberMemory(member.node_name, member.facts.memory_budget_bytes, member.facts.resident_bytes)

@@ -50,8 +50,9 @@ class RouterReplica:
             lambda: self._follower.view.why or "the router connects to its shards")
         self._grpc_server: grpc.aio.Server = build_grpc_server(self._service, tokenizer, config.router)
         self._grpc_address = ""
-        self._epoch = 0
-        self._reporter = Reporter(self._report, coordinator.report_router, operator.ne)
+        self._epoch = (0, 0)            # number and revision
+        self._placement_metrics = metrics.placement
+        self._reporter = Reporter(self._report, self._send_report, operator.ne)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -87,12 +88,20 @@ class RouterReplica:
         while True:
             view = await self._follower.until(self._is_ready_and_new)
             assert view.epoch is not None
-            self._epoch = view.epoch.number
+            self._epoch = (view.epoch.number, view.epoch.revision)
             await self._service.set_epoch(view.epoch)
             self._reporter.hurry()
 
     def _is_ready_and_new(self, view: View) -> bool:
-        return view.phase is GroupPhase.READY and view.epoch is not None and view.epoch.number > self._epoch
+        """A new revision of the same epoch changes the shares of the requests."""
+        return (view.phase is GroupPhase.READY and view.epoch is not None
+                and (view.epoch.number, view.epoch.revision) > self._epoch)
+
+    async def _send_report(self, report: RouterReport) -> None:
+        """Say how this router is, and show what the coordinator answers of the placement."""
+        status = await self._coordinator.report_router(report)
+        if status is not None:
+            self._placement_metrics.observe(status.epoch, status.load)
 
     def _report(self) -> RouterReport:
         snapshot = self._service.snapshot()

@@ -13,6 +13,7 @@ from rich.text import Text
 from cluster.coordinator import ClusterStatus
 from model.placement import Placement
 from serving.epoch import Member
+from serving.expert_load import ExpertLoad
 
 _COLOURS = {"ready": "green", "failed": "red"}
 
@@ -92,8 +93,10 @@ def _mib(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:,.0f}"
 
 
-def status_json(status: ClusterStatus) -> str:
-    """One JSON object with everything the coordinator knows."""
+def status_json(status: ClusterStatus, load: ExpertLoad | None = None) -> str:
+    """One JSON object with everything the coordinator knows; `expert_rows` by layer and expert, if asked for."""
     content = asdict(status)
     content["is_ready"] = status.is_ready
+    if load is not None:
+        content["expert_rows"] = load.rows().round(1).tolist()
     return json.dumps(content)

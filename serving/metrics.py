@@ -9,7 +9,8 @@ from __future__ import annotations
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.engine import ShardLoad
-from serving.epoch import Member
+from serving.epoch import Epoch, Member
+from serving.expert_load import ExpertLoad
 from serving.request import FinishReason
 
 FIRST_TOKEN_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -128,6 +129,41 @@ class ShardMetrics:
             metric.remove(shard, pool)
 
 
+class PlacementMetrics:
+    """Of the placement that runs, as the coordinator tells it. One series a layer or a member, never one an expert:
+    `moesaic status --experts` has those."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"moesaic:{name}", text, labels, registry=registry)
+
+        self.revision = gauge("placement_revision", "Revision of the placement within the epoch")
+        self.predicted_step = gauge("placement_predicted_step_seconds", "Length of a step as the plan predicts it")
+        self.bound_step = gauge("placement_bound_step_seconds", "Length that no placement on these members can beat")
+        self.moved_bytes = gauge("placement_moved_bytes", "Bytes of experts loaded by the changes that are remembered")
+        self.request_share = gauge("request_share", "Part of the new requests that the plan gives a member",
+                                   SHARD_LABELS)
+        self.expert_copies = gauge("expert_copies", "Expert copies that a member holds", SHARD_LABELS)
+        self.imbalance = gauge("expert_load_max_over_mean", "Rows of a layer's busiest expert over the layer's mean",
+                               ("layer",))
+
+    def observe(self, epoch: Epoch, load: ExpertLoad) -> None:
+        self.revision.set(epoch.revision)
+        if epoch.figures is not None:
+            self.predicted_step.set(epoch.figures.step_s)
+            self.bound_step.set(epoch.figures.bound_s)
+        self.moved_bytes.set(sum(change.moved_bytes for change in epoch.changes if change.state == "done"))
+        self.request_share.clear()
+        self.expert_copies.clear()
+        for rank, member in enumerate(epoch.members):
+            share = epoch.shares[rank].share if epoch.shares else 1.0 / len(epoch.members)
+            self.request_share.labels(member.shard_id, member.pool).set(share)
+            self.expert_copies.labels(member.shard_id, member.pool).set(epoch.placement.num_experts_of(rank))
+        for layer, rows_E in enumerate(load.rows()):
+            mean = float(rows_E.mean())
+            self.imbalance.labels(str(layer)).set(float(rows_E.max()) / mean if mean else 1.0)
+
+
 class RouterMetrics:
     """All metrics of one router replica, on a registry of their own."""
 
@@ -135,6 +171,7 @@ class RouterMetrics:
         self._registry = CollectorRegistry()
         self.requests = RequestMetrics(self._registry)
         self.shards = ShardMetrics(self._registry)
+        self.placement = PlacementMetrics(self._registry)
         self.epoch = Gauge("moesaic:epoch", "Number of the running epoch, 0 before the first", registry=self._registry)
 
     def render(self) -> tuple[bytes, str]:

@@ -1,0 +1,79 @@
+"""`moesaic placement show | apply | history`: which shard holds which experts, and changing it while requests run."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.state_file import default_state_dir, read_state
+from serving.errors import ServingError
+
+placement_app = typer.Typer(no_args_is_help=True, help="Which shard holds which experts; change it while requests run.")
+_console = Console()
+
+Application = Annotated[str | None, typer.Option(help="Which application, when several run")]
+StateDir = Annotated[Path | None, typer.Option(help="Where running applications are noted", hidden=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object")]
+_POLL_S = 0.2
+
+
+@placement_app.command()
+def show(application: Application = None, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+    """Show the placement that runs, what was planned for it, and each member's share of the requests."""
+    from cluster.cluster_client import ClusterClient
+    from cluster.placement_view import placement_json, placement_view
+
+    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+        found = client.placement()
+    if as_json:
+        typer.echo(placement_json(found))
+    else:
+        _console.print(placement_view(found))
+
+
+@placement_app.command()
+def history(application: Application = None, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+    """Show the changes of this epoch, the latest last."""
+    from cluster.cluster_client import ClusterClient
+    from cluster.placement_view import history_content, history_view
+
+    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+        changes = client.placement().epoch.changes
+    if as_json:
+        typer.echo(json.dumps(history_content(changes)))
+    else:
+        _console.print(history_view(changes))
+
+
+@placement_app.command()
+def apply(file: Annotated[Path | None, typer.Argument(
+              help="JSON as `show --json` prints it; without it the best placement for the counted load")] = None,
+          operation_id: Annotated[str | None, typer.Option(
+              help="Whoever repeats a call with the same id gets the same change; default: a new one")] = None,
+          why: Annotated[str, typer.Option(help="Noted in the history")] = "asked for",
+          timeout_s: Annotated[float, typer.Option(min=0, help="How long to wait for it; 0: not at all")] = 600.0,
+          application: Application = None, state_dir: StateDir = None) -> None:
+    """Change the placement between two steps; no request notices. Exit code 1 when the change failed."""
+    from cluster.cluster_client import ClusterClient
+    from cluster.placement_change import find
+    from cluster.placement_view import history_view, read_placement
+
+    placement = read_placement(file) if file is not None else None
+    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+        change = client.change_placement(operation_id or f"cli-{secrets.token_hex(4)}", why, placement)
+        until_s = time.monotonic() + timeout_s
+        while change.state == "running" and time.monotonic() < until_s:
+            time.sleep(_POLL_S)
+            found = find(client.placement().epoch, change.operation_id)
+            if found is None:
+                raise ServingError(f"change {change.operation_id} is not known any more: the group has a new epoch",
+                                   fix="look at `moesaic placement show`, and apply again")
+            change = found
+    _console.print(history_view((change,)))
+    raise typer.Exit(1 if change.state == "failed" else 0)
