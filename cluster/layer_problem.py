@@ -16,6 +16,7 @@ from cluster.placement_error import PlacementError
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Holders = tuple[tuple[int, ...], ...]       # of each expert of a layer, ascending ranks
+Split = tuple[tuple[float, ...], ...]       # of each expert's rows, a fraction for each of its holders
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ class LayerProblem:
 
 @dataclass(frozen=True, slots=True)
 class LayerSolution:
-    """Who holds which expert of one layer, and who is expected to compute how much of its rows."""
+    """The placement of one layer."""
 
     holders: Holders
-    split: tuple[tuple[float, ...], ...]    # of each expert's rows, a fraction for each of its holders
+    split: Split                            # who is expected to compute how much of each expert's rows
     step_s: float                           # of the slowest member
     bound_s: float                          # no placement in these slots is faster
     solver: Literal["exact", "greedy"]
@@ -89,10 +90,10 @@ def holders_mask(holders: Holders, num_members: int) -> BoolArray:
     return held_EM
 
 
-def split_matrix(solution: LayerSolution, num_members: int) -> FloatArray:
+def split_matrix(holders: Holders, split: Split, num_members: int) -> FloatArray:
     """rows_EM: the part of each expert's rows that each member computes."""
-    rows_EM = np.zeros((len(solution.holders), num_members))
-    for expert, (ranks, parts) in enumerate(zip(solution.holders, solution.split, strict=True)):
+    rows_EM = np.zeros((len(holders), num_members))
+    for expert, (ranks, parts) in enumerate(zip(holders, split, strict=True)):
         rows_EM[expert, list(ranks)] = parts
     return rows_EM
 

@@ -104,7 +104,7 @@ def place_by_free_memory(members: tuple[MemberMemory, ...], demand: MemoryDemand
     remaining = _slots_of_member(free, demand)
     layers = []
     for layer in range(demand.num_moe_layers):
-        shares = _divide(demand.num_experts, remaining, demand.num_moe_layers - layer)
+        shares = divide_over_layers(demand.num_experts, remaining, demand.num_moe_layers - layer)
         remaining = [left - share for left, share in zip(remaining, shares, strict=True)]
         layers.append(tuple((rank,) for rank, share in enumerate(shares) for _ in range(share)))
     return Placement(num_members=len(members), holders=tuple(layers))
@@ -144,7 +144,7 @@ def _slots_of_member(free: list[int], demand: MemoryDemand) -> list[int]:
     return slots
 
 
-def _divide(num_experts: int, remaining: list[int], num_layers: int) -> list[int]:
+def divide_over_layers(num_experts: int, remaining: list[int], num_layers: int) -> list[int]:
     """This layer's share of each member, so that what remains divides evenly over the other layers."""
     shares = [left // num_layers for left in remaining]
     by_remainder = sorted(range(len(remaining)), key=lambda rank: (-(remaining[rank] % num_layers), rank))

@@ -25,6 +25,14 @@ PURE = {            # decide here, act elsewhere: no I/O, no clock, no torch, no
     "cluster/layer_rounding.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/layer_greedy.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/layer_placement.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/device_curves.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/exchange_cost.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/step_costs.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/cost_model.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/request_shares.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/member_roles.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/even_placement.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/placement.py": {"torch", "ray", "time", "os", "asyncio"},
 }
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
 

@@ -1,0 +1,134 @@
+"""What a member's measured curves say about any number of rows. Pure.
+
+R rows of a step, E experts of a layer
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from cluster.placement_error import PlacementError
+from model.placement import ExpertRate
+from serving.epoch import Curve, DeviceProfile
+
+FloatArray = NDArray[np.float64]
+MANY_ROWS = 4096            # above it the number of an expert's rows is taken as its mean
+
+
+def curve_seconds(curve: Curve, rows: float) -> float:
+    """Straight lines between the points, the last slope beyond. Less than one row: that part of one row's time."""
+    return float(_seconds_at(curve, np.array([rows]))[0])
+
+
+def _seconds_at(curve: Curve, rows_N: FloatArray) -> FloatArray:
+    first, last = curve[0], curve[-1]
+    before = curve[-2] if len(curve) > 1 else (0, 0.0)
+    slope = max(0.0, (last[1] - before[1]) / (last[0] - before[0]))
+    seconds_N = np.interp(rows_N, [point[0] for point in curve], [point[1] for point in curve])
+    seconds_N = seconds_N + slope * np.maximum(0.0, rows_N - last[0])
+    return np.where(rows_N < 1, np.clip(rows_N, 0, 1) * first[1], seconds_N)
+
+
+def fit_rate(curve: Curve) -> ExpertRate:
+    """max(read_s, row_s * rows) nearest to the curve: the points up to some one give read_s, the others row_s."""
+    rows_P, seconds_P = np.array(curve, dtype=np.float64).T
+    best = (math.inf, 0.0, 0.0)
+    for num_reads in range(1, len(curve) + 1):
+        per_row = seconds_P[num_reads:] / rows_P[num_reads:]
+        read_s = math.exp(np.log(seconds_P[:num_reads]).mean())
+        row_s = math.exp(np.log(per_row).mean()) if len(per_row) else float(seconds_P[-1] / rows_P[-1])
+        error = float(np.square(np.log(np.maximum(read_s, row_s * rows_P) / seconds_P)).sum())
+        best = min(best, (error, read_s, row_s))
+    return ExpertRate(read_s=best[1], row_s=best[2])
+
+
+def expert_rate(profile: DeviceProfile) -> ExpertRate:
+    """The two regimes of one expert: its weights are read, or its rows count."""
+    return fit_rate(profile.expert_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTimes:
+    """The expected time of an expert in a step of R rows, each of which chooses it with the same probability.
+
+    With few rows that is the chance to be hit times the reading of the weights, with many it is linear. A table over
+    probabilities, because a plan asks for many.
+    """
+
+    curve: Curve
+    num_rows: int
+    probabilities: FloatArray       # of the table, ascending
+    seconds: FloatArray
+
+    def expected(self, probability_E: FloatArray) -> FloatArray:
+        if self.num_rows > MANY_ROWS:
+            return _seconds_at(self.curve, self.num_rows * probability_E)
+        return np.interp(probability_E, self.probabilities, self.seconds)
+
+
+def expert_times(curve: Curve, num_rows: int) -> ExpertTimes:
+    if num_rows > MANY_ROWS:
+        return ExpertTimes(curve, num_rows, np.zeros(0), np.zeros(0))
+    probability_P = np.r_[0.0, np.geomspace(1e-5, 1.0, 192)]
+    hits_N = np.arange(num_rows + 1)
+    with np.errstate(divide="ignore"):
+        log_p, log_q = np.log(probability_P[1:-1, None]), np.log1p(-probability_P[1:-1, None])
+    ways_N = gammaln(num_rows + 1) - gammaln(hits_N + 1) - gammaln(num_rows - hits_N + 1)
+    chance_PN = np.exp(ways_N + hits_N * log_p + (num_rows - hits_N) * log_q)
+    seconds_N = _seconds_at(curve, hits_N.astype(np.float64))
+    return ExpertTimes(curve, num_rows, probability_P, np.r_[0.0, chance_PN @ seconds_N, seconds_N[-1]])
+
+
+def chosen_probability(load_E: Sequence[float], num_chosen: int) -> FloatArray:
+    """The chance that a row chooses each expert, in proportion to the loads, at most 1, in all `num_chosen`."""
+    load = np.array(load_E, dtype=np.float64)
+    probability_E = np.zeros(len(load))
+    is_sure = np.zeros(len(load), dtype=np.bool_)
+    for _ in range(num_chosen + 1):
+        left, rest = num_chosen - int(is_sure.sum()), float(load[~is_sure].sum())
+        if left <= 0 or rest <= 0:
+            break
+        probability_E = np.where(is_sure, 1.0, load * left / rest)
+        if (probability_E <= 1).all():
+            break
+        is_sure |= probability_E >= 1
+    return np.minimum(probability_E, 1.0)
+
+
+def check_profile(name: str, profile: DeviceProfile) -> None:
+    """Raises PlacementError that names the member and the value."""
+    for what in ("expert_s", "dense_s", "head_s"):
+        _check_curve(name, what, getattr(profile, what))
+    speeds = [("read_bytes_per_s", profile.read_bytes_per_s)]
+    speeds += [("gemm_flop_per_s", flops) for _, flops in profile.gemm_flop_per_s]
+    speeds += [("link.bytes_per_s", profile.link.bytes_per_s)] if profile.link else []
+    speeds += [("emulated_speed", profile.emulated_speed)] if profile.emulated_speed is not None else []
+    times = [("attention_s", profile.attention_s), ("layer_overhead_s", profile.layer_overhead_s)]
+    times += [("link.latency_s", profile.link.latency_s)] if profile.link else []
+    for what, value in speeds:
+        if not 0 < value < math.inf:
+            raise _wrong(name, what, value, "a speed is finite and above zero")
+    for what, value in times:
+        if not 0 <= value < math.inf:
+            raise _wrong(name, what, value, "a time is finite and not below zero")
+
+
+def _check_curve(name: str, what: str, curve: Curve) -> None:
+    if not curve:
+        raise _wrong(name, what, "empty", "it needs the time of one row at least")
+    rows = [point[0] for point in curve]
+    if rows != sorted(set(rows)) or rows[0] < 1:
+        raise _wrong(name, what, f"for rows {rows}", "rows ascend from 1 on")
+    for num_rows, seconds in curve:
+        if not 0 < seconds < math.inf:
+            raise _wrong(name, f"{what} of {num_rows} rows", seconds, "a time is finite and above zero")
+
+
+def _wrong(name: str, what: str, value: object, rule: str) -> PlacementError:
+    return PlacementError(f"member {name}: {what} is {value}; {rule}", fix="measure this member again, or leave it out")

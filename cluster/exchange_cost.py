@@ -1,0 +1,38 @@
+"""What the exchange of rows around one MoE layer is expected to cost. Pure.
+
+M members, E experts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.epoch import DeviceProfile
+
+FloatArray = NDArray[np.float64]
+NUM_COLLECTIVES = 2         # there and back
+
+
+def exchange_seconds(profiles: Sequence[DeviceProfile], rows_M: FloatArray, probability_E: FloatArray,
+                     split_EM: FloatArray, row_bytes: int) -> FloatArray:
+    """Of one layer, for each member: two collectives of the slowest latency, and what leaves the member over its link.
+
+    A row goes once to each other member that computes one of its experts; every (row, expert) output comes back.
+    Experts are taken as chosen independently, and the copy of an expert as independent of who owns the row. A member
+    that neither owns rows nor computes experts takes no part, and one without a measured link costs nothing.
+    """
+    takes_part_M = (rows_M > 0) | (split_EM.sum(axis=0) > 0)
+    if takes_part_M.sum() < 2:
+        return np.zeros(len(profiles))
+    links = [profile.link for profile in profiles]
+    latency_s = max((link.latency_s for link, takes in zip(links, takes_part_M, strict=True) if link and takes),
+                    default=0.0)
+    reach_M = 1.0 - np.exp(np.log1p(-np.minimum(probability_E[:, None] * split_EM, 1 - 1e-12)).sum(axis=0))
+    sent_rows_M = rows_M * (reach_M.sum() - reach_M)
+    returned_M = (probability_E[:, None] * split_EM).sum(axis=0) * (rows_M.sum() - rows_M)
+    bytes_M = (sent_rows_M + returned_M) * row_bytes
+    per_byte_M = np.array([1.0 / link.bytes_per_s if link else 0.0 for link in links])
+    return np.where(takes_part_M, NUM_COLLECTIVES * latency_s + bytes_M * per_byte_M, 0.0)
