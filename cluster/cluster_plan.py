@@ -1,0 +1,150 @@
+"""What `moesaic plan` answers: a placement on a cluster that need not exist, and what others would give. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cluster.cluster_file import num_devices, planned_members, with_more_nodes
+from cluster.cost_model import Workload
+from cluster.memory_demand import DTYPE_BYTES, memory_demand
+from cluster.memory_plan import MemoryDemand, shortfalls
+from cluster.placement import PlacementPlan, PlannedMember, PlanOptions, plan_placement
+from cluster.placement_error import PlacementError
+from model.args import ModelArgs
+from model.memory import kv_block_bytes
+from serving.cluster_config import ClusterConfig, Dtype
+from serving.config import ServeConfig
+
+MAX_MORE_NODES = 64
+Say = Callable[[str], None]     # called with what is worked out next
+
+
+@dataclass(frozen=True, slots=True)
+class PlanQuestion:
+    model_name: str
+    args: ModelArgs
+    dtype: Dtype
+    config: ServeConfig             # of it: what the memory demand depends on
+    cluster: ClusterConfig
+    workload: Workload
+    options: PlanOptions
+
+    def demand(self, cluster: ClusterConfig) -> MemoryDemand:
+        return memory_demand(self.args, self.config, num_devices(cluster))
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """KV cache of one token, all layers."""
+        return kv_block_bytes(self.args, 1, DTYPE_BYTES[self.dtype])
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What another choice would give."""
+
+    what: str                       # "even", or a kind of node of which there would be one more
+    tokens_per_s: float | None      # None: it does not fit
+    step_s: float | None
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What would make a model fit."""
+
+    kind: str
+    num_more_nodes: int | None      # None: MAX_MORE_NODES are not enough
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    question: PlanQuestion
+    demand: MemoryDemand
+    members: tuple[PlannedMember, ...]
+    plan: PlacementPlan | None      # None: it does not fit
+    missing_bytes: int              # so much more memory, in all, would hold it
+    even: Outlook | None            # None: it was asked for, or nothing fits
+    one_more: tuple[Outlook, ...]
+    remedies: tuple[Remedy, ...]    # when it does not fit
+    fitting_batch_tokens: int | None    # when it does not fit: the largest scheduler.max_batch_tokens that would
+
+    @property
+    def kv_tokens(self) -> int:
+        """That all KV caches together hold."""
+        used = sum(member.memory.kv_cache_bytes for member in self.plan.members) if self.plan else 0
+        return used // self.question.kv_token_bytes
+
+
+def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
+    """Raises PlacementError and ConfigError for what is wrong with the question, not for a model that is too large."""
+    cluster, demand = question.cluster, question.demand(question.cluster)
+    members = planned_members(cluster, question.args, question.dtype)
+    missing = missing_bytes(members, demand, question.options.min_copies)
+    if missing:
+        say("what would make it fit")
+        remedies = tuple(Remedy(nodes.name, _nodes_to_fit(question, nodes.name)) for nodes in cluster.nodes)
+        return ClusterPlan(question, demand, members, None, missing, None, (), remedies,
+                           _fitting_batch_tokens(question, members))
+    say("placement")
+    plan = _plan(question, cluster, question.options)
+    even = None
+    if question.options.policy != "even":
+        say("even placement")
+        even = _outlook(question, "even", cluster, replace(question.options, policy="even", exact=False))
+    one_more = []
+    for nodes in cluster.nodes:
+        say(f"one more {nodes.name}")
+        larger = with_more_nodes(cluster, nodes.name, 1)
+        one_more.append(_outlook(question, nodes.name, larger, replace(question.options, exact=False)))
+    return ClusterPlan(question, demand, members, plan, 0, even, tuple(one_more), (), None)
+
+
+def missing_bytes(members: tuple[PlannedMember, ...], demand: MemoryDemand, min_copies: int) -> int:
+    """With one member that takes requests and the others holding experts only: no other way needs less. 0: it fits."""
+    memories = tuple(member.memory for member in members)
+    of_taker = []
+    for taker in range(len(members)):
+        roles = [rank == taker for rank in range(len(members))]
+        of_taker.append(sum(entry.missing_bytes for entry in shortfalls(memories, demand, min_copies, roles)))
+    return min(of_taker)
+
+
+def _plan(question: PlanQuestion, cluster: ClusterConfig, options: PlanOptions) -> PlacementPlan:
+    members = planned_members(cluster, question.args, question.dtype)
+    return plan_placement(question.args, question.demand(cluster), members, question.workload,
+                          question.config.scheduler.max_batch_tokens, options)
+
+
+def _outlook(question: PlanQuestion, what: str, cluster: ClusterConfig, options: PlanOptions) -> Outlook:
+    try:
+        prediction = _plan(question, cluster, options).prediction
+    except PlacementError as error:
+        return Outlook(what, None, None, error.message)
+    return Outlook(what, prediction.tokens_per_s, prediction.step_s)
+
+
+def _fits(question: PlanQuestion, cluster: ClusterConfig) -> bool:
+    members = planned_members(cluster, question.args, question.dtype)
+    return not missing_bytes(members, question.demand(cluster), question.options.min_copies)
+
+
+def _nodes_to_fit(question: PlanQuestion, kind: str) -> int | None:
+    """Buffers grow with the members, so more nodes may never be enough."""
+    for num_more in range(1, MAX_MORE_NODES + 1):
+        if _fits(question, with_more_nodes(question.cluster, kind, num_more)):
+            return num_more
+    return None
+
+
+def _fitting_batch_tokens(question: PlanQuestion, members: tuple[PlannedMember, ...]) -> int | None:
+    """Halved until it fits; never fewer than the scheduler's sequences."""
+    scheduler = question.config.scheduler
+    tokens = scheduler.max_batch_tokens // 2
+    while tokens >= scheduler.max_running_requests:
+        smaller = question.config.model_copy(
+            update={"scheduler": scheduler.model_copy(update={"max_batch_tokens": tokens})})
+        if not missing_bytes(members, memory_demand(question.args, smaller, len(members)), question.options.min_copies):
+            return tokens
+        tokens //= 2
+    return None

@@ -1,0 +1,138 @@
+"""The cluster file of `moesaic plan`, validated: nodes by kind, their devices and links.
+
+In the manner of config.py, and a file of its own because it describes machines that need not exist: nothing that runs
+reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from serving.config import Bytes, ConfigError, _explain, _Options, parse_bytes
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+Part = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+def parse_rate(text: object) -> float:
+    """'3.35TB/s', '400 MB/s' or a plain number of bytes per second -> bytes per second."""
+    try:
+        return float(parse_bytes(text.strip().removesuffix("/s") if isinstance(text, str) else text))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a rate: write for example 900GB/s or a number of bytes per second") from None
+
+
+BytesPerSecond = Annotated[float, BeforeValidator(parse_rate), Field(gt=0)]
+
+
+class LinkFigures(_Options):
+    """How rows leave a device, or a node."""
+
+    bandwidth: BytesPerSecond               # one direction
+    latency_s: Seconds | None = None        # of one small collective; None: AssumedFigures
+    source: str = ""
+
+
+class DeviceFigures(_Options):
+    """What a data sheet says of one device."""
+
+    vendor: str                             # collectives of different vendors do not speak to each other
+    memory: Bytes
+    read_bandwidth: BytesPerSecond
+    flops: Annotated[dict[Dtype, PositiveFloat], Field(min_length=1)]   # FLOP/s of dense matrix products
+    link: LinkFigures | None = None         # to the other devices of its node; None: as between nodes
+    source: str                             # document and address that the figures are from
+
+
+class AssumedFigures(_Options):
+    """What no data sheet says. Shares of a peak, and times; assumed, not measured on any of these devices."""
+
+    read_efficiency: Part = 0.8             # of read_bandwidth, while weights or KV cache are read
+    flop_efficiency: Part = 0.6             # of flops, with many rows
+    link_efficiency: Part = 0.86            # of a link's bandwidth
+    layer_overhead_s: Seconds = 50e-6       # of one layer whatever its rows: launches, planning
+    device_latency_s: Seconds = 20e-6       # of one small collective within a node
+    node_latency_s: Seconds = 40e-6         # and between nodes
+    memory_part: Part = 0.9                 # of a device's memory, where a node states no memory_budget
+
+
+def _device_kind(value: object) -> str:
+    return "kind" if isinstance(value, str) else "figures"
+
+
+class NodesConfig(_Options):
+    """Nodes of one kind. Every device is one member."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    device: Annotated[Annotated[str, Tag("kind")] | Annotated[DeviceFigures, Tag("figures")],
+                      Discriminator(_device_kind)]      # a kind that device_specs.py knows, or its figures
+    count: PositiveInt = 1
+    devices: PositiveInt = 1                # of each node
+    memory_budget: Bytes | None = None      # of each device; None: AssumedFigures.memory_part of its memory
+    process_memory: Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)] = 0   # of it, before anything is loaded
+    link: LinkFigures | None = None         # leaving one node, shared by its devices; None: the cluster's
+
+
+class ClusterConfig(_Options):
+    """The whole file."""
+
+    name: str = ""
+    nodes: Annotated[tuple[NodesConfig, ...], Field(min_length=1)]
+    link: LinkFigures | None = None         # between nodes: what leaves one node, shared by its devices
+    assumed: AssumedFigures = AssumedFigures()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [kind.name for kind in self.nodes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"node names {names} repeat: give every kind of node a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_are_linked(self) -> Self:
+        lacking = [kind.name for kind in self.nodes if kind.link is None]
+        if sum(kind.count for kind in self.nodes) > 1 and self.link is None and lacking:
+            raise ValueError(f"there are several nodes, and no link between them is given for {lacking}: "
+                             "add for example link: {bandwidth: 50GB/s}")
+        return self
+
+
+def load_cluster(path: str | os.PathLike[str]) -> ClusterConfig:
+    """Read and check a cluster file. Raises ConfigError, which lists every wrong key with its fix."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"cannot read cluster file {path}: {reason}", fix="give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}", fix="mend the line named above") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, not keys and values",
+                          fix="start from a file in examples/clusters")
+    return parse_cluster(content, source=str(path))
+
+
+def parse_cluster(content: Mapping[str, object], source: str = "cluster") -> ClusterConfig:
+    """Check the content of a cluster file. Raises ConfigError."""
+    try:
+        return ClusterConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in item['loc']) or 'cluster'}: {_explain(dict(item))}"
+                 for item in error.errors()]
+        raise ConfigError(f"{source} has {len(lines)} wrong value(s):\n" + "\n".join(lines)) from None
