@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from model.dispatch import Dispatcher, DispatchHandle
-from model.dispatch_plan import layer_routing, reach_of
+from model.dispatch_plan import expected_shares, layer_routing, reach_of
 from model.kernels.protocol import Kernels
 from model.pace import Pace
 from model.placement import Placement
@@ -49,8 +49,9 @@ class AutoDispatcher:
         self._gather = GatherDispatcher(kernels, placement, rank, group)
         self._mode = mode
         self._gather_max_rows = gather_max_rows
-        self._placement = placement
-        self._rank = rank
+        # Known before the first step, which is not to wait for it.
+        self._shares_LMM = [expected_shares(layer_routing(placement, layer, rank))
+                            for layer in range(placement.num_layers)]
         self._num_tokens_M: tuple[int, ...] = ()
         self._reach_of_K: dict[int, tuple[float, ...]] = {}
         self._chosen: Dispatcher | None = None      # None: the step's first layer has not chosen yet
@@ -95,6 +96,5 @@ class AutoDispatcher:
 
     def _mean_reach(self, num_experts_per_token: int) -> tuple[float, ...]:
         """Reach of each owner, averaged over the layers."""
-        layers = [layer_routing(self._placement, layer, self._rank) for layer in range(self._placement.num_layers)]
-        return tuple(sum(reach_of(layer, owner, num_experts_per_token) for layer in layers) / max(len(layers), 1)
-                     for owner in range(self._placement.num_members))
+        reaches = [reach_of(shares_MM, num_experts_per_token) for shares_MM in self._shares_LMM]
+        return tuple(sum(reach) / len(reaches) for reach in zip(*reaches, strict=True))

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model.expert_copies import Ints, LayerCopies, layer_copies, split_rows
+from model.expert_copies import Floats, Ints, LayerCopies, layer_copies, split_rows
 from model.placement import Placement
 
 Ids = npt.NDArray[np.int16]
 
 MAX_EXPERTS = 32_767        # ids travel as int16
-_LIKELY_ROWS = 1_000        # of each expert, owned by each member: the load by which reach judges a split
+_LIKELY_ROWS = 10_000       # of each expert, owned by each member: many, so that all copies have a share
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,24 +132,29 @@ def plan_receipts(routing: LayerRouting, holder_SK: Ids, owner_S: Ints) -> tuple
     return arrives_S.cumsum() - 1, np.bincount(owner_S[arrives_S], minlength=routing.num_members).tolist()
 
 
-def reach_of(routing: LayerRouting, owner: int, num_experts_per_token: int) -> float:
-    """Expected number of other members that one row of `owner` must go to.
+def expected_shares(routing: LayerRouting) -> Floats:
+    """[owner, member] the part of an owner's (row, expert) pairs that each member computes.
 
-    All experts equally likely, all members with equally many rows, and those many: the shares of copies are then what
-    the split tends to.
+    Expected when all experts are equally likely and all members have equally many rows, and those many: the rows of
+    an expert are then split as the members' rates allow.
     """
-    shares_M = _shares(routing, owner)
-    return float((1.0 - (1.0 - np.delete(shares_M, owner)) ** num_experts_per_token).sum())
-
-
-def _shares(routing: LayerRouting, owner: int) -> npt.NDArray[np.float64]:
-    """The part of the owner's (row, expert) pairs that each member computes, in expectation."""
     num_members, num_experts = routing.num_members, routing.padding_id
     if routing.copies is None:
-        return np.bincount(routing.holder_of_X[:num_experts], minlength=num_members) / max(num_experts, 1)
+        row_M = np.bincount(routing.holder_of_X[:num_experts], minlength=num_members) / max(num_experts, 1)
+        return np.tile(row_M, (num_members, 1))
     quota_EM = split_rows(routing.copies, np.full(num_experts, _LIKELY_ROWS * num_members))
-    left_EM = quota_EM - np.minimum(quota_EM, _LIKELY_ROWS)
-    given_E = _LIKELY_ROWS - np.minimum(quota_EM[:, owner], _LIKELY_ROWS)
-    shares_EM = left_EM * (given_E / np.maximum(left_EM.sum(axis=1), 1))[:, None]
-    shares_EM[:, owner] += _LIKELY_ROWS - given_E
-    return np.asarray(shares_EM.sum(axis=0) / (_LIKELY_ROWS * num_experts))
+    kept_EM = np.minimum(quota_EM, _LIKELY_ROWS)
+    given_EM, left_EM = _LIKELY_ROWS - kept_EM, quota_EM - kept_EM
+    # Whole rows, so that the sums are exact and the same on every CPU.
+    taken_EMM = given_EM[:, :, None] * left_EM[:, None, :] // np.maximum(left_EM.sum(axis=1), 1)[:, None, None]
+    rows_MM = taken_EMM.sum(axis=0) + np.diag(kept_EM.sum(axis=0))
+    return np.asarray(rows_MM / (_LIKELY_ROWS * num_experts))
+
+
+def reach_of(shares_MM: Floats, num_experts_per_token: int) -> list[float]:
+    """For each owner, the expected number of other members that one of its rows must go to. The same on every CPU."""
+    missed_MM = np.ones_like(shares_MM)
+    for _ in range(num_experts_per_token):
+        missed_MM = missed_MM * (1.0 - shares_MM)
+    return [sum(1.0 - missed for member, missed in enumerate(missed_M) if member != owner)
+            for owner, missed_M in enumerate(missed_MM.tolist())]

@@ -92,7 +92,7 @@ def expected_bytes(case: Case, rank: int, kind: str) -> int:
     return total
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 @example(case=one_case((4, 0, 2, 2), (3, 2, 0, 5)))         # a member without experts, one without tokens
 @example(case=one_case((0, 8), (0, 4)))                     # one attention-only member, without work

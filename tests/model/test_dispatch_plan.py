@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from model.dispatch_plan import (
     choose_holders,
+    expected_shares,
     layer_routing,
     plan_arrivals,
     plan_receipts,
@@ -94,9 +95,24 @@ def test_padding_is_computed_by_nobody_and_moves_nothing_else() -> None:
 ])
 def test_reach_is_the_expected_number_of_other_members(
         placement: Placement, num_experts_per_token: int, expected: tuple[float, ...]) -> None:
+    for rank in range(placement.num_members):
+        found = reach_of(expected_shares(layer_routing(placement, 0, rank)), num_experts_per_token)
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+@given(layer=layers())
+def test_expected_shares_are_those_of_a_step_with_many_rows(layer: tuple[Placement, list[list[list[int]]]]) -> None:
+    """One expert a row, every expert from every owner equally often."""
+    placement, num_rows = layer[0], 400
+    num_experts = len(placement.holders[0])
     routing = layer_routing(placement, 0, 0)
-    found = [reach_of(routing, owner, num_experts_per_token) for owner in range(placement.num_members)]
-    assert found == pytest.approx(expected, abs=0.01)
+    ids_SK = np.tile(np.arange(num_experts, dtype=np.int16).repeat(num_rows), placement.num_members)[:, None]
+    owner_S = np.arange(placement.num_members).repeat(num_experts * num_rows)
+    holder_S = choose_holders(routing, ids_SK, owner_S)[:, 0]
+    expected = expected_shares(routing)
+    assert expected.sum(axis=1) == pytest.approx(1.0, abs=1e-3)
+    for owner in range(placement.num_members):
+        assert expected[owner, owner] == pytest.approx((holder_S[owner_S == owner] == owner).mean(), abs=0.02)
 
 
 def test_more_experts_than_ids_can_name_are_refused() -> None:
