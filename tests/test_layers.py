@@ -15,6 +15,8 @@ FORBIDDEN = {
 PURE = {            # decide here, act elsewhere: no I/O, no clock, no torch, no Ray
     "model/step.py": {"torch", "ray", "time", "os", "asyncio"},
     "model/placement.py": {"torch", "ray", "time", "os", "asyncio"},
+    "model/expert_copies.py": {"torch", "ray", "time", "os", "asyncio"},
+    "model/dispatch_plan.py": {"torch", "ray", "time", "os", "asyncio"},
     "serving/router.py": {"time", "os", "asyncio", "grpc"},
     "serving/scheduler.py": {"time", "os", "asyncio", "grpc"},
     "serving/block_manager.py": {"time", "os", "asyncio", "grpc"},
