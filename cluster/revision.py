@@ -63,6 +63,8 @@ class RevisionMaker:
 
     def _check_memory(self, change: ExpertChange, model: LoadedModel) -> None:
         needed = change_bytes(change, model.loader)
+        if not needed:
+            return
         used = used_memory_bytes(str(model.decoder.kernels.device))
         left = self._budget_bytes - used
         if needed > left:
