@@ -190,7 +190,7 @@ class Coordinator:
         epoch = begin(epoch, operation_id, why, target, self._rules.demand.expert_bytes)
         self._view = replace(self._view, epoch=epoch)
         self._refresh()
-        change = find(epoch, operation_id)
+        change = find(self._view.epoch or epoch, operation_id)
         assert change is not None
         logger.info("placement_change operation_id=%s moved_bytes=%d why=%s", operation_id, change.moved_bytes, why)
         return change

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cluster.coordinator import Coordinator, RouterReport
 from cluster.membership import GroupPhase, ShardState
+from cluster.placement_change import find
+from cluster.placement_error import PlacementError
+from model.placement import Placement
+from serving.config import PlacementConfig
 from serving.epoch import Epoch
+from serving.errors import NotReadyError
+from serving.expert_load import ExpertLoad
 from tests.cluster.group_reports import member, rules, status_of
 
 A, B, C = (member(name) for name in "abc")
@@ -103,3 +111,121 @@ async def test_silent_members_and_routers_are_forgotten(coordinator: Coordinator
     assert not status.routers and "is gone" in status.view.why and "0 of 3" in status.view.why
     clock.now_s += 60.0
     assert not (await coordinator.status()).shards
+
+
+# Changes of the placement.
+
+
+def load_of(hot_expert: int, rows: float = 400.0) -> ExpertLoad:
+    rows_LE = np.full((2, 6), 25.0, dtype=np.float32)
+    rows_LE[:, hot_expert] = rows
+    return ExpertLoad(2, 6, rows_LE.tobytes())
+
+
+async def report_revision(coordinator: Coordinator, revision: int, **fields: int | str) -> None:
+    for one in (A, B, C):
+        status = replace(status_of(one, ShardState.READY, epoch=1), revision=revision, prepared_revision=revision)
+        await coordinator.report(one, replace(status, **fields))     # type: ignore[arg-type]
+
+
+async def switch(coordinator: Coordinator) -> int:
+    """All members do what the view says, until it says no more. Returns the revisions made."""
+    num_made = 0
+    while (prepared := (await coordinator.watch("", 0.0)).next) is not None:
+        await report_revision(coordinator, prepared.revision)
+        num_made += 1
+    return num_made
+
+
+async def test_a_change_is_prepared_then_runs_and_is_remembered(coordinator: Coordinator) -> None:
+    before = await bring_to_ready(coordinator)
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=2))
+    change = await coordinator.change_placement("op", "hot", None)
+    assert (change.state, change.first_revision) == ("running", 0)
+    view = await coordinator.watch("", 0.0)
+    assert view.next is not None and (view.next.number, view.next.revision) == (1, 1)
+    assert view.epoch is not None and view.epoch.placement == before.placement      # it still serves
+    assert await switch(coordinator) >= 1
+    status = await coordinator.placement()
+    done = find(status.epoch, "op")
+    assert done is not None and done.state == "done" and status.next_revision is None
+    assert status.epoch.placement != before.placement and status.epoch.revision == done.last_revision
+    assert status.load.rows().tolist() == load_of(2).rows().tolist()
+
+
+async def test_the_same_operation_twice_is_one_change(coordinator: Coordinator) -> None:
+    await bring_to_ready(coordinator)
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=2))
+    first = await coordinator.change_placement("op", "hot", None)
+    assert await coordinator.change_placement("op", "again", None) == first
+    with pytest.raises(PlacementError, match="op is under way"):
+        await coordinator.change_placement("other", "", None)
+    num_made = await switch(coordinator)
+    again = await coordinator.change_placement("op", "again", None)
+    assert again.state == "done" and again.last_revision == num_made
+    assert (await coordinator.watch("", 0.0)).next is None
+
+
+async def test_a_given_placement_is_checked_and_applied(coordinator: Coordinator) -> None:
+    await bring_to_ready(coordinator)
+    given = Placement(3, (((0,), (0,), (1,), (1,), (2,), (0, 1, 2)),) * 2)
+    for wrong, message in [(Placement(2, (((0,),) * 6,) * 2), "is for 2 members"),
+                           (Placement(3, (((0,),) * 5,) * 2), "the model 2 of 6")]:
+        with pytest.raises(PlacementError, match=message):
+            await coordinator.change_placement("wrong", "", wrong)
+    await coordinator.change_placement("mine", "", given)
+    await switch(coordinator)
+    epoch = (await coordinator.placement()).epoch
+    assert epoch.placement.holders == given.holders and epoch.figures is not None and epoch.figures.solver == "given"
+
+
+async def test_a_member_that_cannot_prepare_leaves_everything_as_it_was(coordinator: Coordinator) -> None:
+    before = await bring_to_ready(coordinator)
+    await coordinator.change_placement("op", "", Placement(3, (((0, 1, 2),) * 6,) * 2))
+    await coordinator.report(B, replace(status_of(B, ShardState.READY, epoch=1), failed_revision=1, detail="no room"))
+    view = await coordinator.watch("", 0.0)
+    assert view.next is None and view.epoch is not None and view.epoch.placement == before.placement
+    failed = find(view.epoch, "op")
+    assert failed is not None and failed.state == "failed" and "no room" in failed.detail
+    assert (await coordinator.change_placement("op", "", Placement(3, (((0, 1),) * 6,) * 2))).state == "running"
+
+
+async def test_rebalancing_waits_for_a_gain_above_the_margin(clock: Clock) -> None:
+    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.02)), clock)
+    await bring_to_ready(coordinator)
+    assert await coordinator.rebalance() is None                    # nothing was counted
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=25.0))
+    assert await coordinator.rebalance() is None                    # even loads: the running placement is right
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=500.0))
+    change = await coordinator.rebalance()
+    assert change is not None and change.operation_id == "auto-1-0" and "faster" in change.why
+    assert await coordinator.rebalance() is None                    # one at a time
+    await switch(coordinator)
+    assert await coordinator.rebalance() is None                    # it is as good as it gets
+
+
+async def test_a_restarted_coordinator_goes_on_with_a_change(coordinator: Coordinator, clock: Clock) -> None:
+    """One layer at a time, for the members have no room: the first stage runs when the coordinator is gone."""
+    await bring_to_ready(coordinator)
+    await report_revision(coordinator, 0, resident_bytes=1_000)
+    target = Placement(3, (((0, 1),) * 6,) * 2)
+    await coordinator.change_placement("op", "", target)
+    first = (await coordinator.watch("", 0.0)).next
+    assert first is not None and first.placement.holders.count(target.holders[0]) == 1
+    again = Coordinator(rules(), clock)
+    ready = [replace(status_of(one, ShardState.READY, epoch=1), revision=1, prepared_revision=1) for one in (A, B, C)]
+    assert await again.report(A, ready[0])                          # it asks for what it does not know
+    await again.report(A, ready[0], first)
+    for one, status in zip((B, C), ready[1:], strict=True):
+        assert not await again.report(one, status)
+    assert await switch(again) == 1
+    epoch = (await again.placement()).epoch
+    assert epoch.placement.holders == target.holders
+    assert [change.state for change in epoch.changes] == ["done"]
+
+
+async def test_without_a_ready_group_there_is_nothing_to_change(coordinator: Coordinator) -> None:
+    with pytest.raises(NotReadyError, match="0 of 3"):
+        await coordinator.change_placement("op", "", None)
+    with pytest.raises(NotReadyError, match="no placement yet"):
+        await coordinator.placement()

@@ -57,9 +57,9 @@ def test_members_that_cannot_hold_the_model_learn_what_is_missing_where() -> Non
     small = [report(member(name, budget=400)) for name in "abc"]
     view = decided(small)
     assert view.is_too_small and view.epoch is None
-    # 400 - 10 process - 100 fixed = 290 for experts: 2 of the 12 on each, so 6 are missing, 2 on each.
+    # 400 - 10 process - 20 buffers (- 80 with requests) = 370 (290) for experts: 3, 3 and 2 of the 12, 4 are missing.
     assert "600 bytes are missing" in view.why
-    assert all(f"node node-{name}: 200 bytes missing (budget 400 - process 10" in view.why for name in "abc")
+    assert all(f"member node-{name}: 200 bytes missing (budget 400 - process 10" in view.why for name in "abc")
 
 
 def test_phases_follow_the_slowest_member() -> None:

@@ -10,20 +10,17 @@ from rich.console import Console
 
 from cluster.coordinator import ClusterStatus, RouterReport
 from cluster.membership import GroupPhase, ShardState, View
-from cluster.memory_plan import MemberMemory, place_by_free_memory
 from cluster.status_table import expert_ranges, status_json, status_view
 from model.placement import Placement, contiguous_placement
 from serving.epoch import Epoch, ShardStatus
-from tests.cluster.group_reports import DEMAND, member
+from tests.cluster.group_reports import member
 from tests.cluster.profiles import PROFILE
 
 MEMBERS = tuple(member(name, budget=1_400 << 20) for name in "abc")
 
 
 def a_status() -> ClusterStatus:
-    memories = tuple(MemberMemory(one.node_name, 1400 << 20, 350 << 20) for one in MEMBERS)
-    placement = place_by_free_memory(memories, DEMAND)
-    assert placement is not None
+    placement = contiguous_placement(2, 6, (2, 2, 2))
     shards = tuple(
         (one, ShardStatus(one.shard_id, 1, ShardState.READY, num_running=12, num_waiting=3, kv_blocks_total=300,
                           kv_blocks_free=75, resident_bytes=1_041 << 20, num_tokens_computed=12_345,
