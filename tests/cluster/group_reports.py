@@ -34,5 +34,6 @@ def report(one: Member, state: ShardState = ShardState.WAITING, epoch: int = 0, 
     return Report(one, status_of(one, state, epoch, detail), at_s)
 
 
-def rules(num_members: int = 3, config: PlacementConfig = PlacementConfig()) -> GroupRules:
-    return GroupRules(num_members, ("gpu", "cpu"), PlanRules(ARGS, DEMAND, 2, 64, config), lost_after_s=10.0)
+def rules(num_members: int = 3, config: PlacementConfig | None = None) -> GroupRules:
+    return GroupRules(num_members, ("gpu", "cpu"), PlanRules(ARGS, DEMAND, 2, 64, config or PlacementConfig()),
+                      lost_after_s=10.0)

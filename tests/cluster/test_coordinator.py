@@ -19,7 +19,7 @@ from serving.errors import NotReadyError
 from serving.expert_load import ExpertLoad
 from tests.cluster.group_reports import member, rules, status_of
 
-A, B, C = (member(name) for name in "abc")
+A, B, C = (member(name, budget=1_000_000) for name in "abc")
 
 
 class Clock:
@@ -191,7 +191,7 @@ async def test_a_member_that_cannot_prepare_leaves_everything_as_it_was(coordina
 
 
 async def test_rebalancing_waits_for_a_gain_above_the_margin(clock: Clock) -> None:
-    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.02)), clock)
+    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.02, context_tokens=1)), clock)
     await bring_to_ready(coordinator)
     assert await coordinator.rebalance() is None                    # nothing was counted
     await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=25.0))
@@ -207,7 +207,7 @@ async def test_rebalancing_waits_for_a_gain_above_the_margin(clock: Clock) -> No
 async def test_a_restarted_coordinator_goes_on_with_a_change(coordinator: Coordinator, clock: Clock) -> None:
     """One layer at a time, for the members have no room: the first stage runs when the coordinator is gone."""
     await bring_to_ready(coordinator)
-    await report_revision(coordinator, 0, resident_bytes=1_000)
+    await report_revision(coordinator, 0, resident_bytes=1_000_000)
     target = Placement(3, (((0, 1),) * 6,) * 2)
     await coordinator.change_placement("op", "", target)
     first = (await coordinator.watch("", 0.0)).next
