@@ -39,8 +39,8 @@ class WireBuffer:
         self._ids_view_SK: Ids | None = self.ids_SK.numpy() if self.ids_SK.device.type == "cpu" else None
 
     def ids_on_host(self) -> Ids:
-        """The ids as they are now; waits for an accelerator."""
-        return self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK
+        """A copy of the ids as they are now; waits for an accelerator."""
+        return np.array(self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class Case:
 @dataclass(frozen=True)
 class Outcome:
     bits: list[tuple[int, ...]]     # of each layer's output
+    num_rows: list[int]             # that this member computed in each layer
     num_collectives: int
     bytes_sent: int
 
@@ -88,7 +89,7 @@ def compute_experts(rows_RD: Tensor, num_rows_E: list[int], experts: tuple[int, 
 
 def run_layers(case: Case, dispatcher: Dispatcher, placement: Placement, rank: int,
                inputs: list[tuple[Tensor, Tensor, Tensor]], num_tokens: tuple[int, ...]) -> Outcome:
-    bits = []
+    bits, num_rows = [], []
     collectives_before, bytes_before = dispatcher.num_collectives, dispatcher.bytes_sent
     dispatcher.begin_step(num_tokens)
     for layer, (x_TD, expert_ids_TK, weights_TK) in enumerate(inputs):
@@ -97,8 +98,10 @@ def run_layers(case: Case, dispatcher: Dispatcher, placement: Placement, rank: i
         outputs_RD = compute_experts(rows_RD, handle.num_rows_E, placement.experts_of(layer, rank))
         sums_TD = dispatcher.combine(layer, outputs_RD, weights_TK, handle)
         assert sums_TD.shape == x_TD.shape and sums_TD.dtype == x_TD.dtype
+        num_rows.append(len(rows_RD))
         bits.append(tuple(sums_TD.contiguous().view(torch.uint8).flatten().tolist()))
-    return Outcome(bits, dispatcher.num_collectives - collectives_before, dispatcher.bytes_sent - bytes_before)
+    return Outcome(bits, num_rows, dispatcher.num_collectives - collectives_before,
+                   dispatcher.bytes_sent - bytes_before)
 
 
 def run_locally(case: Case) -> list[list[tuple[int, ...]]]:

@@ -67,6 +67,14 @@ def must_travel(case: Case, layer: int) -> bool:
                for rank, num_tokens in enumerate(case.num_tokens))
 
 
+def num_rows_to_compute(case: Case, layer: int, rank: int) -> int:
+    """As the split says, where rows travel at all."""
+    if not must_travel(case, layer):
+        return case.num_tokens[rank] * case.num_experts_per_token
+    ids = [member_input(case, layer, owner)[1].tolist() for owner in range(case.num_members)]
+    return sum(row.count(rank) for rows in holders_of_rows(case.placement, layer, ids) for row in rows)
+
+
 def gathered_row_bytes(case: Case) -> int:
     size = case.dtype.itemsize
     return (case.hidden_size + -(-2 * case.num_experts_per_token // size)) * size
@@ -108,6 +116,8 @@ def test_every_dispatcher_equals_the_local_one_bit_for_bit(pool: ProcessPool, ca
     for rank, outcomes in enumerate(run(pool, case)):
         for name, outcome in outcomes.items():
             assert outcome.bits == oracle[rank], f"{name} differs on rank {rank}"
+            assert outcome.num_rows == [num_rows_to_compute(case, layer, rank)
+                                        for layer in range(case.placement.num_layers)]
         for name, most in (("all_to_all", 3), ("gather", 2), ("gather_fixed", 2)):
             assert outcomes[name].num_collectives == most * len(travelling)
             assert outcomes[name].bytes_sent == expected_bytes(case, rank, name), name
