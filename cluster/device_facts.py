@@ -50,8 +50,16 @@ def used_memory_bytes(device: str) -> int:
 
 
 def return_free_memory() -> None:
-    """Give memory that was freed back to the system, cycles included, where the C library can (glibc)."""
+    """Give memory that was freed back to the system, cycles included, where the C library can (glibc).
+
+    Looking for cycles can keep every other thread from running for tenths of a second.
+    """
     gc.collect()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """The same without cycles. Other threads go on."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

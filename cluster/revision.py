@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from cluster.coordinator_client import ViewFollower
-from cluster.device_facts import return_free_memory, used_memory_bytes
+from cluster.device_facts import trim_memory, used_memory_bytes
 from cluster.executor import GroupExecutor, PreparedRevision
 from cluster.loaded_model import LoadedModel
 from cluster.membership import View
 from model.dispatch import Dispatcher
-from model.errors import OutOfMemoryError
+from model.errors import ModelError, OutOfMemoryError
 from model.expert_swap import ExpertChange, change_bytes, prepare_experts
 from model.kernels.protocol import ExpertWeights
 from model.placement import Placement
@@ -53,7 +53,7 @@ class RevisionMaker:
         began_s = time.perf_counter()
         refuse_what_needs_an_epoch(running, wanted, model.rank)
         change = ExpertChange(running.placement, wanted.placement, model.rank)
-        return_free_memory()
+        trim_memory()
         self._check_memory(change, model)
         weights_of_layer = prepare_experts(change, model.decoder, model.loader, lambda done, total: check())
         dispatcher = self._new_dispatcher(wanted.placement)
@@ -88,7 +88,7 @@ def refuse_what_needs_an_epoch(running: Epoch, wanted: Epoch, rank: int) -> None
         ways = {True: "takes requests", False: "holds experts only"}
         raise RevisionError(
             f"rank {rank} {ways[running.takes_requests(rank)]} and revision {wanted.revision} says that it "
-            f"{ways[wanted.takes_requests(rank)]}", fix="that takes a new epoch: other weights and a KV cache")
+            f"{ways[wanted.takes_requests(rank)]}", fix="make a new epoch: it takes other weights and another KV cache")
 
 
 class RevisionFollower:
@@ -139,7 +139,8 @@ class RevisionFollower:
         except SupersededError as error:
             logger.info("revision_superseded revision=%d why=%s", wanted.revision, error)
         except Exception as error:      # whatever it is, the group goes on with the placement that it has
-            logger.exception("revision_failed revision=%d", wanted.revision)
+            is_told = isinstance(error, (ModelError, ServingError))
+            logger.warning("revision_failed revision=%d error=%s", wanted.revision, error, exc_info=not is_told)
             self.failed_revision, self.detail = wanted.revision, f"revision {wanted.revision} failed: {error}"
             self._changed()
         return None
@@ -162,4 +163,4 @@ class RevisionFollower:
 
 def _free(replaced: dict[int, ExpertWeights]) -> None:
     replaced.clear()
-    return_free_memory()
+    trim_memory()

@@ -80,11 +80,9 @@ class RecordingLink(ShardLinkServer):
     def __init__(self) -> None:
         super().__init__(time.monotonic)
         self.events: list[TokenEvent] = []
-        self.delivered_s: list[float] = []
 
     def deliver(self, router_id: str, step_index: int, events: list[TokenEvent]) -> None:
         self.events += events
-        self.delivered_s.append(time.monotonic())
 
 
 class LiveMember:

@@ -187,7 +187,7 @@ def epoch_of(revision: int, *shares: float, num_members: int = 2, number: int = 
 
 
 @pytest.mark.parametrize(("wanted", "message"), [
-    (epoch_of(1, 0.0, 1.0), "rank 0 takes requests and revision 1 says that it holds experts only.*takes a new epoch"),
+    (epoch_of(1, 0.0, 1.0), "rank 0 takes requests and revision 1 says that it holds experts only.*make a new epoch"),
     (epoch_of(1, num_members=3), "other members than epoch 1.*make a new epoch"),
     (replace(epoch_of(1), placement=Placement(2, (((0,), (1,), (1,)),))), "1 layers of another model")])
 def test_what_needs_another_epoch_is_refused(wanted: Epoch, message: str) -> None:
