@@ -137,7 +137,7 @@ def _add_own_rows(parts: dict[Limit, float], costs: StepCosts, rank: int, rows: 
     """In place: the part of the rows' owner of `num_layers` alike, with their overhead and dense MLP."""
     num_layers, overhead_s, mlp_s = layers
     profile = costs.profiles[rank]
-    attended_s = profile.attention_s * rows * costs.workload.context_tokens
+    attended_s = costs.attended_s(rank, rows)
     parts["overhead"] += num_layers * overhead_s
     parts["memory bandwidth"] += num_layers * attended_s
     parts[_regime(profile.dense_s, rows)] += num_layers * (costs.attention_s(rank, rows) - attended_s)

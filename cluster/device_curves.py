@@ -86,8 +86,12 @@ def expert_times(curve: Curve, num_rows: int) -> ExpertTimes:
 
 
 def chosen_probability(load_E: Sequence[float], num_chosen: int) -> FloatArray:
-    """The chance that a row chooses each expert, in proportion to the loads, at most 1, in all `num_chosen`."""
+    """The chance that a row chooses each expert, in proportion to the loads, at most 1, in all `num_chosen`.
+
+    Equal chances where all loads are zero.
+    """
     load = np.array(load_E, dtype=np.float64)
+    load = load if load.any() else np.ones(len(load))
     probability_E = np.zeros(len(load))
     is_sure = np.zeros(len(load), dtype=np.bool_)
     for _ in range(num_chosen + 1):

@@ -111,25 +111,56 @@ def slots_of_layers(slots_M: Sequence[int], num_layers: int) -> list[tuple[int, 
 
 
 def choose_roles(planner: MemoryPlanner) -> RoleFit:
-    """Start with everything that fits, then take away what makes the predicted step longer, the worst first."""
-    fit = _roles_that_fit(planner)
+    """Start with everything that fits, then take away what makes the predicted step longer, the worst first.
+
+    With few rows the fastest members may be better without the exchange with others, so the start is also tried with
+    the fastest one alone, the fastest two, and so on.
+    """
     probability_E = mean_probability(planner.costs)
-    estimate_s = estimate_step(planner, fit, probability_E)
+    everything = _roles_that_fit(planner)
+    fit, estimate_s = everything, estimate_step(planner, everything, probability_E)
+    for roles in _fastest_alone(planner.costs, everything.roles, probability_E):
+        fit, estimate_s = _if_better(planner, (fit, estimate_s), [(roles, WORTH_A_MEMBER)], probability_E)
     while True:
-        better = []
-        for roles, limit in _fewer(fit.roles):
-            other = planner.fit(roles)
-            if other is not None:
-                seconds = estimate_step(planner, other, probability_E)
-                better += [(seconds, other)] if seconds <= estimate_s * limit else []
-        if not better:
+        before = fit
+        fit, estimate_s = _if_better(planner, (fit, estimate_s), list(_fewer(planner, fit.roles)), probability_E)
+        if fit is before:
             return fit
-        estimate_s, fit = min(better, key=lambda option: option[0])
 
 
-def _fewer(roles: Roles) -> Iterator[tuple[Roles, float]]:
-    """Roles with one thing less, each with the part of the time that it must stay under."""
+def _if_better(planner: MemoryPlanner, now: tuple[RoleFit, float], options: list[tuple[Roles, float]],
+               probability_E: FloatArray) -> tuple[RoleFit, float]:
+    """The best of the options that stay under their part of the time of now; now when none does."""
+    best = now
+    for roles, limit in options:
+        fit = planner.fit(roles)
+        if fit is not None:
+            seconds = estimate_step(planner, fit, probability_E)
+            if seconds <= (now[1] * limit if best is now else best[1]):
+                best = (fit, seconds)
+    return best
+
+
+def _fastest_alone(costs: StepCosts, roles: Roles, probability_E: FloatArray) -> Iterator[Roles]:
+    """The roles of the fastest members alone, from all but one down to one."""
+    costs_EM = costs.expert_costs(probability_E)
+    rows = costs.workload.num_rows / len(costs.profiles)
+    seconds = [costs.args.num_moe_layers * costs_EM[:, rank].sum() + costs.own_rows_s(rank, rows)
+               for rank in range(len(costs.profiles))]
+    for rank in sorted(range(len(seconds)), key=lambda one: (-seconds[one], -one))[:-1]:
+        roles = roles.without_anything(rank)
+        yield roles
+
+
+def _fewer(planner: MemoryPlanner, roles: Roles) -> Iterator[tuple[Roles, float]]:
+    """Roles with one thing less, each with the part of the time that it must stay under. Of members alike only one."""
+    seen: set[object] = set()
     for rank, (takes, holds) in enumerate(zip(roles.takes_requests, roles.holds_experts, strict=True)):
+        memory = planner.memories[rank]
+        kind = (planner.costs.profiles[rank], memory.budget_bytes, memory.resident_bytes, takes, holds)
+        if kind in seen:
+            continue
+        seen.add(kind)
         if takes and holds:
             yield roles.without_requests(rank), WORTH_A_ROLE
         if takes or holds:
