@@ -113,6 +113,27 @@ def doctor(config: Annotated[Path | None, typer.Argument(help="Check for this co
 
 
 @app.command()
+def plan(model: Annotated[Path, typer.Option(help="Folder with config.json, that file, or a Moesaic config (YAML)")],
+         cluster: Annotated[Path, typer.Option(help="Cluster file, for example one of examples/clusters")],
+         batch: Annotated[int | None, typer.Option(min=1, help="Sequences that decode at once  [default: 64]")] = None,
+         context: Annotated[int | None, typer.Option(min=1, help="Tokens of each  [default: 4096]")] = None,
+         dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32")] = None,
+         min_copies: Annotated[int | None, typer.Option(help="Devices that every expert is on: 1 or 2")] = None,
+         max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a device's step; sizes buffers")] = None,
+         expert_load: Annotated[Path | None, typer.Option(help="JSON array [MoE layers][experts] of loads")] = None,
+         even: Annotated[bool, typer.Option("--even", help="Place the same on every device")] = False,
+         fast: Annotated[bool, typer.Option("--fast", help="Greedy instead of exact")] = False,
+         as_json: Annotated[bool, typer.Option("--json")] = False,
+         html: Annotated[Path | None, typer.Option(help="Also write a page with pictures here")] = None) -> None:
+    """Would the model fit on a cluster, where would its bytes be, how fast would it be? Starts nothing."""
+    from cluster.plan_command import run_plan
+    from cluster.plan_inputs import PlanRequest
+
+    request = PlanRequest(model, cluster, batch, context, dtype, min_copies, max_batch_tokens, expert_load, even, fast)
+    raise typer.Exit(0 if run_plan(request, console, as_json, html) else 1)
+
+
+@app.command()
 def demo(config: Annotated[Path | None, typer.Option(help="Instead of examples/demo.yaml")] = None,
          state_dir: StateDir = None) -> None:
     """Serve a small real chat model on three local nodes, and ask it something through each door."""

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from cluster.device_specs import compute_dtype, data_sheet_profile, device_figures
+from cluster.device_specs import data_sheet_profile, device_figures
 from cluster.memory_demand import DTYPE_BYTES
 from cluster.memory_plan import MemberMemory
 from cluster.placement import PlannedMember
 from model.args import ModelArgs
 from serving.cluster_config import AssumedFigures, ClusterConfig, DeviceFigures, Dtype, LinkFigures, NodesConfig
 from serving.config import ConfigError
-from serving.epoch import Link
+from serving.epoch import DeviceProfile, Link
 
 
-def planned_members(cluster: ClusterConfig, args: ModelArgs, dtype: Dtype) -> tuple[PlannedMember, ...]:
-    """One for each device, by kind in the file's order. Raises ConfigError."""
+def planned_members(cluster: ClusterConfig, args: ModelArgs, dtype: Dtype, measured: Mapping[str, DeviceProfile],
+                    ) -> tuple[PlannedMember, ...]:
+    """One for each device, by kind in the file's order. `measured`: profiles by kind. Raises ConfigError."""
     members: list[PlannedMember] = []
     for nodes in cluster.nodes:
         figures = figures_of(nodes)
-        profile = data_sheet_profile(args, dtype, DTYPE_BYTES[dtype], figures, cluster.assumed)
+        profile = measured.get(nodes.name) or data_sheet_profile(args, dtype, DTYPE_BYTES[dtype], figures,
+                                                                 cluster.assumed)
         profile = replace(profile, link=link_of(cluster, nodes))
         budget = nodes.memory_budget or int(figures.memory * cluster.assumed.memory_part)
         for index in range(nodes.count * nodes.devices):
@@ -76,36 +79,3 @@ def with_more_nodes(cluster: ClusterConfig, kind: str, num_more: int) -> Cluster
     nodes = tuple(entry.model_copy(update={"count": entry.count + num_more}) if entry.name == kind else entry
                   for entry in cluster.nodes)
     return cluster.model_copy(update={"nodes": nodes})
-
-
-def notes(cluster: ClusterConfig, dtype: Dtype) -> tuple[str, ...]:
-    """What a reader must know of the figures."""
-    return (*_device_notes(cluster, dtype), *_link_notes(cluster), _assumed_note(cluster.assumed))
-
-
-def _device_notes(cluster: ClusterConfig, dtype: Dtype) -> tuple[str, ...]:
-    lines = []
-    for nodes in cluster.nodes:
-        figures = figures_of(nodes)
-        lines.append(f"{nodes.name}: {figures.source}")
-        if compute_dtype(figures, dtype) != dtype:
-            lines.append(f"{nodes.name}: no {dtype} in its matrix units; counted as computing in float32")
-    return tuple(lines)
-
-
-def _link_notes(cluster: ClusterConfig) -> tuple[str, ...]:
-    lines = []
-    if len(vendors(cluster)) > 1:
-        lines.append(f"vendors {' and '.join(vendors(cluster))} share no collectives: all rows go by the link between "
-                     "nodes, also those that stay within one")
-    links = {link: None for link in (cluster.link, *(nodes.link for nodes in cluster.nodes)) if link is not None}
-    lines += [f"link between nodes: {link.bandwidth / 1e9:g} GB/s a node{', ' + link.source if link.source else ''}"
-              for link in links]
-    return tuple(lines)
-
-
-def _assumed_note(assumed: AssumedFigures) -> str:
-    return (f"assumed, not measured: {assumed.read_efficiency:.0%} of read bandwidth, {assumed.flop_efficiency:.0%} of "
-            f"FLOP/s and {assumed.link_efficiency:.0%} of links are reached; beside its work a layer costs "
-            f"{assumed.layer_overhead_s * 1e6:g} us, a small collective {assumed.device_latency_s * 1e6:g} us within a "
-            f"node and {assumed.node_latency_s * 1e6:g} us between nodes")

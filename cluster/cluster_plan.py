@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from cluster.cluster_file import num_devices, planned_members, with_more_nodes
 from cluster.cost_model import Workload
@@ -15,6 +16,7 @@ from model.args import ModelArgs
 from model.memory import kv_block_bytes
 from serving.cluster_config import ClusterConfig, Dtype
 from serving.config import ServeConfig
+from serving.epoch import DeviceProfile
 
 MAX_MORE_NODES = 64
 Say = Callable[[str], None]     # called with what is worked out next
@@ -29,6 +31,15 @@ class PlanQuestion:
     cluster: ClusterConfig
     workload: Workload
     options: PlanOptions
+    measured: Mapping[str, DeviceProfile]   # by kind of node; the others go by data sheets
+
+    @property
+    def figures(self) -> Literal["measured", "data-sheet"]:
+        """What the speeds of the devices are from; "measured" only when all are."""
+        return "measured" if all(nodes.name in self.measured for nodes in self.cluster.nodes) else "data-sheet"
+
+    def members(self, cluster: ClusterConfig) -> tuple[PlannedMember, ...]:
+        return planned_members(cluster, self.args, self.dtype, self.measured)
 
     def demand(self, cluster: ClusterConfig) -> MemoryDemand:
         return memory_demand(self.args, self.config, num_devices(cluster))
@@ -43,7 +54,7 @@ class PlanQuestion:
 class Outlook:
     """What another choice would give."""
 
-    what: str                       # "even", or a kind of node of which there would be one more
+    what: str                       # "even", "held", or a kind of node of which there would be one more
     tokens_per_s: float | None      # None: it does not fit
     step_s: float | None
     why_not: str = ""
@@ -64,10 +75,11 @@ class ClusterPlan:
     members: tuple[PlannedMember, ...]
     plan: PlacementPlan | None      # None: it does not fit
     missing_bytes: int              # so much more memory, in all, would hold it
-    even: Outlook | None            # None: it was asked for, or nothing fits
-    one_more: tuple[Outlook, ...]
-    remedies: tuple[Remedy, ...]    # when it does not fit
-    fitting_batch_tokens: int | None    # when it does not fit: the largest scheduler.max_batch_tokens that would
+    even: Outlook | None = None     # None: it was asked for, or nothing fits
+    held: Outlook | None = None     # with num_held_rows, when the KV caches do not hold the workload
+    one_more: tuple[Outlook, ...] = ()
+    remedies: tuple[Remedy, ...] = ()   # when it does not fit
+    fitting_batch_tokens: int | None = None     # of them: a scheduler.max_batch_tokens that fits
 
     @property
     def kv_tokens(self) -> int:
@@ -75,20 +87,34 @@ class ClusterPlan:
         used = sum(member.memory.kv_cache_bytes for member in self.plan.members) if self.plan else 0
         return used // self.question.kv_token_bytes
 
+    @property
+    def num_held_rows(self) -> int:
+        """Sequences of the workload's context that the KV caches hold at once."""
+        return self.kv_tokens // self.question.workload.context_tokens
+
+    @property
+    def wanted_kv_tokens(self) -> int:
+        """Of the workload: every row with its context."""
+        return self.question.workload.num_rows * self.question.workload.context_tokens
+
 
 def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
     """Raises PlacementError and ConfigError for what is wrong with the question, not for a model that is too large."""
     cluster, demand = question.cluster, question.demand(question.cluster)
-    members = planned_members(cluster, question.args, question.dtype)
+    members = question.members(cluster)
     missing = missing_bytes(members, demand, question.options.min_copies)
     if missing:
         say("what would make it fit")
         remedies = tuple(Remedy(nodes.name, _nodes_to_fit(question, nodes.name)) for nodes in cluster.nodes)
-        return ClusterPlan(question, demand, members, None, missing, None, (), remedies,
-                           _fitting_batch_tokens(question, members))
+        return ClusterPlan(question, demand, members, None, missing, remedies=remedies,
+                           fitting_batch_tokens=_fitting_batch_tokens(question, members))
     say("placement")
-    plan = _plan(question, cluster, question.options)
-    even = None
+    answer = ClusterPlan(question, demand, members, _plan(question, cluster, question.options), 0)
+    held = even = None
+    if 0 < answer.num_held_rows < question.workload.num_rows:
+        say("fewer sequences")
+        fewer = replace(question, workload=replace(question.workload, num_rows=answer.num_held_rows))
+        held = _outlook(fewer, "held", cluster, replace(question.options, exact=False))
     if question.options.policy != "even":
         say("even placement")
         even = _outlook(question, "even", cluster, replace(question.options, policy="even", exact=False))
@@ -97,7 +123,7 @@ def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
         say(f"one more {nodes.name}")
         larger = with_more_nodes(cluster, nodes.name, 1)
         one_more.append(_outlook(question, nodes.name, larger, replace(question.options, exact=False)))
-    return ClusterPlan(question, demand, members, plan, 0, even, tuple(one_more), (), None)
+    return replace(answer, held=held, even=even, one_more=tuple(one_more))
 
 
 def missing_bytes(members: tuple[PlannedMember, ...], demand: MemoryDemand, min_copies: int) -> int:
@@ -111,7 +137,7 @@ def missing_bytes(members: tuple[PlannedMember, ...], demand: MemoryDemand, min_
 
 
 def _plan(question: PlanQuestion, cluster: ClusterConfig, options: PlanOptions) -> PlacementPlan:
-    members = planned_members(cluster, question.args, question.dtype)
+    members = question.members(cluster)
     return plan_placement(question.args, question.demand(cluster), members, question.workload,
                           question.config.scheduler.max_batch_tokens, options)
 
@@ -120,12 +146,12 @@ def _outlook(question: PlanQuestion, what: str, cluster: ClusterConfig, options:
     try:
         prediction = _plan(question, cluster, options).prediction
     except PlacementError as error:
-        return Outlook(what, None, None, error.message)
+        return Outlook(what, None, None, error.message.splitlines()[0])
     return Outlook(what, prediction.tokens_per_s, prediction.step_s)
 
 
 def _fits(question: PlanQuestion, cluster: ClusterConfig) -> bool:
-    members = planned_members(cluster, question.args, question.dtype)
+    members = question.members(cluster)
     return not missing_bytes(members, question.demand(cluster), question.options.min_copies)
 
 

@@ -17,8 +17,9 @@ from serving.epoch import Curve, DeviceProfile
 
 _GIB, _GB, _TERA = 2**30, 10**9, 1e12
 _NVIDIA, _AMD = "nvidia", "amd"
-_A100 = ("NVIDIA A100 Tensor Core GPU datasheet, SXM, https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/"
-         "pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf")
+_A100 = ("NVIDIA A100 Tensor Core GPU datasheet, SXM",
+         "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
+         "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf")
 _NVLINK_4 = LinkFigures(bandwidth=450 * _GB, source="NVLink 4, 900 GB/s in both directions together")
 _NVLINK_3 = LinkFigures(bandwidth=300 * _GB, source="NVLink 3, 600 GB/s in both directions together")
 _PCIE_3 = LinkFigures(bandwidth=16 * _GB, source="PCIe Gen3 x16, 32 GB/s in both directions together")
@@ -27,36 +28,39 @@ _XGMI = LinkFigures(bandwidth=448 * _GB, source="7 Infinity Fabric links, 128 GB
 
 
 def _figures(vendor: str, memory_gib: int, read_gb_per_s: int, flops: dict[Dtype, float], link: LinkFigures,
-             source: str) -> DeviceFigures:
+             source: tuple[str, str]) -> DeviceFigures:
+    """`source`: document and address."""
     return DeviceFigures(vendor=vendor, memory=memory_gib * _GIB, read_bandwidth=read_gb_per_s * _GB,
-                         flops={dtype: rate * _TERA for dtype, rate in flops.items()}, link=link, source=source)
+                         flops={dtype: rate * _TERA for dtype, rate in flops.items()}, link=link, source=source[0],
+                         url=source[1])
 
 
 DEVICE_SPECS: Mapping[str, DeviceFigures] = {
     "h200-sxm": _figures(
         _NVIDIA, 141, 4800, {"bfloat16": 989.5, "float16": 989.5, "float32": 67}, _NVLINK_4,
-        "NVIDIA H200 Tensor Core GPU datasheet, SXM, https://www.nvidia.com/en-us/data-center/h200/"),
+        ("NVIDIA H200 Tensor Core GPU datasheet, SXM", "https://www.nvidia.com/en-us/data-center/h200/")),
     "h100-sxm": _figures(
         _NVIDIA, 80, 3350, {"bfloat16": 989.5, "float16": 989.5, "float32": 67}, _NVLINK_4,
-        "NVIDIA H100 Tensor Core GPU datasheet, SXM, https://resources.nvidia.com/en-us-tensor-core/"
-        "nvidia-tensor-core-gpu-datasheet"),
+        ("NVIDIA H100 Tensor Core GPU datasheet, SXM",
+         "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet")),
     "a100-80g-sxm": _figures(
         _NVIDIA, 80, 2039, {"bfloat16": 312, "float16": 312, "float32": 19.5}, _NVLINK_3, _A100),
     "a100-40g-sxm": _figures(
         _NVIDIA, 40, 1555, {"bfloat16": 312, "float16": 312, "float32": 19.5}, _NVLINK_3, _A100),
     "l40s": _figures(
         _NVIDIA, 48, 864, {"bfloat16": 362, "float16": 362, "float32": 91.6}, _PCIE_4,
-        "NVIDIA L40S datasheet, https://www.nvidia.com/en-us/data-center/l40s/"),
+        ("NVIDIA L40S datasheet", "https://www.nvidia.com/en-us/data-center/l40s/")),
     "l4": _figures(
         _NVIDIA, 24, 300, {"bfloat16": 121, "float16": 121, "float32": 30.3}, _PCIE_4,
-        "NVIDIA L4 Tensor Core GPU datasheet, https://www.nvidia.com/en-us/data-center/l4/"),
+        ("NVIDIA L4 Tensor Core GPU datasheet", "https://www.nvidia.com/en-us/data-center/l4/")),
     "t4": _figures(
         _NVIDIA, 16, 300, {"float16": 65, "float32": 8.1}, _PCIE_3,
-        "NVIDIA T4 Tensor Core GPU datasheet, https://www.nvidia.com/en-us/data-center/tesla-t4/"),
+        ("NVIDIA T4 Tensor Core GPU datasheet", "https://www.nvidia.com/en-us/data-center/tesla-t4/")),
     "mi300x": _figures(
         _AMD, 192, 5300, {"bfloat16": 1307.4, "float16": 1307.4, "float32": 163.4}, _XGMI,
-        "AMD Instinct MI300X data sheet, https://www.amd.com/content/dam/amd/en/documents/instinct-tech-docs/data-sheets/"
-        "amd-instinct-mi300x-data-sheet.pdf"),
+        ("AMD Instinct MI300X data sheet",
+         "https://www.amd.com/content/dam/amd/en/documents/instinct-tech-docs/data-sheets/"
+         "amd-instinct-mi300x-data-sheet.pdf")),
 }
 
 

@@ -6,16 +6,22 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from cluster.cluster_plan import PlanQuestion
 from cluster.cost_model import Workload
 from cluster.model_store import locate_checkpoint
 from cluster.placement import PlanOptions
+from cluster.profile_store import StoredProfile, check_profile
 from model.args import ModelArgs, parse_model_args, read_model_args
 from model.errors import CheckpointError
-from serving.cluster_config import load_cluster
+from serving.cluster_config import ClusterConfig, load_cluster
 from serving.config import ConfigError, ServeConfig, load_config, parse_config
+from serving.epoch import DeviceProfile
 
 DEFAULT_BATCH, DEFAULT_CONTEXT_TOKENS = 64, 4096
+_PROFILE_SHAPE = ("hidden_size", "moe_intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
+                  "num_experts")       # facts that a profile must share with the model
 EXACT_TIME_LIMIT_S = 6.0        # all layers together: more improves a plan by less than its figures are sure
 
 
@@ -52,7 +58,8 @@ def read_question(request: PlanRequest) -> PlanQuestion:
         model_name=model_name, args=args, dtype=config.model.dtype, config=config, cluster=cluster,
         workload=Workload(batch, context_tokens, load),
         options=PlanOptions(policy="even" if request.even else placement.policy, min_copies=placement.min_copies,
-                            exact=not request.fast, time_limit_s=EXACT_TIME_LIMIT_S))
+                            exact=not request.fast, time_limit_s=EXACT_TIME_LIMIT_S),
+        measured=_read_profiles(cluster, request.cluster.parent, args, config.model.dtype))
 
 
 def _read_model(path: Path) -> tuple[str, ModelArgs, ServeConfig, bool]:
@@ -88,6 +95,31 @@ def _with_arguments(config: ServeConfig, request: PlanRequest) -> ServeConfig:
         if value is not None:
             content[section][key] = value
     return parse_config(content, source="the command line")
+
+
+def _read_profiles(cluster: ClusterConfig, folder: Path, args: ModelArgs, dtype: str) -> dict[str, DeviceProfile]:
+    """By kind of node. Paths are relative to the cluster file's folder."""
+    return {nodes.name: _read_profile(nodes.name, folder / Path(nodes.profile).expanduser(), args, dtype)
+            for nodes in cluster.nodes if nodes.profile is not None}
+
+
+def _read_profile(kind: str, path: Path, args: ModelArgs, dtype: str) -> DeviceProfile:
+    try:
+        stored = TypeAdapter(StoredProfile).validate_json(path.read_bytes())
+        check_profile(stored.profile)
+    except OSError as error:
+        raise ConfigError(f"{kind}: cannot read profile {path}: {error.strerror}",
+                          fix="give a file that a shard wrote under ~/.cache/moesaic/profiles") from error
+    except ValueError as error:
+        raise ConfigError(f"{kind}: {path} is no device profile: {str(error).splitlines()[0]}",
+                          fix="give a file that a shard wrote under ~/.cache/moesaic/profiles") from error
+    wanted = {name: getattr(args, name) for name in _PROFILE_SHAPE} | {"dtype": dtype}
+    differs = [f"{name}={stored.facts.get(name)!r} (here {value!r})" for name, value in wanted.items()
+               if stored.facts.get(name) != value]
+    if differs:
+        raise ConfigError(f"{kind}: profile {path} is of another model: {', '.join(differs)}",
+                          fix="measure with this model, or take the profile away")
+    return stored.profile
 
 
 def _read_expert_load(path: Path, args: ModelArgs) -> tuple[tuple[float, ...], ...]:

@@ -57,7 +57,8 @@ class DeviceFigures(_Options):
     read_bandwidth: BytesPerSecond
     flops: Annotated[dict[Dtype, PositiveFloat], Field(min_length=1)]   # FLOP/s of dense matrix products
     link: LinkFigures | None = None         # to the other devices of its node; None: as between nodes
-    source: str                             # document and address that the figures are from
+    source: str                             # document that the figures are from
+    url: str = ""
 
 
 class AssumedFigures(_Options):
@@ -87,6 +88,7 @@ class NodesConfig(_Options):
     memory_budget: Bytes | None = None      # of each device; None: AssumedFigures.memory_part of its memory
     process_memory: Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)] = 0   # of it, before anything is loaded
     link: LinkFigures | None = None         # leaving one node, shared by its devices; None: the cluster's
+    profile: str | None = None              # file of a device profile that a shard measured; its speeds count instead
 
 
 class ClusterConfig(_Options):
