@@ -15,6 +15,7 @@ from model.placement import Placement
 from serving.epoch import Member
 from serving.expert_load import ExpertLoad
 
+_LONG_RANGES = 9        # characters
 _COLOURS = {"ready": "green", "failed": "red"}
 
 
@@ -37,7 +38,7 @@ def status_view(status: ClusterStatus) -> Group:
 def _shard_table(status: ClusterStatus) -> Table:
     """Fits 80 columns. Shards in the order of their ranks."""
     table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("node", "state", "experts", "memory MiB", "KV", "load", "rows computed"):
+    for column in ("node", "state", "experts", "memory MiB", "KV", "load", "rows"):
         is_text = column in ("node", "state", "experts")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     epoch = status.view.epoch
@@ -67,14 +68,15 @@ def _emulation(member: Member) -> str:
 
 
 def expert_ranges(placement: Placement, rank: int) -> str:
-    """Copies, and which: '60: 0-1' when all MoE layers have the same experts here, else '80: 2-3 a layer'."""
+    """Copies, and which: '60: 0-1' when that is short and the same in all MoE layers, else '80: 2-3 a layer'."""
     of_layer = [placement.experts_of(layer, rank) for layer in range(placement.num_layers)]
     counts = sorted({len(experts) for experts in of_layer})
     total = sum(map(len, of_layer))
     if not total:
         return "none"
-    if len(set(of_layer)) == 1:
-        return f"{total}: {_ranges(of_layer[0])}"
+    ranges = _ranges(of_layer[0])
+    if len(set(of_layer)) == 1 and len(ranges) <= _LONG_RANGES:
+        return f"{total}: {ranges}"
     return f"{total}: {'-'.join(map(str, (counts[0], counts[-1]) if len(counts) > 1 else counts))} a layer"
 
 
