@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cluster.device_facts import device_name, num_threads_of, return_free_memory
+from cluster.process_group import import_backend
 from cluster.profile_store import Facts, ProfileStore
 from model.args import ModelArgs
 from model.device_probe import DeviceProbe, DeviceTimes, Timings
@@ -25,7 +26,7 @@ MAX_SPREAD = 0.03           # repeats that differ by more make a profile noisy
 _BUDGET_S = 4.0             # for repeats, until they agree
 _LOCK_TIMEOUT_S = 30.0
 _SHORT_S = 50e-6            # of calls shorter than this, the clock and the cache decide the difference
-_METHOD = 1                 # raise it when what is measured changes: older files are then measured again
+_METHOD = 2                 # raise it when what is measured changes: older files are then measured again
 
 
 def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConfig,
@@ -111,6 +112,7 @@ def spread_of(passes: list[Timings]) -> float:
 def _measure(args: ModelArgs, dtype: str, kernels: Kernels) -> DeviceProfile:
     began_s = time.perf_counter()
     torch_dtype: torch.dtype = getattr(torch, dtype)
+    import_backend(str(kernels.device))
     probe = DeviceProbe(args, torch_dtype, kernels)
     steady = measure_until_steady(probe.measure, time.perf_counter, _BUDGET_S - (time.perf_counter() - began_s))
     times = probe.times(steady.timings)
@@ -128,8 +130,9 @@ def _measure(args: ModelArgs, dtype: str, kernels: Kernels) -> DeviceProfile:
 def _profile(args: ModelArgs, dtype_bytes: int, times: DeviceTimes, spread: float) -> DeviceProfile:
     num_bytes = expert_bytes(args, dtype_bytes) or 3 * args.hidden_size * args.intermediate_size * dtype_bytes
     flop = 2 * num_bytes // dtype_bytes     # of a row
-    rates: Curve = tuple((rows, rows * flop / seconds) for rows, seconds in times.expert_s)
+    computed: Curve = tuple((rows, seconds - rows * times.pair_s) for rows, seconds in times.expert_s)
+    rates: Curve = tuple((rows, rows * flop / max(seconds, 1e-9)) for rows, seconds in computed)
     return DeviceProfile(
-        source="measured", read_bytes_per_s=num_bytes / times.expert_s[0][1], gemm_flop_per_s=rates,
+        source="measured", read_bytes_per_s=num_bytes / max(computed[0][1], 1e-9), gemm_flop_per_s=rates,
         expert_s=times.expert_s, dense_s=times.dense_s, head_s=times.head_s, attention_s=times.attention_s,
         layer_overhead_s=times.layer_overhead_s, spread=spread, is_noisy=spread > MAX_SPREAD)

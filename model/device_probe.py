@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -13,6 +15,7 @@ from model.pace import work_clock_of
 from model.probe_work import MAX_ROWS, NUM_SEQUENCES, ExpertGroups, Layers
 
 ROWS = (1, 4, 16, 64, MAX_ROWS)
+OTHERS_ROWS = 64
 Curve = tuple[tuple[int, float], ...]
 Timings = dict[tuple[str, int], float]      # (what, rows) -> seconds of the fastest call
 
@@ -26,11 +29,12 @@ _MIN_POINTS = 3
 class DeviceTimes:
     """In seconds; each curve ascends in rows. serving/epoch.py's DeviceProfile says what is in which."""
 
-    expert_s: Curve
+    expert_s: Curve             # `pair_s` included
     dense_s: Curve
     head_s: Curve
     attention_s: float
     layer_overhead_s: float
+    pair_s: float               # of one row for one expert, besides the expert: planned, picked and sent back
 
 
 class DeviceProbe:
@@ -38,63 +42,61 @@ class DeviceProbe:
 
     def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
         self._args = _measurable(args)
-        self._all_layers = args.num_layers
-        self._num_dense = args.num_layers - args.num_moe_layers
-        self._kernels = kernels
-        self._dtype = dtype
         self._clock = work_clock_of(kernels.device, torch.get_num_threads())
         self._experts = ExpertGroups(self._args, dtype, kernels)
-        self._layers = Layers(self._args, dtype, kernels)
+        self._layers = Layers(self._args, dtype, kernels, self._clock, self._experts)
 
     @torch.inference_mode()
     def measure(self) -> Timings:
         """One pass over all points. Two passes of a quiet machine differ little."""
         timings: Timings = {}
         experts, layers = self._experts, self._layers
-        timings["no rows", 0] = self._fastest(lambda: experts.compute(0))
-        self._curve(timings, "experts", experts.compute)
-        timings["idle layers", 0] = self._fastest(lambda: layers.forward(0))
-        self._curve(timings, "layers", layers.forward)
-        self._curve(timings, "head", layers.head)
+        timings["no rows", 0] = _fastest(lambda: experts.compute(0), self._clock)
+        self._curve(timings, "experts", experts.compute, self._clock)
+
+        def work_s() -> float:
+            return layers.work_s
+        for num_rows in (1, OTHERS_ROWS):
+            timings["layers for others", num_rows] = _fastest(partial(layers.forward, 0, num_rows), work_s)
+        self._curve(timings, "layers", layers.forward, work_s)
+        self._curve(timings, "head", layers.head, work_s)
         for context_tokens in (1, layers.context_tokens):
-            timings["attention", context_tokens] = self._fastest(layers.attention_call(context_tokens))
+            timings["attention", context_tokens] = _fastest(layers.attention_call(context_tokens), self._clock)
         return timings
 
     def times(self, timings: Timings) -> DeviceTimes:
         """What the fastest calls say of one expert, one layer, one token."""
         experts, layers = self._experts, self._layers
-        overhead_s = timings["idle layers", 0] / layers.num_layers(0)
-        expert_s = tuple((rows, max(0.0, seconds - timings["no rows", 0]) / experts.num_experts * experts.scale)
+        idle_s, busy_s = (timings["layers for others", rows] / layers.num_layers(0) for rows in (1, OTHERS_ROWS))
+        pairs_per_row = self._args.num_experts_per_tok
+        pair_s = max(0.0, busy_s - idle_s) / (pairs_per_row * (OTHERS_ROWS - 1))
+        expert_s = tuple((rows, rows * pair_s + (seconds - timings["no rows", 0]) / experts.num_experts * experts.scale)
                          for rows, seconds in _points(timings, "experts"))
-        dense_blocks = self._num_dense / self._all_layers * self._args.intermediate_size / max(
-            1, self._args.moe_intermediate_size)
-        of_expert = dict(expert_s)
-        dense_s = tuple((rows, seconds / layers.num_layers(rows) - overhead_s + dense_blocks * of_expert.get(rows, 0.0))
-                        for rows, seconds in _points(timings, "layers") if not dense_blocks or rows in of_expert)
+        dense_s = tuple((rows, seconds / layers.num_layers(rows) - idle_s - rows * pairs_per_row * pair_s)
+                        for rows, seconds in _points(timings, "layers"))
         head_s = tuple((rows, seconds * layers.head_scale) for rows, seconds in _points(timings, "head"))
         extra_s = timings["attention", layers.context_tokens] - timings["attention", 1]
         attention_s = max(0.0, extra_s) / (NUM_SEQUENCES * (layers.context_tokens - 1))
-        return DeviceTimes(_ascending(expert_s), _ascending(dense_s), _ascending(head_s), attention_s, overhead_s)
+        return DeviceTimes(_ascending(expert_s), _ascending(dense_s), _ascending(head_s), attention_s, idle_s, pair_s)
 
-    def _curve(self, timings: Timings, what: str, call: Callable[[int], object]) -> None:
+    @staticmethod
+    def _curve(timings: Timings, what: str, call: Callable[[int], object], clock: Callable[[], float]) -> None:
         for index, rows in enumerate(ROWS):
-            if index >= _MIN_POINTS:
-                before = ROWS[index - 1]
-                if timings[what, before] * rows / before > _MAX_CALL_S:
-                    return
-            timings[what, rows] = self._fastest(lambda rows=rows: call(rows))    # type: ignore[misc]
+            if index >= _MIN_POINTS and timings[what, ROWS[index - 1]] * rows / ROWS[index - 1] > _MAX_CALL_S:
+                return
+            timings[what, rows] = _fastest(partial(call, rows), clock)
 
-    def _fastest(self, call: Callable[[], object]) -> float:
-        """Seconds of the fastest of enough calls: other work on the machine only ever slows a call down."""
+
+def _fastest(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of the fastest of enough calls: other work on the machine only ever slows a call down."""
+    call()
+    best_s, num_calls, end_s = float("inf"), 0, time.perf_counter() + _POINT_S
+    while num_calls < _MIN_CALLS or (time.perf_counter() < end_s and num_calls < _MAX_CALLS):
+        before_s = clock()
         call()
-        best_s, spent_s, num_calls = float("inf"), 0.0, 0
-        before_s = self._clock()
-        while num_calls < _MIN_CALLS or (spent_s < _POINT_S and num_calls < _MAX_CALLS):
-            call()
-            after_s = self._clock()
-            best_s = min(best_s, after_s - before_s)
-            spent_s, num_calls, before_s = spent_s + after_s - before_s, num_calls + 1, after_s
-        return best_s
+        best_s = min(best_s, clock() - before_s)
+        num_calls += 1
+    return best_s
 
 
 def _points(timings: Timings, what: str) -> Iterator[tuple[int, float]]:

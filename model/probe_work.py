@@ -19,11 +19,14 @@ from torch import Tensor
 from model.args import ModelArgs
 from model.batch import StepBatch, build_batch
 from model.decoder import Decoder
-from model.dispatch import DispatchHandle, LocalDispatcher
+from model.dispatch import Dispatcher, DispatchHandle
+from model.dispatch_auto import AutoDispatcher
 from model.kernels.protocol import ExpertWeights, Kernels, LinearWeight
 from model.moe import SparseMlp
-from model.placement import contiguous_placement
+from model.pace import Pace
+from model.placement import Placement
 from model.sampler import sample
+from model.silent_group import SilentGroup
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 
 MAX_ROWS = 256
@@ -33,7 +36,7 @@ _NARROW_BYTES = 64 << 20    # an expert or an output layer larger than this is m
 _COLD_BYTES = 64 << 20      # at least; twice the last cache where that is known and more
 _MAX_COLD_BYTES = 192 << 20
 _EXPERTS_PER_CALL = 8
-_MAX_GROUPS, _MAX_LAYERS, _MAX_OUTPUTS, _SHALLOW_LAYERS = 16, 48, 4, 8
+_MAX_GROUPS, _MAX_LAYERS, _MAX_OUTPUTS, _SHALLOW_LAYERS = 16, 16, 4, 8
 _CONTEXT_TOKENS, _BLOCK_SIZE = 1024, 16
 _INIT_STD = 0.02
 GREEDY = SamplingSpec(temperature=0.0)
@@ -48,6 +51,7 @@ class ExpertGroups:
         self.scale = args.moe_intermediate_size / width
         cold_bytes, expert_bytes = _cold_bytes(), width * bytes_per_width
         self.num_experts = max(1, min(_EXPERTS_PER_CALL, cold_bytes // (2 * expert_bytes)))
+        self.bytes_per_call = self.num_experts * expert_bytes
         num_groups = min(_MAX_GROUPS, max(2, -(-cold_bytes // (self.num_experts * expert_bytes))))
         up_ID = _random(width, args.hidden_size, dtype, kernels)
         down_DI = _random(args.hidden_size, width, dtype, kernels)
@@ -72,10 +76,11 @@ class ExpertGroups:
 class Layers:
     """A decoder without experts: its layers, its attention over a cache, its output layer."""
 
-    def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
+    def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels, clock: Callable[[], float],
+                 experts: ExpertGroups) -> None:
         vocab_size = _narrowed(args.vocab_size, args.hidden_size * dtype.itemsize)
         self.head_scale = args.vocab_size / vocab_size
-        self._num_layers = _num_layers(args, dtype)
+        self._num_layers = _num_layers(args, dtype, experts.bytes_per_call)
         args = replace(args, num_layers=self._num_layers, moe_layers=tuple(range(self._num_layers)),
                        vocab_size=vocab_size)
         self._decoder = Decoder(args, kernels, dtype, (0,) * self._num_layers)
@@ -84,8 +89,10 @@ class Layers:
         self._outputs = cycle(self._new_outputs(args, dtype, kernels))
         self._hidden_TD = _random(MAX_ROWS, args.hidden_size, dtype, kernels)
         self._kv_cache = kernels.new_kv_cache(self._num_layers, MAX_ROWS, 1, args.num_kv_heads, args.head_dim, dtype)
-        self._requests = list(_decodes(MAX_ROWS, 0, 1).requests)
-        self._dispatcher = _ComputedElsewhere(kernels, args)
+        self._experts, self._meter = experts, Pace(1.0, clock, clock)      # at full speed it only counts
+        dispatcher = AutoDispatcher(kernels, _held_by_first(args, args.num_experts - 1), 0, SilentGroup())
+        dispatcher.keep_pace(self._meter)
+        self._dispatcher = _WithoutExperts(dispatcher, experts, self._meter)
         self._batches: dict[int, StepBatch] = {}
         self.context_tokens = min(_CONTEXT_TOKENS, args.sliding_window or _CONTEXT_TOKENS)
         self._args, self._dtype, self._kernels = args, dtype, kernels
@@ -94,19 +101,33 @@ class Layers:
         """Many rows keep the processor busy with few weights, so fewer layers will do."""
         return self._num_layers if num_rows < 64 else min(self._num_layers, _SHALLOW_LAYERS)
 
-    def forward(self, num_rows: int) -> Tensor:
-        """All that a layer computes for its own rows besides experts, each row with no context but itself."""
+    @property
+    def work_s(self) -> float:
+        """Seconds of work in all calls, without those of collectives and experts."""
+        return self._meter.work_s
+
+    def forward(self, num_rows: int, num_others_rows: int = 0) -> None:
+        """All that a layer computes besides experts for its own rows, each with no context but itself, and for those of
+        others whose experts are here. Own rows go to the experts' holders, itself above all, and come back."""
         num_layers, batch = self.num_layers(num_rows), self._batches.get(num_rows)
         if batch is None:
             batch = self._batches[num_rows] = build_batch(_decodes(num_rows, 0, 1), 1, MAX_ROWS)
         self._decoder.layers = self._all[:num_layers]
         token_ids_T = batch.token_ids_T.to(self._hidden_TD.device)
-        return self._decoder.forward(token_ids_T, batch.attention, self._kv_cache[:num_layers], self._dispatcher)
+        self._meter.begin()
+        self._dispatcher.begin_step((num_rows, num_others_rows))
+        self._decoder.forward(token_ids_T, batch.attention, self._kv_cache[:num_layers], self._dispatcher)
+        self._meter.settle()
 
-    def head(self, num_rows: int) -> object:
-        """Last norm, logits and a greedy draw."""
+    def head(self, num_rows: int) -> None:
+        """What a step needs once: its batch, last norm, logits and a greedy draw."""
+        plan = _decodes(num_rows, 0, 1)
         self._decoder.output = next(self._outputs)
-        return sample(self._decoder.logits(self._hidden_TD[:num_rows]), self._requests[:num_rows])
+        self._experts.compute(1)
+        self._meter.begin()
+        build_batch(plan, 1, MAX_ROWS)
+        sample(self._decoder.logits(self._hidden_TD[:num_rows]), list(plan.requests))
+        self._meter.settle()
 
     def attention_call(self, context_tokens: int) -> Callable[[], Tensor]:
         """One row of each of some sequences with so much context; calls go round over the layers of a cache."""
@@ -139,33 +160,51 @@ class Layers:
 
     def _new_outputs(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> list[LinearWeight]:
         weight_VD = _random(args.vocab_size, args.hidden_size, dtype, kernels)
-        num_outputs = max(1, min(4, -(-_cold_bytes() // weight_VD.nbytes)))
+        num_outputs = max(1, min(_MAX_OUTPUTS, -(-_cold_bytes() // weight_VD.nbytes)))
         outputs = [kernels.new_linear(args.vocab_size, args.hidden_size, dtype) for _ in range(num_outputs)]
         for output in outputs:
             output.load_rows(0, weight_VD)
         return outputs
 
 
-class _ComputedElsewhere:
-    """A Dispatcher that gives no rows to the experts here, and returns rows as if they had been computed."""
+class _WithoutExperts:
+    """A Dispatcher that gives no rows to the experts here, and returns rows as if they had been computed.
 
-    num_collectives = 0
-    bytes_sent = 0
+    Other experts run in their place, off the meter: after them caches hold nothing of the layer, as in a real step.
+    """
 
-    def __init__(self, kernels: Kernels, args: ModelArgs) -> None:
-        self._local = LocalDispatcher(kernels, contiguous_placement(args.num_layers, args.num_experts,
-                                                                    (args.num_experts,)))
+    def __init__(self, dispatcher: Dispatcher, experts: ExpertGroups, meter: Pace) -> None:
+        self._dispatcher = dispatcher
+        self._experts = experts
+        self._meter = meter
+        self._handle = DispatchHandle([], torch.empty(0))
         self._rows_RD = torch.empty(0)
 
+    @property
+    def num_collectives(self) -> int:
+        return self._dispatcher.num_collectives
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._dispatcher.bytes_sent
+
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
-        self._local.begin_step(num_tokens_of_member)
+        self._dispatcher.begin_step(num_tokens_of_member)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
-        self._rows_RD, handle = self._local.dispatch(layer, x_TD, expert_ids_TK)
-        return self._rows_RD[:0], DispatchHandle([], handle.row_of_TK)
+        self._rows_RD, self._handle = self._dispatcher.dispatch(layer, x_TD, expert_ids_TK)
+        self._meter.settle()
+        self._experts.compute(1)
+        self._meter.begin()
+        return self._rows_RD[:0], DispatchHandle([], self._handle.row_of_TK)
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
-        return self._local.combine(layer, self._rows_RD, weights_TK, handle)
+        return self._dispatcher.combine(layer, self._rows_RD, weights_TK, self._handle)
+
+
+def _held_by_first(args: ModelArgs, num_held: int) -> Placement:
+    """Two members; the first holds so many experts of every layer."""
+    return Placement(2, (tuple((int(expert >= num_held),) for expert in range(args.num_experts)),) * args.num_layers)
 
 
 def _decodes(num_rows: int, num_computed_tokens: int, num_blocks: int) -> StepPlan:
@@ -194,8 +233,8 @@ def _cold_bytes() -> int:
     return min(max(_COLD_BYTES, 2 * cache_bytes), _MAX_COLD_BYTES)
 
 
-def _num_layers(args: ModelArgs, dtype: torch.dtype) -> int:
-    """So many that their attention and gates together are no longer in a cache."""
+def _num_layers(args: ModelArgs, dtype: torch.dtype, expert_bytes: int) -> int:
+    """So many that one's attention and gate are no longer in a cache when its turn comes again."""
     heads_width, kv_width = args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
     layer_bytes = (2 * heads_width + 2 * kv_width + args.num_experts) * args.hidden_size * dtype.itemsize
-    return max(1, min(_MAX_LAYERS, -(-_cold_bytes() // layer_bytes)))
+    return max(1, min(_MAX_LAYERS, -(-_cold_bytes() // (layer_bytes + expert_bytes))))

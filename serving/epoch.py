@@ -43,11 +43,12 @@ class DeviceProfile:
     source: Literal["measured", "data-sheet"]
     read_bytes_per_s: float         # of weights
     gemm_flop_per_s: tuple[tuple[int, float], ...]      # (rows, FLOP/s) in the shape of one expert
-    expert_s: Curve                 # one expert of one layer
-    dense_s: Curve                  # of one layer what its rows' owner computes: norms, attention projections, gate
-    head_s: Curve                   # last norm and logits, once a step
+    expert_s: Curve                 # one expert of one layer, and to bring rows to it and back within the member
+    dense_s: Curve                  # of one layer what its rows' owner computes: norms, attention projections, gate,
+                                    # dispatch in a group of several members; no experts, no dense MLP
+    head_s: Curve                   # once a step: the batch, last norm, logits, a greedy draw
     attention_s: float              # of one query row over one cached token, one layer
-    layer_overhead_s: float = 0.0   # of one layer whatever its rows: launches, planning
+    layer_overhead_s: float = 0.0   # of one layer whatever its rows: planning, wake-ups between collectives
     link: Link | None = None        # None: not measured yet, or alone
     emulated_speed: float | None = None     # None: as fast as it is
     spread: float = 0.0             # relative difference between the repeats of the measurement

@@ -12,7 +12,7 @@ import torch
 
 from model import device_probe, probe_work
 from model.args import ModelArgs, read_model_args
-from model.device_probe import ROWS, DeviceProbe, DeviceTimes, Timings
+from model.device_probe import OTHERS_ROWS, ROWS, DeviceProbe, DeviceTimes, Timings
 from model.kernels.protocol import Kernels
 from model.kernels.select import select_kernels
 from model.kernels.torch_kernels import TorchKernels
@@ -36,7 +36,7 @@ def check(times: DeviceTimes) -> None:
         assert rows == sorted(set(rows)) and rows[0] == 1 and set(rows) <= set(ROWS) and len(rows) >= 3
         assert all(0 < some < 10 for some in seconds) and seconds == sorted(seconds)
     assert 0 <= times.attention_s < 1e-3
-    assert 0 < times.layer_overhead_s < 1.0
+    assert 0 < times.layer_overhead_s < 1.0 and 0 <= times.pair_s < 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -66,31 +66,32 @@ def test_a_curve_ends_before_its_calls_take_too_long(args: ModelArgs, monkeypatc
 
 def fixed_timings(probe: DeviceProbe, seconds: float) -> Timings:
     points = [(what, rows) for what in ("experts", "layers", "head") for rows in ROWS]
-    points += [("no rows", 0), ("idle layers", 0), ("attention", 1), ("attention", probe._layers.context_tokens)]
-    return dict.fromkeys(points, seconds)
+    points += [("no rows", 0), ("layers for others", 1), ("layers for others", OTHERS_ROWS)]
+    return dict.fromkeys([*points, ("attention", 1), ("attention", probe._layers.context_tokens)], seconds)
 
 
 def test_what_is_measured_narrower_is_scaled_up(args: ModelArgs, monkeypatch: pytest.MonkeyPatch) -> None:
     large = replace(args, moe_intermediate_size=640, vocab_size=1280)
     monkeypatch.setattr(probe_work, "_NARROW_BYTES", 1)         # then 64 wide
     probe = DeviceProbe(large, torch.float32, TorchKernels("cpu"))
-    timings = fixed_timings(probe, 1.0) | {("no rows", 0): 0.25, ("idle layers", 0): 0.5}
-    times = probe.times(timings)
+    times = probe.times(fixed_timings(probe, 1.0) | {("no rows", 0): 0.25, ("layers for others", 1): 1.0})
     assert dict(times.head_s)[4] == pytest.approx(20.0)
     assert dict(times.expert_s)[4] == pytest.approx(0.75 * 10 / probe._experts.num_experts)
-    assert times.layer_overhead_s == pytest.approx(0.5 / 3)
 
 
-def test_a_models_dense_blocks_count_in_the_mean_layer(args: ModelArgs) -> None:
-    """One of two layers has a block of three times an expert's width."""
-    half = replace(args, num_layers=2, moe_layers=(1,), moe_intermediate_size=16, intermediate_size=48)
-    every = replace(half, moe_layers=(0, 1))
-    kernels = TorchKernels("cpu")
-    probes = [DeviceProbe(some, torch.float32, kernels) for some in (half, every)]
-    half_times, every_times = [probe.times(fixed_timings(probe, 1.0) | {("no rows", 0): 0.25, ("idle layers", 0): 0.1})
-                               for probe in probes]
-    expected = dict(every_times.dense_s)[16] + 0.5 * 3 * dict(half_times.expert_s)[16]
-    assert dict(half_times.dense_s)[16] == pytest.approx(expected)
+def test_each_second_of_a_layer_is_counted_once(args: ModelArgs) -> None:
+    """A member with 16 rows of its own, all of whose pairs it computes itself: overhead + dense + pairs = the layer."""
+    probe = DeviceProbe(args, torch.float32, TorchKernels("cpu"))
+    others = {("no rows", 0): 0.1, ("layers for others", 1): 0.2, ("layers for others", OTHERS_ROWS): 0.3}
+    layers = {("layers", rows): 1.0 + rows / 32 for rows in ROWS}
+    times = probe.times(fixed_timings(probe, 1.0) | others | layers)
+    num_layers, pairs_per_row = probe._layers.num_layers(16), args.num_experts_per_tok
+    assert times.layer_overhead_s == pytest.approx(0.2 / num_layers)
+    assert times.pair_s == pytest.approx(0.1 / num_layers / (pairs_per_row * (OTHERS_ROWS - 1)))
+    whole_s = times.layer_overhead_s + dict(times.dense_s)[16] + 16 * pairs_per_row * times.pair_s
+    assert whole_s == pytest.approx(1.5 / num_layers)
+    compute_s = dict(times.expert_s)[16] - 16 * times.pair_s
+    assert compute_s == pytest.approx(0.9 / probe._experts.num_experts)
 
 
 @pytest.mark.gpu
