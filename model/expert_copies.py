@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float64]
 Part = tuple[int, int, float]       # rank, rows that it computes of an expert, the seconds they take it
 
 UNKNOWN_RATE = ExpertRate(read_s=16.0, row_s=1.0)       # all alike; reading weights lasts as long as 16 rows
-MAX_PASSES = 4
-CLOSE = 5e-3        # finish times are level when they differ by less than this share of the latest
+MAX_PASSES = 8
+CLOSE = 2e-3        # finish times are level when they differ by less than this share of the latest
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
 
     Experts with one holder are fixed. The others, most rows first, go whole to the holder that is then done first, or
     are split so that several holders are done at once, if each has enough rows to be busy while it reads the weights.
-    Then each is taken out and placed again until nothing improves. In the end the slowest member is relieved, as long
+    Then each is taken out and placed again until that gains little. In the end the slowest member is relieved, as long
     as that works: of a whole expert, for which others may make room, or of rows whose expert is then read once more.
     """
     num_rows_EM = np.zeros((copies.num_experts, copies.num_members), dtype=np.int64)
@@ -107,7 +107,8 @@ class _Pouring:
                 finish_M[rank] += seconds
         if self._long:
             for _ in range(1, MAX_PASSES):
-                if self._is_level() or not self._place_again():
+                latest_s = max(finish_M)
+                if self._is_level() or not self._place_again() or max(finish_M) > (1.0 - CLOSE) * latest_s:
                     break
         if not self._is_level():
             self._relieve_slowest()
