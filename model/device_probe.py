@@ -15,7 +15,7 @@ from model.pace import work_clock_of
 from model.probe_work import MAX_ROWS, NUM_SEQUENCES, ExpertGroups, Layers
 
 ROWS = (1, 4, 16, 64, MAX_ROWS)
-OTHERS_ROWS = 64
+OTHERS_ROWS = MAX_ROWS
 Curve = tuple[tuple[int, float], ...]
 Timings = dict[tuple[str, int], float]      # (what, rows) -> seconds of the fastest call
 

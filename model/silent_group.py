@@ -7,7 +7,6 @@ import time
 import torch.distributed as dist
 from torch import Tensor
 
-
 ANSWER_S = 2e-4     # how long the caller sleeps in a collective: it wakes up slower than it went on
 
 
