@@ -39,6 +39,10 @@ def num_devices(cluster: ClusterConfig) -> int:
     return sum(nodes.count * nodes.devices for nodes in cluster.nodes)
 
 
+def cluster_name(cluster: ClusterConfig) -> str:
+    return cluster.name or " + ".join(f"{nodes.count * nodes.devices} x {nodes.name}" for nodes in cluster.nodes)
+
+
 def vendors(cluster: ClusterConfig) -> tuple[str, ...]:
     return tuple(sorted({figures_of(nodes).vendor for nodes in cluster.nodes}))
 

@@ -79,6 +79,7 @@ class ClusterPlan:
     held: Outlook | None = None     # with num_held_rows, when the KV caches do not hold the workload
     one_more: tuple[Outlook, ...] = ()
     remedies: tuple[Remedy, ...] = ()   # when it does not fit
+    fits_with_one_copy: bool = False            # of them, where two copies were asked for
     fitting_batch_tokens: int | None = None     # of them: a scheduler.max_batch_tokens that fits
 
     @property
@@ -107,6 +108,7 @@ def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
         say("what would make it fit")
         remedies = tuple(Remedy(nodes.name, _nodes_to_fit(question, nodes.name)) for nodes in cluster.nodes)
         return ClusterPlan(question, demand, members, None, missing, remedies=remedies,
+                           fits_with_one_copy=not missing_bytes(members, demand, min_copies=1),
                            fitting_batch_tokens=_fitting_batch_tokens(question, members))
     say("placement")
     answer = ClusterPlan(question, demand, members, _plan(question, cluster, question.options), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from cluster.cluster_file import figures_of
+from cluster.cluster_file import cluster_name, figures_of
 from cluster.cluster_plan import ClusterPlan, Outlook
 from cluster.placement import PlacementPlan
 from cluster.plan_notes import notes
@@ -16,7 +16,7 @@ Json = dict[str, object]
 def plan_json(answer: ClusterPlan) -> str:
     question, workload = answer.question, answer.question.workload
     content: Json = {
-        "model": question.model_name, "dtype": question.dtype, "cluster": question.cluster.name,
+        "model": question.model_name, "dtype": question.dtype, "cluster": cluster_name(question.cluster),
         "figures": question.figures, "fits": answer.plan is not None, "missing_bytes": answer.missing_bytes,
         "batch": workload.num_rows, "context_tokens": workload.context_tokens,
         "max_batch_tokens": question.config.scheduler.max_batch_tokens, "min_copies": question.options.min_copies,
@@ -27,7 +27,8 @@ def plan_json(answer: ClusterPlan) -> str:
         "even": _outlook(answer.even) if answer.even else None,
         "one_more_node": {outlook.what: _outlook(outlook) for outlook in answer.one_more},
         "to_fit": {"more_nodes": {remedy.kind: remedy.num_more_nodes for remedy in answer.remedies},
-                   "max_batch_tokens": answer.fitting_batch_tokens} if answer.plan is None else None,
+                   "max_batch_tokens": answer.fitting_batch_tokens,
+                   "one_copy_fits": answer.fits_with_one_copy} if answer.plan is None else None,
         "assumed": question.cluster.assumed.model_dump(), "notes": list(notes(question))}
     return json.dumps(content)
 

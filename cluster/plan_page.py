@@ -7,7 +7,7 @@ import io
 from jinja2 import Environment, PackageLoader
 from rich.console import Console
 
-from cluster.cluster_file import figures_of
+from cluster.cluster_file import cluster_name, figures_of
 from cluster.cluster_plan import ClusterPlan
 from cluster.expert_ranges import expert_id_ranges
 from cluster.plan_picture import expert_map_png, memory_bars_png
@@ -22,7 +22,7 @@ def plan_page(answer: ClusterPlan) -> str:
     pictures = [("which device holds which expert", expert_map_png(answer, answer.plan)),
                 ("memory of each device", memory_bars_png(answer, answer.plan))] if answer.plan else []
     return environment.get_template("plan.html").render(
-        title=f"{answer.question.model_name} on {answer.question.cluster.name or 'a cluster'}",
+        title=f"{answer.question.model_name} on {cluster_name(answer.question.cluster)}",
         figures=answer.question.figures, text=_text(answer), pictures=pictures, sources=_sources(answer),
         layers=_layers(answer), members=[member.name for member in answer.members])
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cluster.cluster_file import num_devices
+from cluster.cluster_file import cluster_name
 from cluster.cluster_plan import MAX_MORE_NODES, ClusterPlan, Outlook
 from cluster.cost_model import StepPrediction
 from cluster.placement import PlacementPlan
@@ -38,8 +38,7 @@ def plan_view(answer: ClusterPlan) -> Group:
 
 def _head(answer: ClusterPlan) -> Iterator[RenderableType]:
     question = answer.question
-    cluster = question.cluster
-    yield Text(f"{question.model_name} in {question.dtype} on {cluster.name or num_devices(cluster)}", style="bold")
+    yield Text(f"{question.model_name} in {question.dtype} on {cluster_name(question.cluster)}", style="bold")
     fits = Text("fits", style="green") if answer.plan else Text("does not fit", style="red")
     yield Text.assemble("it ", fits, f"; figures: {question.figures}; nothing was started")
 
@@ -116,7 +115,7 @@ def _roles_table(plan: PlacementPlan, groups: tuple[MemberGroup, ...]) -> Table:
     table.add_column("devices", no_wrap=True)
     for name in ("copies each", "of all", "requests each", "tokens/step"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("which experts")
+    table.add_column("which experts", overflow="fold")
     total = sum(member.num_expert_copies for member in plan.members)
     for group in groups:
         few, most = group.num_copies
@@ -124,7 +123,7 @@ def _roles_table(plan: PlacementPlan, groups: tuple[MemberGroup, ...]) -> Table:
         share = mean([member.share.share for member in group.members])
         table.add_row(group.label, f"{few:,}" if few == most else f"{few:,}-{most:,}", f"{here / total:.1%}",
                       f"{share:.1%}" if share else "none", f"{group.members[0].share.token_budget:,}" if share else "-",
-                      experts_a_layer(plan.placement, group.ranks))
+                      experts_a_layer(plan.placement, group.ranks) if share or most else "left out: no gain")
     return table
 
 
@@ -173,8 +172,8 @@ def _remedies(answer: ClusterPlan) -> Iterator[str]:
     if answer.fitting_batch_tokens is not None:
         yield (f"smaller buffers: --max-batch-tokens {answer.fitting_batch_tokens} instead of "
                f"{answer.question.config.scheduler.max_batch_tokens}")
-    if answer.question.options.min_copies > 1:
-        yield "--min-copies 1, if it fits so"
+    if answer.fits_with_one_copy:
+        yield "one copy of each expert: --min-copies 1"
 
 
 def _gb(num_bytes: float) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.coordinator import ClusterStatus
+from cluster.expert_ranges import expert_id_ranges
 from model.placement import Placement
 from serving.epoch import Member
 from serving.expert_load import ExpertLoad
@@ -74,21 +75,10 @@ def expert_ranges(placement: Placement, rank: int) -> str:
     total = sum(map(len, of_layer))
     if not total:
         return "none"
-    ranges = _ranges(of_layer[0])
+    ranges = expert_id_ranges(of_layer[0])
     if len(set(of_layer)) == 1 and len(ranges) <= _LONG_RANGES:
         return f"{total}: {ranges}"
     return f"{total}: {'-'.join(map(str, (counts[0], counts[-1]) if len(counts) > 1 else counts))} a layer"
-
-
-def _ranges(experts: tuple[int, ...]) -> str:
-    """(0, 1, 2, 5) -> '0-2,5'."""
-    runs: list[list[int]] = []
-    for expert in experts:
-        if runs and expert == runs[-1][1] + 1:
-            runs[-1][1] = expert
-        else:
-            runs.append([expert, expert])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _mib(num_bytes: int) -> str:

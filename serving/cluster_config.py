@@ -95,12 +95,14 @@ class ClusterConfig(_Options):
     """The whole file."""
 
     name: str = ""
-    nodes: Annotated[tuple[NodesConfig, ...], Field(min_length=1)]
+    nodes: tuple[NodesConfig, ...]
     link: LinkFigures | None = None         # between nodes: what leaves one node, shared by its devices
     assumed: AssumedFigures = AssumedFigures()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
+        if not self.nodes:
+            raise ValueError("there are no nodes: name one kind at least")
         names = [kind.name for kind in self.nodes]
         if len(set(names)) != len(names):
             raise ValueError(f"node names {names} repeat: give every kind of node a name of its own")
