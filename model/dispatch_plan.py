@@ -17,6 +17,7 @@ from model.expert_copies import Floats, Ints, LayerCopies, layer_copies, split_r
 from model.placement import Placement
 
 Ids = npt.NDArray[np.int16]
+Flags = npt.NDArray[np.bool_]
 
 MAX_EXPERTS = 32_767        # ids travel as int16
 _LIKELY_ROWS = 10_000       # of each expert, owned by each member: many, so that all copies have a share
@@ -32,6 +33,8 @@ class LayerRouting:
     padding_id: int             # an expert id that nobody computes: rows that only fill a fixed shape carry it
     holder_of_X: Ids            # [E + 1] rank that computes an expert; num_members for padding
     slot_of_X: Ids              # [E + 1] this member's slot for it; num_slots if it holds none, and for padding
+    rank_EM: Ids                # [E * M] 0, 1... M - 1 for every expert
+    given_EM2: Flags            # [E * M * 2] False, True in turns
     copies: LayerCopies | None  # None: every expert has one holder
 
 
@@ -64,8 +67,10 @@ def layer_routing(placement: Placement, layer: int, rank: int) -> LayerRouting:
     slot_of_X[local] = np.arange(local.size)
     holder_of_X = np.array([*(ranks[0] for ranks in holders), num_members], dtype=np.int16)
     copied = any(len(ranks) > 1 for ranks in holders)
-    return LayerRouting(rank, num_members, local.size, num_experts, holder_of_X, slot_of_X,
-                        layer_copies(holders, num_members, placement.rates) if copied else None)
+    return LayerRouting(
+        rank, num_members, local.size, num_experts, holder_of_X, slot_of_X,
+        np.tile(np.arange(num_members, dtype=np.int16), num_experts), np.tile([False, True], num_experts * num_members),
+        layer_copies(holders, num_members, placement.rates) if copied else None)
 
 
 def choose_holders(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints) -> Ids:
@@ -83,12 +88,12 @@ def choose_holders(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints) -> 
     num_rows_EM = np.bincount(cell_N, minlength=(num_experts + 1) * num_members).reshape(-1, num_members)[:num_experts]
     quota_EM = split_rows(routing.copies, num_rows_EM.sum(axis=1))
     kept_EM = np.minimum(num_rows_EM, quota_EM)
-    ranks_EM = np.broadcast_to(np.arange(num_members, dtype=np.int16), quota_EM.shape).ravel()
     # In the order of experts, owners, tokens: an owner's rows of an expert, first those kept, then those given away.
-    kept_and_given_EM2 = np.stack((kept_EM, num_rows_EM - kept_EM), axis=2)
-    given_P = np.tile([False, True], ranks_EM.size).repeat(kept_and_given_EM2.ravel())
-    holder_P = ranks_EM.repeat(num_rows_EM.ravel())
-    holder_P[given_P] = ranks_EM.repeat((quota_EM - kept_EM).ravel())
+    num_rows_EM2 = np.empty((*quota_EM.shape, 2), dtype=np.int64)
+    num_rows_EM2[:, :, 0], num_rows_EM2[:, :, 1] = kept_EM, num_rows_EM - kept_EM
+    given_P = routing.given_EM2.repeat(num_rows_EM2.ravel())
+    holder_P = routing.rank_EM.repeat(num_rows_EM.ravel())
+    holder_P[given_P] = routing.rank_EM.repeat((quota_EM - kept_EM).ravel())
     holder_N = np.full(id_N.size, num_members, dtype=np.int16)
     holder_N[id_N.argsort(kind="stable")[:holder_P.size]] = holder_P
     return holder_N.reshape(expert_ids_SK.shape)

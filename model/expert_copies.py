@@ -98,6 +98,7 @@ class _Pouring:
         self._finish_M = finish_M
         self._read_M: list[float] = copies.read_M.tolist()
         self._row_M: list[float] = copies.row_M.tolist()
+        self._speed_M = [1.0 / row_s for row_s in self._row_M]
 
     def level(self) -> None:
         finish_M = self._finish_M
@@ -159,11 +160,11 @@ class _Pouring:
 
     def _split(self, num_rows: int, holders: tuple[int, ...], limit_s: float, may_read_more: bool) -> tuple[Part, ...]:
         """Parts for holders that are all done at once and before `limit_s`; none where that is not possible."""
-        finish_M, row_M = self._finish_M, self._row_M
+        finish_M, read_M, speed_M = self._finish_M, self._read_M, self._speed_M
         chosen: list[int] = []
         speed, behind, level_s = 0.0, float(num_rows), math.inf
-        for open_s, rank in sorted([(finish_M[rank] + self._read_M[rank], rank) for rank in holders]):
-            new_speed, new_behind = speed + 1.0 / row_M[rank], behind + finish_M[rank] / row_M[rank]
+        for open_s, rank in sorted([(finish_M[rank] + read_M[rank], rank) for rank in holders]):
+            new_speed, new_behind = speed + speed_M[rank], behind + finish_M[rank] * speed_M[rank]
             new_level_s = new_behind / new_speed
             if may_read_more and new_level_s < open_s:
                 new_level_s = open_s
@@ -176,10 +177,10 @@ class _Pouring:
 
     def _parts(self, ranks: list[int], num_rows: int, level_s: float) -> tuple[Part, ...]:
         """Whole rows for each of `ranks`, so that all are done at about `level_s`; the last may have less to do."""
-        finish_M, row_M, read_M = self._finish_M, self._row_M, self._read_M
+        finish_M, row_M, read_M, speed_M = self._finish_M, self._row_M, self._read_M, self._speed_M
         shares, left = [], num_rows
         for rank in ranks:
-            share = min(left, max(0, int((level_s - finish_M[rank]) / row_M[rank])))
+            share = min(left, max(0, int((level_s - finish_M[rank]) * speed_M[rank])))
             shares.append(share)
             left -= share
         for _ in range(left):
