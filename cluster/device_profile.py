@@ -14,7 +14,7 @@ from cluster.device_facts import device_name, num_threads_of, return_free_memory
 from cluster.process_group import import_backend
 from cluster.profile_store import Facts, ProfileStore
 from model.args import ModelArgs
-from model.device_probe import DeviceProbe, DeviceTimes, Timings
+from model.device_probe import WAKING, DeviceProbe, DeviceTimes, Timings
 from model.kernels.protocol import Kernels
 from model.memory import expert_bytes
 from serving.config import PoolConfig
@@ -100,12 +100,14 @@ def measure_until_steady(measure: Callable[[], Timings], clock: Callable[[], flo
 
 
 def spread_of(passes: list[Timings]) -> float:
-    """The largest relative difference between a point's two fastest passes, with short ones counted as _SHORT_S."""
+    """The largest relative difference between a point's two fastest passes, with short ones counted as _SHORT_S, and
+    half of it for points that wake up in between."""
     spread = 0.0
     for point in passes[0]:
         seconds = sorted(timings[point] for timings in passes if point in timings)
         if len(seconds) > 1:
-            spread = max(spread, (seconds[1] - seconds[0]) / max(seconds[0], _SHORT_S))
+            weight = 0.5 if point[0] in WAKING else 1.0
+            spread = max(spread, weight * (seconds[1] - seconds[0]) / max(seconds[0], _SHORT_S))
     return spread
 
 

@@ -16,11 +16,13 @@ from model.probe_work import MAX_ROWS, NUM_SEQUENCES, ExpertGroups, Layers
 
 ROWS = (1, 4, 16, 64, MAX_ROWS)
 OTHERS_ROWS = MAX_ROWS
+WAKING = ("layers", "layers for others")     # points whose thread sleeps in between: how it wakes up varies
 Curve = tuple[tuple[int, float], ...]
 Timings = dict[tuple[str, int], float]      # (what, rows) -> seconds of the fastest call
 
 _POINT_S = 0.03             # spent on a point, if that are enough calls
-_MIN_CALLS, _MAX_CALLS = 3, 100
+_LAYERS_POINT_S = 0.05      # on one of WAKING
+_MIN_CALLS, _MAX_CALLS = 4, 100
 _MAX_CALL_S = 0.12          # a curve ends before its calls take longer
 _MIN_POINTS = 3
 
@@ -57,8 +59,9 @@ class DeviceProbe:
         def work_s() -> float:
             return layers.work_s
         for num_rows in (1, OTHERS_ROWS):
-            timings["layers for others", num_rows] = _fastest(partial(layers.forward, 0, num_rows), work_s)
-        self._curve(timings, "layers", layers.forward, work_s)
+            timings["layers for others", num_rows] = _fastest(partial(layers.forward, 0, num_rows), work_s,
+                                                              _LAYERS_POINT_S)
+        self._curve(timings, "layers", layers.forward, work_s, _LAYERS_POINT_S)
         self._curve(timings, "head", layers.head, work_s)
         for context_tokens in (1, layers.context_tokens):
             timings["attention", context_tokens] = _fastest(layers.attention_call(context_tokens), self._clock)
@@ -80,17 +83,18 @@ class DeviceProbe:
         return DeviceTimes(_ascending(expert_s), _ascending(dense_s), _ascending(head_s), attention_s, idle_s, pair_s)
 
     @staticmethod
-    def _curve(timings: Timings, what: str, call: Callable[[int], object], clock: Callable[[], float]) -> None:
+    def _curve(timings: Timings, what: str, call: Callable[[int], object], clock: Callable[[], float],
+               point_s: float | None = None) -> None:
         for index, rows in enumerate(ROWS):
             if index >= _MIN_POINTS and timings[what, ROWS[index - 1]] * rows / ROWS[index - 1] > _MAX_CALL_S:
                 return
-            timings[what, rows] = _fastest(partial(call, rows), clock)
+            timings[what, rows] = _fastest(partial(call, rows), clock, point_s)
 
 
-def _fastest(call: Callable[[], object], clock: Callable[[], float]) -> float:
+def _fastest(call: Callable[[], object], clock: Callable[[], float], point_s: float | None = None) -> float:
     """Seconds of the fastest of enough calls: other work on the machine only ever slows a call down."""
     call()
-    best_s, num_calls, end_s = float("inf"), 0, time.perf_counter() + _POINT_S
+    best_s, num_calls, end_s = float("inf"), 0, time.perf_counter() + (_POINT_S if point_s is None else point_s)
     while num_calls < _MIN_CALLS or (time.perf_counter() < end_s and num_calls < _MAX_CALLS):
         before_s = clock()
         call()
