@@ -22,7 +22,7 @@ from serving.epoch import DeviceProfile
 DEFAULT_BATCH, DEFAULT_CONTEXT_TOKENS = 64, 4096
 _PROFILE_SHAPE = ("hidden_size", "moe_intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
                   "num_experts")       # facts that a profile must share with the model
-EXACT_TIME_LIMIT_S = 6.0        # all layers together: more improves a plan by less than its figures are sure
+EXACT_TIME_LIMIT_S = 4.0        # all layers together: more improves a plan by less than its figures are sure
 
 
 @dataclass(frozen=True, slots=True)

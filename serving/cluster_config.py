@@ -66,7 +66,7 @@ class AssumedFigures(_Options):
 
     read_efficiency: Part = 0.8             # of read_bandwidth, while weights or KV cache are read
     flop_efficiency: Part = 0.6             # of flops, with many rows
-    link_efficiency: Part = 0.86            # of a link's bandwidth
+    link_efficiency: Part = 0.86            # of a link's bandwidth; DeepEP's README has 43 of 50 GB/s between nodes
     layer_overhead_s: Seconds = 50e-6       # of one layer whatever its rows: launches, planning
     device_latency_s: Seconds = 20e-6       # of one small collective within a node
     node_latency_s: Seconds = 40e-6         # and between nodes
