@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +32,10 @@ from serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
 
+# Where cores are short, steps get ten times the share of the preparation. Measured with 2 members on 2 busy cores: a step
+# beside a preparation took 1.1 to 1.2 times as long as others, 1.4 to 2.2 times without this.
+PREPARING_NICENESS = 10
+
 
 class RevisionError(ServingError):
     """A revision that needs a new epoch instead."""
@@ -46,7 +53,7 @@ class RevisionMaker:
         self._budget_bytes = budget_bytes
 
     def make(self, running: Epoch, model: LoadedModel, wanted: Epoch, check: Callable[[], None]) -> PreparedRevision:
-        """`check` is called between tensors and raises when the work is in vain.
+        """`check` is called now and then and raises when the work is in vain.
 
         Raises RevisionError, OutOfMemoryError, TensorError.
         """
@@ -55,7 +62,7 @@ class RevisionMaker:
         change = ExpertChange(running.placement, wanted.placement, model.rank)
         trim_memory()
         self._check_memory(change, model)
-        weights_of_layer = prepare_experts(change, model.decoder, model.loader, lambda done, total: check())
+        weights_of_layer = prepare_experts(change, model.decoder, model.loader, check)
         dispatcher = self._new_dispatcher(wanted.placement)
         logger.info("revision_prepared revision=%d layers=%d copies=%d took_s=%.2f", wanted.revision,
                     len(weights_of_layer), change.num_slots, time.perf_counter() - began_s)
@@ -102,11 +109,11 @@ class RevisionFollower:
         self.epoch = epoch              # with the revision that runs
         self.model = model
         self.failed_revision = 0
-        self.detail = ""                # why it failed
+        self.detail = ""                # why it failed, until another one runs
         self._maker = maker
         self._views = views
         self._changed = changed
-        self._thread = ThreadPoolExecutor(1, "prepare", torch.set_num_threads, (1,))    # leave the cores to the steps
+        self._thread = ThreadPoolExecutor(1, "prepare", _give_way_to_steps)
         self._is_closed = False
 
     async def run(self, executor: GroupExecutor, tell_prepared: Callable[[], None]) -> None:
@@ -122,7 +129,7 @@ class RevisionFollower:
 
     def has_switched(self, prepared: PreparedRevision, replaced: dict[int, ExpertWeights]) -> None:
         """The engine uses it from now on; `replaced` is freed where that holds up nobody."""
-        self.epoch, self.model = prepared.epoch, prepared.model
+        self.epoch, self.model, self.detail = prepared.epoch, prepared.model, ""
         self._thread.submit(_free, replaced)
         self._changed()
 
@@ -159,6 +166,13 @@ class RevisionFollower:
         """On the preparing thread."""
         if self._is_closed or self._wanted_revision(self._views.view) != wanted.revision:
             raise SupersededError(f"revision {wanted.revision} is not wanted any more")
+
+
+def _give_way_to_steps() -> None:
+    """For the thread that calls it."""
+    torch.set_num_threads(1)
+    if sys.platform == "linux":     # there each thread has its own priority
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PREPARING_NICENESS)
 
 
 def _free(replaced: dict[int, ExpertWeights]) -> None:

@@ -5,13 +5,14 @@ Only layers whose experts change on this member are touched. Until the swap they
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from model.expert_host import MemberModel
 from model.kernels.protocol import ExpertWeights
 from model.moe import new_experts
 from model.placement import Placement
-from model.weights import LayerFill, Progress, WeightLoader
+from model.weights import LayerFill, WeightLoader
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +62,19 @@ def change_bytes(change: ExpertChange, loader: WeightLoader) -> int:
 
 
 def prepare_experts(change: ExpertChange, model: MemberModel, loader: WeightLoader,
-                    progress: Progress | None = None) -> dict[int, ExpertWeights]:
+                    check: Callable[[], None]) -> dict[int, ExpertWeights]:
     """Weights of the changed layers: experts that stay are copied from `model`, the others read. Raises TensorError.
 
-    Runs beside the steps: reads what they read and changes nothing of it.
+    Runs beside the steps: reads what they read and changes nothing of it. `check` is called after every copy and every
+    tensor that was read; what it raises ends the preparation.
     """
     weights_of_layer: dict[int, ExpertWeights] = {}
     for layer in change.layers:
         weights = new_experts(loader.args, change.num_experts(layer), loader.kernels, loader.dtype)
         for slot, running_slot in change.kept_slots(layer).items():
             weights.copy_slot(slot, model.experts[layer].weights, running_slot)
+            check()
         weights_of_layer[layer] = weights
     loader.load_experts([LayerFill(layer, weights, change.read_slots(layer))
-                         for layer, weights in weights_of_layer.items()], progress)
+                         for layer, weights in weights_of_layer.items()], lambda done, total: check())
     return weights_of_layer

@@ -44,6 +44,10 @@ def loader_of(folder: Path, kernels: Kernels, dtype: torch.dtype = torch.float32
     return WeightLoader(folder, read_model_args(folder), dtype, kernels)
 
 
+def no_check() -> None:
+    pass
+
+
 def outputs(kernels: Kernels, weights: ExpertWeights, dtype: torch.dtype) -> list[torch.Tensor]:
     """Of the same rows by every slot."""
     rows_RD = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -60,20 +64,21 @@ def test_prepared_experts_are_those_of_a_fresh_load(folder: Path, kernels: Kerne
     fresh, _ = loader.load_decoder(AFTER, rank)
     kept = running.experts[1].weights
     change = ExpertChange(BEFORE, AFTER, rank)
-    prepared = prepare_experts(change, running, loader)
+    prepared = prepare_experts(change, running, loader, no_check)
     assert list(prepared) == list(change.layers) == [0]         # the other layer stays as it is
     found, wanted = (outputs(kernels, weights, dtype) for weights in (prepared[0], fresh.experts[0].weights))
     assert len(found) == (3, 2)[rank] and all(map(torch.equal, found, wanted))
     assert running.experts[1].weights is kept
 
 
-def test_only_what_comes_is_read(folder: Path, kernels: Kernels) -> None:
+def test_only_what_comes_is_read(folder: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = loader_of(folder, kernels)
     running, _ = loader.load_decoder(BEFORE, 0)
-    seen: list[tuple[int, int]] = []
-    prepare_experts(ExpertChange(BEFORE, AFTER, 0), running, loader, lambda done, total: seen.append((done, total)))
-    two_experts = 2 * expert_bytes(loader.args, 4)      # 2 and 3 come, 1 stays
-    assert seen[-1] == (two_experts, two_experts) and len(seen) == 6
+    bytes_read: list[int] = []
+    load_experts = loader.load_experts
+    monkeypatch.setattr(loader, "load_experts", lambda *arguments: bytes_read.append(load_experts(*arguments)))
+    prepare_experts(ExpertChange(BEFORE, AFTER, 0), running, loader, no_check)
+    assert bytes_read == [2 * expert_bytes(loader.args, 4)]      # experts 2 and 3 come, 1 stays
 
 
 def test_what_a_change_takes_in_memory(folder: Path) -> None:
@@ -93,18 +98,22 @@ def test_a_bad_tensor_is_named_and_what_runs_stays(write_tiny: WriteTiny) -> Non
     running, _ = loader.load_decoder(before, 0)
     weights = running.experts[0].weights
     with pytest.raises(TensorError, match=r"experts\.2\.up_proj\.weight holds values that are not finite"):
-        prepare_experts(ExpertChange(before, after, 0), running, loader)
+        prepare_experts(ExpertChange(before, after, 0), running, loader, no_check)
     assert running.experts[0].weights is weights
 
 
-def test_what_progress_raises_ends_the_preparation(folder: Path, kernels: Kernels) -> None:
+@pytest.mark.parametrize("num_checks", [1, 2, 7])
+def test_what_a_check_raises_ends_the_preparation(folder: Path, kernels: Kernels, num_checks: int) -> None:
+    """After the copy, after the first tensor, after the last one."""
     loader = loader_of(folder, kernels)
     running, _ = loader.load_decoder(BEFORE, 0)
+    checks = iter(range(1, 8))
 
-    def stop(done: int, total: int) -> None:
-        raise InterruptedError(f"{done} of {total}")
+    def check() -> None:
+        if next(checks) == num_checks:
+            raise InterruptedError
     with pytest.raises(InterruptedError):
-        prepare_experts(ExpertChange(BEFORE, AFTER, 0), running, loader, stop)
+        prepare_experts(ExpertChange(BEFORE, AFTER, 0), running, loader, check)
 
 
 def test_the_runner_takes_them_and_gives_back_what_it_had(folder: Path, kernels: Kernels) -> None:

@@ -47,7 +47,8 @@ class Member:
         return AutoDispatcher(self.kernels, self.placement, self.rank, self.group, self.mode)
 
     def prepare(self, placement: Placement) -> dict[int, ExpertWeights]:
-        return prepare_experts(ExpertChange(self.placement, placement, self.rank), self.model, self.loader)
+        return prepare_experts(ExpertChange(self.placement, placement, self.rank), self.model, self.loader,
+                               lambda: None)
 
     def switch(self, placement: Placement, weights_of_layer: dict[int, ExpertWeights]) -> None:
         self.placement = placement
