@@ -22,7 +22,8 @@ Timings = dict[tuple[str, int], float]      # (what, rows) -> seconds of the fas
 
 _POINT_S = 0.03             # spent on a point, if that are enough calls
 _LAYERS_POINT_S = 0.05      # on one of WAKING
-_MIN_CALLS, _MAX_CALLS = 4, 100
+_LONG_POINT_S = 0.15        # a point that takes so long has two calls at least, others _MIN_CALLS
+_MIN_CALLS, _MAX_CALLS = 5, 100
 _MAX_CALL_S = 0.12          # a curve ends before its calls take longer
 _MIN_POINTS = 3
 
@@ -40,7 +41,10 @@ class DeviceTimes:
 
 
 class DeviceProbe:
-    """Holds some 300 MB of weights until it is dropped. Computes on the calling thread and those that torch has."""
+    """Computes on the calling thread and those that torch has.
+
+    Holds some 200 MB until it is dropped; of a very large model also the attention weights of one layer.
+    """
 
     def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
         self._args = _measurable(args)
@@ -93,14 +97,16 @@ class DeviceProbe:
 
 def _fastest(call: Callable[[], object], clock: Callable[[], float], point_s: float | None = None) -> float:
     """Seconds of the fastest of enough calls: other work on the machine only ever slows a call down."""
-    call()
-    best_s, num_calls, end_s = float("inf"), 0, time.perf_counter() + (_POINT_S if point_s is None else point_s)
-    while num_calls < _MIN_CALLS or (time.perf_counter() < end_s and num_calls < _MAX_CALLS):
+    best_s, num_calls, begin_s = float("inf"), 0, time.perf_counter()
+    end_s = begin_s + (_POINT_S if point_s is None else point_s)
+    while True:
         before_s = clock()
         call()
         best_s = min(best_s, clock() - before_s)
-        num_calls += 1
-    return best_s
+        num_calls, now_s = num_calls + 1, time.perf_counter()
+        is_enough = num_calls >= _MIN_CALLS or (num_calls >= 2 and now_s - begin_s > _LONG_POINT_S)
+        if is_enough and (now_s > end_s or num_calls >= _MAX_CALLS):
+            return best_s
 
 
 def _points(timings: Timings, what: str) -> Iterator[tuple[int, float]]:

@@ -32,12 +32,14 @@ from model.step import SamplingSpec, ScheduledRequest, StepPlan
 MAX_ROWS = 256
 NUM_SEQUENCES = 4           # of the attention that is timed
 
-_NARROW_BYTES = 64 << 20    # an expert or an output layer larger than this is made narrower
+_NARROW_BYTES = 16 << 20    # an expert or an output layer larger than this is made narrower
 _COLD_BYTES = 64 << 20      # at least; twice the last cache where that is known and more
 _MAX_COLD_BYTES = 192 << 20
-_EXPERTS_PER_CALL = 8
-_MAX_GROUPS, _MAX_LAYERS, _MAX_OUTPUTS, _SHALLOW_LAYERS = 16, 16, 4, 8
+_EXPERTS_PER_CALL = 8       # or fewer, of _CALL_BYTES
+_CALL_BYTES = 32 << 20
+_MAX_GROUPS, _MAX_LAYERS, _MAX_OUTPUTS, _SHALLOW_LAYERS = 16, 16, 2, 4
 _CONTEXT_TOKENS, _BLOCK_SIZE = 1024, 16
+_FILL_ROWS = 256
 _INIT_STD = 0.02
 GREEDY = SamplingSpec(temperature=0.0)
 
@@ -50,7 +52,7 @@ class ExpertGroups:
         width = _narrowed(args.moe_intermediate_size, bytes_per_width)
         self.scale = args.moe_intermediate_size / width
         cold_bytes, expert_bytes = _cold_bytes(), width * bytes_per_width
-        self.num_experts = max(1, min(_EXPERTS_PER_CALL, cold_bytes // (2 * expert_bytes)))
+        self.num_experts = max(1, min(_EXPERTS_PER_CALL, _CALL_BYTES // expert_bytes))
         self.bytes_per_call = self.num_experts * expert_bytes
         num_groups = min(_MAX_GROUPS, max(2, -(-cold_bytes // (self.num_experts * expert_bytes))))
         up_ID = _random(width, args.hidden_size, dtype, kernels)
@@ -84,7 +86,7 @@ class Layers:
         args = replace(args, num_layers=self._num_layers, moe_layers=tuple(range(self._num_layers)),
                        vocab_size=vocab_size)
         self._decoder = Decoder(args, kernels, dtype, (0,) * self._num_layers)
-        self._fill(args, dtype, kernels)
+        self._fill(dtype, kernels)
         self._all = self._decoder.layers
         self._outputs = cycle(self._new_outputs(args, dtype, kernels))
         self._hidden_TD = _random(MAX_ROWS, args.hidden_size, dtype, kernels)
@@ -146,24 +148,18 @@ class Layers:
         layers = cycle(cache.unbind(0))
         return lambda: kernels.attention(q_THd, next(layers), batch, args.head_dim ** -0.5, args.sliding_window)
 
-    def _fill(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
+    def _fill(self, dtype: torch.dtype, kernels: Kernels) -> None:
         self._decoder.embedding_VD.normal_(std=_INIT_STD)
-        first = self._decoder.layers[0].attention.qkv
-        qkv_JD = _random(first.out_features, args.hidden_size, dtype, kernels)
-        out_Dq = _random(args.hidden_size, args.num_heads * args.head_dim, dtype, kernels)
-        gate_ND = _random(args.num_experts, args.hidden_size, dtype, kernels)
         for layer in self._decoder.layers:
-            layer.attention.qkv.load_rows(0, qkv_JD)
-            layer.attention.out.load_rows(0, out_Dq)
+            _fill_linear(layer.attention.qkv, dtype, kernels)
+            _fill_linear(layer.attention.out, dtype, kernels)
             if isinstance(layer.mlp, SparseMlp):
-                layer.mlp.gate.weight.load_rows(0, gate_ND)
+                _fill_linear(layer.mlp.gate.weight, dtype, kernels)
 
     def _new_outputs(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> list[LinearWeight]:
-        weight_VD = _random(args.vocab_size, args.hidden_size, dtype, kernels)
-        num_outputs = max(1, min(_MAX_OUTPUTS, -(-_cold_bytes() // weight_VD.nbytes)))
-        outputs = [kernels.new_linear(args.vocab_size, args.hidden_size, dtype) for _ in range(num_outputs)]
+        outputs = [kernels.new_linear(args.vocab_size, args.hidden_size, dtype) for _ in range(_MAX_OUTPUTS)]
         for output in outputs:
-            output.load_rows(0, weight_VD)
+            _fill_linear(output, dtype, kernels)
         return outputs
 
 
@@ -215,7 +211,14 @@ def _decodes(num_rows: int, num_computed_tokens: int, num_blocks: int) -> StepPl
 
 
 def _random(num_rows: int, width: int, dtype: torch.dtype, kernels: Kernels) -> Tensor:
-    return (torch.randn(num_rows, width) * _INIT_STD).to(kernels.device, dtype)
+    return torch.empty(num_rows, width, dtype=dtype, device=kernels.device).normal_(std=_INIT_STD)
+
+
+def _fill_linear(weight: LinearWeight, dtype: torch.dtype, kernels: Kernels) -> None:
+    """With the same few random rows again and again: one more whole weight would be one more in memory."""
+    rows_nK = _random(min(weight.out_features, _FILL_ROWS), weight.in_features, dtype, kernels)
+    for first in range(0, weight.out_features, _FILL_ROWS):
+        weight.load_rows(first, rows_nK[:weight.out_features - first])
 
 
 def _narrowed(width: int, bytes_per_width: int) -> int:
