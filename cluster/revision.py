@@ -32,8 +32,8 @@ from serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
 
-# Where cores are short, steps get ten times the share of the preparation. Measured with 2 members on 2 busy cores: a step
-# beside a preparation took 1.1 to 1.2 times as long as others, 1.4 to 2.2 times without this.
+# Where cores are short, steps get ten times the share of the preparation. Measured with 2 members on 2 busy cores: a
+# step beside a preparation took 1.1 to 1.2 times as long as others, 1.4 to 2.2 times without this.
 PREPARING_NICENESS = 10
 
 
