@@ -9,7 +9,7 @@ from typing import Literal
 from cluster.cluster_file import num_devices, planned_members, with_more_nodes
 from cluster.cost_model import Workload
 from cluster.memory_demand import DTYPE_BYTES, memory_demand
-from cluster.memory_plan import MemoryDemand, shortfalls
+from cluster.memory_plan import MemberMemory, MemoryDemand, free_bytes, shortfalls
 from cluster.placement import PlacementPlan, PlannedMember, PlanOptions, plan_placement
 from cluster.placement_error import PlacementError
 from model.args import ModelArgs
@@ -129,11 +129,23 @@ def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
 
 
 def missing_bytes(members: tuple[PlannedMember, ...], demand: MemoryDemand, min_copies: int) -> int:
-    """With one member that takes requests and the others holding experts only: no other way needs less. 0: it fits."""
-    memories = tuple(member.memory for member in members)
+    """With one member that takes requests and the others holding experts only: no other way needs less. 0: it fits.
+
+    A member without room for its buffers can be left out, or be given room. Raises PlacementError.
+    """
+    if len(members) < min_copies:
+        raise PlacementError(f"min_copies={min_copies} with {len(members)} device: copies of an expert are on "
+                             "different devices", fix="set it to 1, or add devices")
+    everybody = [member.memory for member in members]
+    useful = [memory for memory in everybody if free_bytes(memory, demand, takes_requests=False) >= 0]
+    groups = [tuple(group) for group in (everybody, useful) if len(group) >= min_copies]
+    return min(_missing_with_one_taker(group, demand, min_copies) for group in groups)
+
+
+def _missing_with_one_taker(memories: tuple[MemberMemory, ...], demand: MemoryDemand, min_copies: int) -> int:
     of_taker = []
-    for taker in range(len(members)):
-        roles = [rank == taker for rank in range(len(members))]
+    for taker in {free_bytes(memory, demand): rank for rank, memory in enumerate(memories)}.values():   # others are alike
+        roles = [rank == taker for rank in range(len(memories))]
         of_taker.append(sum(entry.missing_bytes for entry in shortfalls(memories, demand, min_copies, roles)))
     return min(of_taker)
 

@@ -123,7 +123,7 @@ def _roles_table(plan: PlacementPlan, groups: tuple[MemberGroup, ...]) -> Table:
         share = mean([member.share.share for member in group.members])
         table.add_row(group.label, f"{few:,}" if few == most else f"{few:,}-{most:,}", f"{here / total:.1%}",
                       f"{share:.1%}" if share else "none", f"{group.members[0].share.token_budget:,}" if share else "-",
-                      experts_a_layer(plan.placement, group.ranks) if share or most else "left out: no gain")
+                      experts_a_layer(plan.placement, group.ranks) if share or most else "left out")
     return table
 
 

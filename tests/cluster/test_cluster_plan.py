@@ -7,6 +7,7 @@ import pytest
 
 from cluster.cluster_file import with_more_nodes
 from cluster.cluster_plan import ClusterPlan, missing_bytes, plan_cluster
+from cluster.placement_error import PlacementError
 from cluster.plan_inputs import PlanRequest, read_question
 from tests.cluster.plan_questions import EXAMPLES, HUGE_MODEL, MANY_EXPERTS, answer, question
 
@@ -73,6 +74,18 @@ def test_the_missing_bytes_are_enough(tmp_path: Path) -> None:
     assert missing_bytes((grown, second), lacking.demand, 1) == 0
 
 
+def test_a_member_without_room_for_its_buffers_is_left_out(tmp_path: Path) -> None:
+    found = answer(tmp_path, "{nodes: [{name: a, device: h200-sxm}, {name: tiny, device: t4, memory_budget: 1GB}], "
+                             "link: {bandwidth: 10GB/s}}")
+    assert found.missing_bytes == 0 and found.plan is not None
+    assert found.plan.members[1].num_expert_copies == 0 and found.plan.members[1].share.share == 0
+
+
+def test_two_copies_need_two_devices(tmp_path: Path) -> None:
+    with pytest.raises(PlacementError, match="min_copies=2 with 1 device"):
+        answer(tmp_path, ONE_H200, min_copies=2)
+
+
 def test_two_copies_that_do_not_fit_say_that_one_does(tmp_path: Path) -> None:
     cluster = "{nodes: [{name: a, device: a100-40g-sxm, devices: 4}]}"
     assert answer(tmp_path, cluster, min_copies=2).fits_with_one_copy
@@ -80,10 +93,16 @@ def test_two_copies_that_do_not_fit_say_that_one_does(tmp_path: Path) -> None:
 
 
 def test_fewer_tokens_a_step_can_make_it_fit(tmp_path: Path) -> None:
-    demand = question(tmp_path, ONE_H200, MANY_EXPERTS).demand(question(tmp_path, ONE_H200, MANY_EXPERTS).cluster)
-    least = demand.num_slots * demand.expert_bytes + demand.fixed_bytes - 1
-    tight = answer(tmp_path, f"{{nodes: [{{name: a, device: h200-sxm, memory_budget: {least}}}]}}", MANY_EXPERTS)
-    assert tight.plan is None and tight.missing_bytes == demand.expert_bytes
+    """Twelve devices that can send all their rows to one: buffers are what is too large."""
+    cluster = "{{nodes: [{{name: t4, device: t4, devices: 12, memory_budget: {}}}]}}"
+    asked = question(tmp_path, cluster.format("1GB"))
+    demand = asked.demand(asked.cluster)
+    needed = demand.num_slots * demand.expert_bytes + demand.fixed_bytes + 11 * demand.buffer_bytes
+    tight = answer(tmp_path, cluster.format(needed // 12))
+    assert tight.plan is None and tight.fitting_batch_tokens == 1024
+    scheduler = asked.config.scheduler.model_copy(update={"max_batch_tokens": 1024})
+    smaller = replace(tight.question, config=asked.config.model_copy(update={"scheduler": scheduler}))
+    assert plan_cluster(smaller, lambda what: None).plan is not None
 
 
 def test_a_kv_cache_that_is_too_small_gives_the_speed_of_what_it_holds(tmp_path: Path) -> None:
