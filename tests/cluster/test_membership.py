@@ -114,6 +114,14 @@ def test_views_are_told_apart_by_their_keys() -> None:
     assert len({view.key for view in views}) == 3
 
 
+def test_views_of_one_epoch_are_told_apart_by_what_runs_and_what_comes() -> None:
+    epoch = first_epoch()
+    later = replace(epoch, revision=1)
+    views = [View(GroupPhase.READY, epoch), View(GroupPhase.READY, epoch, next=later),
+             View(GroupPhase.READY, epoch, next=replace(epoch, revision=2)), View(GroupPhase.READY, later)]
+    assert len({view.key for view in views}) == 4
+
+
 @pytest.mark.parametrize("state", ShardState)
 def test_only_listed_moves_are_legal(state: ShardState) -> None:
     for to in ShardState:
