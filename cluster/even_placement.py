@@ -10,7 +10,7 @@ from cluster.memory_plan import divide_over_layers
 
 def even_holders(max_slots_M: Sequence[int], num_layers: int, num_experts: int, num_copies: int) -> tuple[Holders, ...]:
     """Equal numbers of experts as memory allows, contiguous. sum(max_slots_M) is enough for all copies."""
-    remaining = _equal_slots(max_slots_M, num_layers * num_experts * num_copies)
+    remaining = equal_slots(max_slots_M, num_layers * num_experts * num_copies)
     layers = []
     for layer in range(num_layers):
         slots = divide_over_layers(num_experts * num_copies, remaining, num_layers - layer)
@@ -25,7 +25,7 @@ def even_holders(max_slots_M: Sequence[int], num_layers: int, num_experts: int, 
     return tuple(layers)
 
 
-def _equal_slots(max_slots_M: Sequence[int], num_slots: int) -> list[int]:
+def equal_slots(max_slots_M: Sequence[int], num_slots: int) -> list[int]:
     """As equal as the limits allow: those with the least room first, the others share what is left."""
     slots = [0] * len(max_slots_M)
     left = num_slots

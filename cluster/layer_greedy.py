@@ -10,11 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.layer_model import LayerModel, best_split, everything_open, least_moves, lower_bound
+from cluster.layer_model import LayerModel, best_split, everything_open, lower_bound
 from cluster.layer_problem import BoolArray, FloatArray, LayerProblem, LayerSolution, mask_holders
 from cluster.layer_rounding import round_copies
 
 MOVE_COST = 1e-5            # of a copy, as a part of the step's time: moves decide between placements that are alike
+ONLY_MOVES = 100.0          # a move costs more than any step
 WORTH_MOVING = 1.005        # a placement that loses nothing is left only for one that is so much faster
 HARDLY_USED = 0.02          # of its expert's rows: such a copy goes, if the step takes at most KEEPS_TIME times as long
 KEEPS_TIME = 1.0005
@@ -30,11 +31,12 @@ def solve_greedy(problem: LayerProblem) -> LayerSolution:
         assert solved is not None, "LayerProblem checks that there is room"
         held_EM = round_copies(problem, solved, max_moves=problem.costs_EM.size)
         return make_solution(problem, held_EM, solved.bound_s, "greedy")
-    bound_s = lower_bound(problem)
     is_overfull = bool((problem.previous_EM().sum(axis=0) > problem.room_M).any())
     if problem.num_lost() or is_overfull:
+        # One copy of each takes no longer than more, and its bound a third of the time to find.
+        bound_s = lower_bound(replace(problem, min_copies=1))
         return make_solution(problem, _restore(problem), bound_s, "greedy")
-    return _improve_where_it_pays(problem, bound_s)
+    return _improve_where_it_pays(problem, lower_bound(problem))
 
 
 def empty_solution(problem: LayerProblem, solver: Solver) -> LayerSolution:
@@ -69,9 +71,9 @@ def _restore(problem: LayerProblem) -> BoolArray:
     least, model = problem.num_lost(), replan_model(problem)
     solved = model.relaxed()
     if solved is None:          # free slots are where the lost experts still are: others must move too
-        least = least_moves(problem)
-        solved = replace(everything_open(problem, MOVE_COST), max_moves=least).relaxed()
-    assert solved is not None, "LayerProblem checks that there is room"
+        solved = everything_open(problem, ONLY_MOVES).relaxed()
+        assert solved is not None, "LayerProblem checks that there is room"
+        least = round(float(solved.copies_EM[~problem.previous_EM()].sum()))
     return round_copies(problem, solved, max_moves=least + least // 10)
 
 

@@ -21,8 +21,8 @@ from cluster.layer_rounding import WHOLE, round_copies
 
 GOOD = 1.002                # of the bound: no better one is looked for
 WHOLE_LAYER_PAIRS = 320     # experts x members that HiGHS gets as one program
-NUM_ROUNDS = 6
-FREE_EXPERTS = 24           # that a small program decides anew
+NUM_ROUNDS = 8
+FREE_EXPERTS = 24           # that a small program decides anew, at most half of the layer's
 
 
 def solve_exact(problem: LayerProblem, time_limit_s: float = 3.0) -> LayerSolution:
@@ -30,12 +30,16 @@ def solve_exact(problem: LayerProblem, time_limit_s: float = 3.0) -> LayerSoluti
     if not len(problem.costs_EM):
         return empty_solution(problem, "exact")
     best = replace(solve_greedy(problem), solver="exact")
+    if problem.previous is not None:
+        best = replace(best, bound_s=min(best.step_s, lower_bound(problem)))
     if _is_done(problem, best):
         return best
     best = _rounded(problem, best)
-    best = _by_small_programs(problem, best, time_limit_s * 0.4 / NUM_ROUNDS)
-    if best.step_s > best.bound_s * GOOD and problem.costs_EM.size <= WHOLE_LAYER_PAIRS:
-        best = _whole_layer(problem, best, time_limit_s * 0.35)
+    is_small = problem.costs_EM.size <= WHOLE_LAYER_PAIRS
+    if best.step_s > best.bound_s * GOOD:
+        best = _by_small_programs(problem, best, time_limit_s * (0.2 if is_small else 0.7) / NUM_ROUNDS)
+    if best.step_s > best.bound_s * GOOD and is_small:
+        best = _whole_layer(problem, best, time_limit_s * 0.55)
     if problem.previous is not None and best.num_moved > problem.num_lost():
         best = _with_fewer_moves(problem, best, time_limit_s * 0.15)
     return best
@@ -88,7 +92,7 @@ def _experts_to_free(problem: LayerProblem, best: LayerSolution, turn: int) -> B
     on_slowest_E = (held_EM & is_slowest_M).any(axis=1)
     priority_E = 0.5 * on_slowest_E + 0.5 * (held_EM.sum(axis=1) > problem.min_copies) + random.random(len(held_EM))
     is_free_E = np.zeros(len(held_EM), dtype=np.bool_)
-    is_free_E[np.argsort(-priority_E)[:FREE_EXPERTS]] = True
+    is_free_E[np.argsort(-priority_E)[:min(FREE_EXPERTS, -(-len(held_EM) // 2))]] = True
     return is_free_E
 
 
