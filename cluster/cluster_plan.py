@@ -66,6 +66,7 @@ class Remedy:
 
     kind: str
     num_more_nodes: int | None      # None: MAX_MORE_NODES are not enough
+    max_batch_tokens: int           # with this in the scheduler's options
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +107,10 @@ def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
     missing = missing_bytes(members, demand, question.options.min_copies)
     if missing:
         say("what would make it fit")
-        remedies = tuple(Remedy(nodes.name, _nodes_to_fit(question, nodes.name)) for nodes in cluster.nodes)
+        remedies = tuple(_remedy(question, nodes.name) for nodes in cluster.nodes)
         return ClusterPlan(question, demand, members, None, missing, remedies=remedies,
                            fits_with_one_copy=not missing_bytes(members, demand, min_copies=1),
-                           fitting_batch_tokens=_fitting_batch_tokens(question, members))
+                           fitting_batch_tokens=_fitting_batch_tokens(question))
     say("placement")
     answer = ClusterPlan(question, demand, members, _plan(question, cluster, question.options), 0)
     held = even = None
@@ -144,7 +145,8 @@ def missing_bytes(members: tuple[PlannedMember, ...], demand: MemoryDemand, min_
 
 def _missing_with_one_taker(memories: tuple[MemberMemory, ...], demand: MemoryDemand, min_copies: int) -> int:
     of_taker = []
-    for taker in {free_bytes(memory, demand): rank for rank, memory in enumerate(memories)}.values():   # others are alike
+    one_of_each = {free_bytes(memory, demand): rank for rank, memory in enumerate(memories)}
+    for taker in one_of_each.values():
         roles = [rank == taker for rank in range(len(memories))]
         of_taker.append(sum(entry.missing_bytes for entry in shortfalls(memories, demand, min_copies, roles)))
     return min(of_taker)
@@ -169,22 +171,34 @@ def _fits(question: PlanQuestion, cluster: ClusterConfig) -> bool:
     return not missing_bytes(members, question.demand(cluster), question.options.min_copies)
 
 
+def _remedy(question: PlanQuestion, kind: str) -> Remedy:
+    """Buffers grow with the members and with the tokens of a step: more nodes may be enough only with fewer tokens."""
+    scheduler = question.config.scheduler
+    asked, least = scheduler.max_batch_tokens, scheduler.max_running_requests
+    num_more = _nodes_to_fit(question, kind)
+    if num_more is None and least < asked:
+        return Remedy(kind, _nodes_to_fit(_with_batch_tokens(question, least), kind), least)
+    return Remedy(kind, num_more, asked)
+
+
+def _with_batch_tokens(question: PlanQuestion, max_batch_tokens: int) -> PlanQuestion:
+    scheduler = question.config.scheduler.model_copy(update={"max_batch_tokens": max_batch_tokens})
+    return replace(question, config=question.config.model_copy(update={"scheduler": scheduler}))
+
+
 def _nodes_to_fit(question: PlanQuestion, kind: str) -> int | None:
-    """Buffers grow with the members, so more nodes may never be enough."""
     for num_more in range(1, MAX_MORE_NODES + 1):
         if _fits(question, with_more_nodes(question.cluster, kind, num_more)):
             return num_more
     return None
 
 
-def _fitting_batch_tokens(question: PlanQuestion, members: tuple[PlannedMember, ...]) -> int | None:
+def _fitting_batch_tokens(question: PlanQuestion) -> int | None:
     """Halved until it fits; never fewer than the scheduler's sequences."""
     scheduler = question.config.scheduler
     tokens = scheduler.max_batch_tokens // 2
     while tokens >= scheduler.max_running_requests:
-        smaller = question.config.model_copy(
-            update={"scheduler": scheduler.model_copy(update={"max_batch_tokens": tokens})})
-        if not missing_bytes(members, memory_demand(question.args, smaller, len(members)), question.options.min_copies):
+        if _fits(_with_batch_tokens(question, tokens), question.cluster):
             return tokens
         tokens //= 2
     return None

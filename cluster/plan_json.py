@@ -26,7 +26,9 @@ def plan_json(answer: ClusterPlan) -> str:
         "held": _outlook(answer.held) | {"batch": answer.num_held_rows} if answer.held else None,
         "even": _outlook(answer.even) if answer.even else None,
         "one_more_node": {outlook.what: _outlook(outlook) for outlook in answer.one_more},
-        "to_fit": {"more_nodes": {remedy.kind: remedy.num_more_nodes for remedy in answer.remedies},
+        "to_fit": {"more_nodes": {remedy.kind: {
+                       "num_nodes": remedy.num_more_nodes, "max_batch_tokens": remedy.max_batch_tokens}
+                       for remedy in answer.remedies},
                    "max_batch_tokens": answer.fitting_batch_tokens,
                    "one_copy_fits": answer.fits_with_one_copy} if answer.plan is None else None,
         "assumed": question.cluster.assumed.model_dump(), "notes": list(notes(question))}

@@ -167,7 +167,9 @@ def _remedies(answer: ClusterPlan) -> Iterator[str]:
         if remedy.num_more_nodes is None:
             yield f"not with up to {MAX_MORE_NODES} more nodes of {remedy.kind}: buffers grow with the devices"
         else:
-            yield f"{remedy.num_more_nodes} more node{'s' if remedy.num_more_nodes > 1 else ''} of {remedy.kind}"
+            tokens = answer.question.config.scheduler.max_batch_tokens
+            fewer = "" if remedy.max_batch_tokens == tokens else f", with --max-batch-tokens {remedy.max_batch_tokens}"
+            yield f"{remedy.num_more_nodes} more node{'s' if remedy.num_more_nodes > 1 else ''} of {remedy.kind}{fewer}"
     yield f"{_gb(answer.missing_bytes)} GB more memory_budget in all"
     if answer.fitting_batch_tokens is not None:
         yield (f"smaller buffers: --max-batch-tokens {answer.fitting_batch_tokens} instead of "

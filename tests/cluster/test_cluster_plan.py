@@ -92,6 +92,12 @@ def test_two_copies_that_do_not_fit_say_that_one_does(tmp_path: Path) -> None:
     assert answer(tmp_path, cluster).plan is not None
 
 
+def test_more_nodes_that_are_enough_only_with_fewer_tokens_a_step_say_so(tmp_path: Path) -> None:
+    cluster = "{nodes: [{name: l4, device: l4, devices: 8}], link: {bandwidth: 10GB/s}}"
+    (remedy,) = answer(tmp_path, cluster, HUGE_MODEL).remedies
+    assert remedy.num_more_nodes is not None and remedy.max_batch_tokens == 256
+
+
 def test_fewer_tokens_a_step_can_make_it_fit(tmp_path: Path) -> None:
     """Twelve devices that can send all their rows to one: buffers are what is too large."""
     cluster = "{{nodes: [{{name: t4, device: t4, devices: 12, memory_budget: {}}}]}}"

@@ -27,4 +27,5 @@ def test_the_object_holds_the_plan_under_names_with_units(tmp_path: Path) -> Non
 def test_a_model_that_does_not_fit_has_no_plan_but_remedies(tmp_path: Path) -> None:
     found = json.loads(plan_json(answer(tmp_path, FOUR, min_copies=2)))
     assert not found["fits"] and found["plan"] is None and found["missing_bytes"] > 0
-    assert found["to_fit"] == {"more_nodes": {"a": 1}, "max_batch_tokens": None, "one_copy_fits": True}
+    assert found["to_fit"] == {"more_nodes": {"a": {"num_nodes": 1, "max_batch_tokens": 2048}},
+                               "max_batch_tokens": None, "one_copy_fits": True}
