@@ -84,6 +84,10 @@ class ClusterPlan:
     fitting_batch_tokens: int | None = None     # of them: a scheduler.max_batch_tokens that fits
 
     @property
+    def some_can_take_requests(self) -> bool:
+        return any(free_bytes(member.memory, self.demand) >= 0 for member in self.members)
+
+    @property
     def kv_tokens(self) -> int:
         """That all KV caches together hold."""
         used = sum(member.memory.kv_cache_bytes for member in self.plan.members) if self.plan else 0

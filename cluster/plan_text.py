@@ -158,6 +158,10 @@ def _what_is_missing(answer: ClusterPlan) -> Iterator[RenderableType]:
     budgets = sum(member.memory.budget_bytes - member.memory.resident_bytes for member in answer.members)
     table.add_row("there is", _gb(budgets), "in all, processes taken off")
     yield Padding(table, (0, 0, 0, 1))
+    if not answer.some_can_take_requests:
+        needed = demand.fixed_bytes
+        yield Text(f"no device has room for shared weights, KV cache and buffers together, {_gb(needed)} GB, "
+                   "as one must that takes requests", style="yellow")
     yield _title("what would make it fit")
     yield _list(tuple(_remedies(answer)))
 
@@ -165,7 +169,7 @@ def _what_is_missing(answer: ClusterPlan) -> Iterator[RenderableType]:
 def _remedies(answer: ClusterPlan) -> Iterator[str]:
     for remedy in answer.remedies:
         if remedy.num_more_nodes is None:
-            yield f"not with up to {MAX_MORE_NODES} more nodes of {remedy.kind}: buffers grow with the devices"
+            yield f"not more nodes of {remedy.kind} alone, up to {MAX_MORE_NODES} of them"
         else:
             tokens = answer.question.config.scheduler.max_batch_tokens
             fewer = "" if remedy.max_batch_tokens == tokens else f", with --max-batch-tokens {remedy.max_batch_tokens}"

@@ -93,8 +93,9 @@ def test_two_copies_that_do_not_fit_say_that_one_does(tmp_path: Path) -> None:
 
 
 def test_more_nodes_that_are_enough_only_with_fewer_tokens_a_step_say_so(tmp_path: Path) -> None:
-    cluster = "{nodes: [{name: l4, device: l4, devices: 8}], link: {bandwidth: 10GB/s}}"
-    (remedy,) = answer(tmp_path, cluster, HUGE_MODEL).remedies
+    cluster = ("{nodes: [{name: big, device: h100-sxm}, {name: l4, device: l4, devices: 8}], "
+               "link: {bandwidth: 10GB/s}}")
+    _, remedy = answer(tmp_path, cluster, HUGE_MODEL).remedies
     assert remedy.num_more_nodes is not None and remedy.max_batch_tokens == 256
 
 
