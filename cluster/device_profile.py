@@ -26,7 +26,7 @@ MAX_SPREAD = 0.03           # repeats that differ by more make a profile noisy
 _BUDGET_S = 4.0             # for repeats, until they agree
 _LOCK_TIMEOUT_S = 30.0
 _SHORT_S = 50e-6            # of calls shorter than this, the clock and the cache decide the difference
-_METHOD = 2                 # raise it when what is measured changes: older files are then measured again
+_METHOD = 3                 # raise it when what is measured changes: older files are then measured again
 
 
 def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConfig,
@@ -34,7 +34,8 @@ def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConf
     """This device's profile for this model: from the store, or measured now in a few seconds.
 
     Call it on the thread that will compute, with torch's number of threads already that of the pool. A noisy profile of
-    an earlier start is measured again; one that another process measured meanwhile is taken as it is.
+    an earlier start is measured again, and settles when the repeats of both starts agree; one that another process
+    measured meanwhile is taken as it is.
     """
     facts = profile_facts(args, dtype, kernels, num_threads_of(pool))
     began_s = time.time()
@@ -43,8 +44,9 @@ def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConf
         with store.lock(_LOCK_TIMEOUT_S):
             stored = store.read(facts)
             if stored is None or (stored.profile.is_noisy and stored.measured_at_s < began_s):
-                measured = _measure(args, dtype, kernels)
-                store.write(facts, measured)
+                earlier = {(what, rows): seconds for what, rows, seconds in stored.timings} if stored else {}
+                measured, timings = _measure(args, dtype, kernels, earlier)
+                store.write(facts, measured, tuple((*point, seconds) for point, seconds in timings.items()))
                 return emulated(measured, pool.emulated_speed)
     return emulated(stored.profile, pool.emulated_speed)
 
@@ -85,15 +87,19 @@ class SteadyTimings:
     num_passes: int
 
 
-def measure_until_steady(measure: Callable[[], Timings], clock: Callable[[], float],
-                         budget_s: float) -> SteadyTimings:
-    """At least two passes; more while their spread is above MAX_SPREAD and another one fits into the budget."""
+def measure_until_steady(measure: Callable[[], Timings], clock: Callable[[], float], budget_s: float,
+                         earlier: Timings | None = None) -> SteadyTimings:
+    """At least two passes; more while their spread is above MAX_SPREAD and another one fits into the budget.
+
+    earlier: what passes of another start found, counts as one.
+    """
     began_s = clock()
-    passes = [measure(), measure()]
-    while spread_of(passes) > MAX_SPREAD:
-        if (clock() - began_s) * (len(passes) + 1) / len(passes) > budget_s:
+    passes, num_made = [earlier] if earlier else [], 0
+    while len(passes) < 2 or spread_of(passes) > MAX_SPREAD:
+        if len(passes) >= 2 and (clock() - began_s) * (num_made + 1) / num_made > budget_s:
             break
         passes.append(measure())
+        num_made += 1
     shared = [point for point in passes[0] if all(point in timings for timings in passes)]
     return SteadyTimings({point: min(timings[point] for timings in passes) for point in shared}, spread_of(passes),
                          len(passes))
@@ -111,12 +117,13 @@ def spread_of(passes: list[Timings]) -> float:
     return spread
 
 
-def _measure(args: ModelArgs, dtype: str, kernels: Kernels) -> DeviceProfile:
+def _measure(args: ModelArgs, dtype: str, kernels: Kernels, earlier: Timings) -> tuple[DeviceProfile, Timings]:
     began_s = time.perf_counter()
     torch_dtype: torch.dtype = getattr(torch, dtype)
     import_backend(str(kernels.device))
     probe = DeviceProbe(args, torch_dtype, kernels)
-    steady = measure_until_steady(probe.measure, time.perf_counter, _BUDGET_S - (time.perf_counter() - began_s))
+    steady = measure_until_steady(probe.measure, time.perf_counter, _BUDGET_S - (time.perf_counter() - began_s),
+                                  earlier)
     times = probe.times(steady.timings)
     del probe
     return_free_memory()
@@ -126,7 +133,7 @@ def _measure(args: ModelArgs, dtype: str, kernels: Kernels) -> DeviceProfile:
     logger.info("device_profiled read_gb_per_s=%.1f gflop_per_s=%.0f spread=%.3f passes=%d took_s=%.2f",
                 profile.read_bytes_per_s / 1e9, profile.gemm_flop_per_s[-1][1] / 1e9, steady.spread, steady.num_passes,
                 time.perf_counter() - began_s)
-    return profile
+    return profile, steady.timings
 
 
 def _profile(args: ModelArgs, dtype_bytes: int, times: DeviceTimes, spread: float) -> DeviceProfile:

@@ -33,6 +33,7 @@ class StoredProfile:
     facts: dict[str, str | int | bool | None]
     measured_at_s: float            # since 1970
     profile: DeviceProfile
+    timings: tuple[tuple[str, int, float], ...] = ()    # what it was made of: (what, rows, seconds)
 
 
 _ADAPTER = TypeAdapter(StoredProfile)
@@ -65,10 +66,10 @@ class ProfileStore:
             return None
         return stored if stored.facts == dict(facts) else None
 
-    def write(self, facts: Facts, profile: DeviceProfile) -> None:
+    def write(self, facts: Facts, profile: DeviceProfile, timings: tuple[tuple[str, int, float], ...] = ()) -> None:
         path = self.path_of(facts)
         unfinished = path.with_suffix(f".unfinished-{os.getpid()}")
-        stored = StoredProfile(dict(facts), time.time(), profile)
+        stored = StoredProfile(dict(facts), time.time(), profile, timings)
         try:
             unfinished.write_text(json.dumps(asdict(stored), indent=1))
             unfinished.replace(path)

@@ -50,9 +50,9 @@ def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 def count_measuring(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
 
-    def measure(args: ModelArgs, dtype: str, kernels: object) -> object:
+    def measure(args: ModelArgs, dtype: str, kernels: object, earlier: Timings) -> object:
         calls.append(dtype)
-        return PROFILE
+        return PROFILE, {}
     monkeypatch.setattr(device_profile, "_measure", measure)
     return calls
 
@@ -144,6 +144,26 @@ def test_two_passes_that_agree_are_enough() -> None:
 def test_passes_are_added_until_the_two_fastest_agree() -> None:
     steady = measure_until_steady(passes(0.150, 0.100, 0.120, 0.101), lambda: 0.0, budget_s=1.0)
     assert steady.num_passes == 4 and steady.spread == pytest.approx(0.01)
+
+
+def test_a_pass_that_agrees_with_an_earlier_start_is_enough() -> None:
+    earlier = {("experts", 1): 0.101, ("idle layers", 0): 1e-6}
+    steady = measure_until_steady(passes(0.100), lambda: 0.0, budget_s=1.0, earlier=earlier)
+    assert steady.num_passes == 2 and steady.timings["experts", 1] == 0.100 and steady.spread == pytest.approx(0.01)
+
+
+def test_a_noisy_machine_settles_over_its_starts(args: ModelArgs, store: ProfileStore,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a start measured is in the file, and the next one goes on from it."""
+    monkeypatch.setattr(device_profile, "_BUDGET_S", 0.0)
+    monkeypatch.setattr(device_profile, "MAX_SPREAD", -1.0)
+    assert profile_device(args, "float32", KERNELS, POOL, store).is_noisy
+    first = store.read(profile_facts(args, "float32", KERNELS, 1))
+    profile_device(args, "float32", KERNELS, POOL, store)
+    second = store.read(profile_facts(args, "float32", KERNELS, 1))
+    assert first is not None and second is not None
+    earlier = {(what, rows): seconds for what, rows, seconds in first.timings}
+    assert earlier and all(seconds <= earlier[what, rows] for what, rows, seconds in second.timings)
 
 
 def test_a_noisy_machine_uses_up_its_time_and_no_more() -> None:

@@ -32,7 +32,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServeConfig:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, profile: DeviceProfile) -> None:
-    monkeypatch.setattr(device_profile, "_measure", lambda *_: profile)
+    monkeypatch.setattr(device_profile, "_measure", lambda *_: (profile, {}))
 
 
 def test_every_pool_is_shown_with_its_emulation_measured_or_kept(config: ServeConfig,
