@@ -40,12 +40,13 @@ def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, 
     """Above weights and KV cache: the larger of what a step and what loading needs, and what a process grows by.
 
     A step at its worst: every member computes a full batch and every row comes to one member's experts.
-    Loading holds the largest tensor three times: as read, converted, and made contiguous.
+    Loading holds the largest tensor as it was read and, in another dtype than the checkpoint's, converted.
     """
     num_rows = scheduler.max_batch_tokens * num_members * max(1, args.num_experts_per_tok)
     rows = num_rows * (3 * args.hidden_size + args.moe_intermediate_size) * dtype_bytes
     width = 4 * args.hidden_size + 2 * (args.num_heads + args.num_kv_heads) * args.head_dim
     local = scheduler.max_batch_tokens * (width * dtype_bytes + 2 * max(args.intermediate_size, 1) * dtype_bytes)
     logits = scheduler.max_running_requests * args.vocab_size * 4 * 2
-    loading = 3 * args.vocab_size * args.hidden_size * 4
+    stored_bytes = DTYPE_BYTES[args.dtype]
+    loading = args.vocab_size * args.hidden_size * (stored_bytes + (dtype_bytes if stored_bytes != dtype_bytes else 0))
     return max(rows + local + logits, loading) + PROCESS_GROWTH_BYTES

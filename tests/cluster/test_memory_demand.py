@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from cluster.memory_demand import MIN_CONTEXT_TOKENS, max_model_len, memory_demand
+from dataclasses import replace
+
+from cluster.memory_demand import MIN_CONTEXT_TOKENS, PROCESS_GROWTH_BYTES, max_model_len, memory_demand
 from model.args import parse_model_args
 from serving.config import parse_config
 
@@ -34,6 +36,15 @@ def test_the_least_kv_cache_holds_a_sequence_of_moderate_length_or_what_the_pool
 def test_more_members_can_send_more_rows_to_one() -> None:
     few, many = (memory_demand(ARGS, parse_config(config()), members).buffer_bytes for members in (2, 8))
     assert many > few
+
+
+def test_loading_counts_where_the_vocabulary_is_large_and_batches_are_small() -> None:
+    large = replace(ARGS, vocab_size=1_000_000)
+    small = {**config(), "scheduler": {"max_batch_tokens": 1, "max_running_requests": 1}}
+    table_bytes = 1_000_000 * 64 * 2
+    assert memory_demand(large, parse_config(small), 1).buffer_bytes == table_bytes + PROCESS_GROWTH_BYTES
+    wider = parse_config({**small, "model": {"path": "x", "dtype": "float32"}})     # converted: 2 + 4 bytes
+    assert memory_demand(large, wider, 1).buffer_bytes == 3 * table_bytes + PROCESS_GROWTH_BYTES
 
 
 def test_the_context_is_never_longer_than_the_checkpoints() -> None:
