@@ -1,10 +1,10 @@
 """How close to the best the placement of a layer is, and how little a replan moves.
 
-`python benchmarks/placement.py [--instances 200] [--tight]`. Ratios are step time over the bound (linear program with copies in
-fractions); `proven` is over what HiGHS proved for whole copies where it had to. The second table: one member leaves,
-the quick planner restores the layer; seconds are the fastest of three runs (what else runs on the machine only adds),
-moves are copies loaded over the least possible. Members without which the others have no room stay, and so do those
-without which no copy is missing: nothing is to be restored then.
+`python benchmarks/placement.py [--instances 200] [--tight]`. Ratios are step time over the bound (linear program with
+copies in fractions); `proven` is over what HiGHS proved for whole copies where it had to. The second table: one member
+leaves, the quick planner restores the layer; seconds are the fastest of three runs (what else runs on the machine only
+adds), moves are copies loaded over the least possible. Members without which the others have no room stay, and so do
+those without which no copy is missing: nothing is to be restored then.
 The last line of stdout is one JSON object.
 """
 

@@ -5,6 +5,7 @@ M members, E experts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,3 +37,35 @@ def exchange_seconds(profiles: Sequence[DeviceProfile], rows_M: FloatArray, prob
     bytes_M = (sent_rows_M + returned_M) * row_bytes
     per_byte_M = np.array([1.0 / link.bytes_per_s if link else 0.0 for link in links])
     return np.where(takes_part_M, NUM_COLLECTIVES * latency_s + bytes_M * per_byte_M, 0.0)
+
+
+def least_exchange_seconds(profiles: Sequence[DeviceProfile], num_rows: float, probability_E: FloatArray,
+                           slots_M: Sequence[int], row_bytes: int) -> float:
+    """Of one layer: no placement in these slots and no shares of the rows exchange in less.
+
+    A member computes at most the hottest experts that its slots hold. So of every row, whoever owns it, a part of the
+    outputs comes from others; and they are the fewest others when those with the most slots compute all they can. All
+    bytes together leave over all links together at best.
+    """
+    if any(slots >= len(probability_E) for slots in slots_M):
+        return 0.0                      # one member can do without the others
+    links = [profile.link for profile in profiles]
+    latency_s = sorted(link.latency_s if link else 0.0 for link in links)[1]
+    if any(link is None for link in links):
+        return NUM_COLLECTIVES * latency_s
+    hottest_E = np.sort(probability_E)[::-1]
+    most_M = [float(hottest_E[:slots].sum()) for slots in slots_M]
+    returned = min(float(probability_E.sum()) - most for most in most_M)
+    reached = min(_least_reach(most_M[:owner] + most_M[owner + 1:], float(probability_E.sum()) - most)
+                  for owner, most in enumerate(most_M))
+    all_bytes_per_s = sum(link.bytes_per_s for link in links if link)
+    return NUM_COLLECTIVES * latency_s + num_rows * (returned + reached) * row_bytes / all_bytes_per_s
+
+
+def _least_reach(most_M: Sequence[float], chosen: float) -> float:
+    """The fewest other members, in expectation, that compute `chosen` experts of a row, each at most so many."""
+    reached = 0.0
+    for most in sorted(most_M, reverse=True):
+        reached += 1.0 - math.exp(-min(most, max(0.0, chosen)))
+        chosen -= most
+    return reached

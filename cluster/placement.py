@@ -14,6 +14,7 @@ import numpy as np
 from cluster.cost_model import StepPrediction, predict
 from cluster.device_curves import FloatArray, expert_rate
 from cluster.even_placement import even_holders
+from cluster.exchange_cost import least_exchange_seconds
 from cluster.layer_greedy import solve_greedy
 from cluster.layer_placement import lower_bound, solve_exact
 from cluster.layer_problem import Holders, LayerProblem, LayerSolution, Split
@@ -116,7 +117,7 @@ class _Layers:
 
     holders: tuple[Holders, ...]
     splits: tuple[Split, ...]
-    bound_s: float                  # of the experts' parts of all layers
+    bound_s: float                  # of all layers' experts and exchanges
     takes_requests: tuple[bool, ...]
     solver: Literal["exact", "greedy", "even"]
 
@@ -130,9 +131,19 @@ def _best_layers(planner: MemoryPlanner, options: PlanOptions, before: Sequence[
         key: solve_exact(problem, limit_s) if options.exact else solve_greedy(problem)
         for key, problem in distinct.items()}
     layers = [solved[_key(problem)] for problem in problems]
+    bound_s = sum(layer.bound_s for layer in layers) + _least_exchange_s(planner, problems)
     return _Layers(tuple(layer.holders for layer in layers), tuple(layer.split for layer in layers),
-                   sum(layer.bound_s for layer in layers), fit.roles.takes_requests,
-                   "exact" if options.exact else "greedy")
+                   bound_s, fit.roles.takes_requests, "exact" if options.exact else "greedy")
+
+
+def _least_exchange_s(planner: MemoryPlanner, problems: Sequence[LayerProblem]) -> float:
+    costs = planner.costs
+    known: dict[object, float] = {}
+    for layer, problem in enumerate(problems):
+        if _key(problem) not in known:
+            known[_key(problem)] = least_exchange_seconds(
+                costs.profiles, costs.workload.num_rows, costs.probability(layer), problem.slots_M, costs.row_bytes)
+    return sum(known[_key(problem)] for problem in problems)
 
 
 def _layer_problems(planner: MemoryPlanner, fit: RoleFit, before: Sequence[Holders] | None) -> list[LayerProblem]:
@@ -164,7 +175,8 @@ def _even_layers(planner: MemoryPlanner) -> _Layers:
     fit = RoleFit(Roles(everybody, everybody), 0.0, tuple(slots_M), np.zeros(len(slots_M)), 0.0, 0.0)
     problems = _layer_problems(planner, fit, None)
     bounds = {key: lower_bound(problem) for key, problem in {_key(one): one for one in problems}.items()}
-    return _Layers(holders, splits, sum(bounds[_key(problem)] for problem in problems), everybody, "even")
+    bound_s = sum(bounds[_key(problem)] for problem in problems) + _least_exchange_s(planner, problems)
+    return _Layers(holders, splits, bound_s, everybody, "even")
 
 
 def _finish(members: Sequence[PlannedMember], planner: MemoryPlanner, layers: _Layers, max_batch_tokens: int,
