@@ -26,7 +26,8 @@ MAX_SPREAD = 0.03           # repeats that differ by more make a profile noisy
 _BUDGET_S = 4.0             # for repeats, until they agree
 _LOCK_TIMEOUT_S = 30.0
 _SHORT_S = 50e-6            # of calls shorter than this, the clock and the cache decide the difference
-_METHOD = 3                 # raise it when what is measured changes: older files are then measured again
+_WAKING_WEIGHT = 0.25       # in the spread, of points that also measure how a thread wakes up
+_METHOD = 4                 # raise it when what is measured changes: older files are then measured again
 
 
 def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConfig,
@@ -107,12 +108,12 @@ def measure_until_steady(measure: Callable[[], Timings], clock: Callable[[], flo
 
 def spread_of(passes: list[Timings]) -> float:
     """The largest relative difference between a point's two fastest passes, with short ones counted as _SHORT_S, and
-    half of it for points that wake up in between."""
+    less of it for points that wake up in between."""
     spread = 0.0
     for point in passes[0]:
         seconds = sorted(timings[point] for timings in passes if point in timings)
         if len(seconds) > 1:
-            weight = 0.5 if point[0] in WAKING else 1.0
+            weight = _WAKING_WEIGHT if point[0] in WAKING else 1.0
             spread = max(spread, weight * (seconds[1] - seconds[0]) / max(seconds[0], _SHORT_S))
     return spread
 

@@ -176,7 +176,7 @@ def test_a_noisy_machine_uses_up_its_time_and_no_more() -> None:
 def test_short_calls_and_wake_ups_weigh_less_in_the_spread() -> None:
     assert spread_of([{("a", 1): 1e-6}, {("a", 1): 2e-6}]) == pytest.approx(0.02)
     assert spread_of([{("a", 1): 1e-3}, {("a", 1): 2e-3}]) == pytest.approx(1.0)
-    assert spread_of([{("layers", 1): 1e-3}, {("layers", 1): 2e-3}]) == pytest.approx(0.5)
+    assert spread_of([{("layers", 1): 1e-3}, {("layers", 1): 2e-3}]) == pytest.approx(0.25)
     assert spread_of([{("a", 1): 1.0, ("a", 4): 2.0}, {("a", 1): 1.0}]) == 0.0
 
 
