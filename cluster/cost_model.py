@@ -118,6 +118,8 @@ def _layer_time(costs: StepCosts, probability_E: FloatArray, holders: Holders, s
                 rows_M: FloatArray) -> _LayerTime:
     num_experts, num_members = len(holders), len(costs.profiles)
     costs_EM, held_EM = costs.expert_costs(probability_E), holders_mask(holders, num_members)
+    if held_EM[:, rows_M > 0].all():
+        return _layer_that_stays(costs, probability_E, held_EM, rows_M)
     if split is None:
         split_EM = best_split(LayerProblem(costs_EM, (num_experts,) * num_members), held_EM)[1]
     else:
@@ -125,11 +127,23 @@ def _layer_time(costs: StepCosts, probability_E: FloatArray, holders: Holders, s
     experts_M = (split_EM * costs_EM).sum(axis=0)
     exchange_M = exchange_seconds(costs.profiles, rows_M, probability_E, split_EM, costs.row_bytes)
     slowest = int(experts_M.argmax())
-    rate = fit_rate(costs.profiles[slowest].expert_s)
-    is_read_E = rate.row_s * costs.workload.num_rows * probability_E < rate.read_s
-    reading_s = float((split_EM * costs_EM)[is_read_E, slowest].sum())
-    limit: Limit = "memory bandwidth" if reading_s * 2 >= experts_M[slowest] else "compute"
+    limit = _experts_limit(costs, slowest, (split_EM * costs_EM)[:, slowest], costs.workload.num_rows * probability_E)
     return _LayerTime(experts_M, exchange_M, np.asarray(held_EM.any(axis=0)), limit)
+
+
+def _layer_that_stays(costs: StepCosts, probability_E: FloatArray, held_EM: BoolArray, rows_M: FloatArray) -> _LayerTime:
+    """Every member with rows holds every expert: each computes its own, and nothing is exchanged."""
+    experts_M = np.array([costs.own_experts_s(rank, rows, probability_E) for rank, rows in enumerate(rows_M)])
+    slowest = int(experts_M.argmax())
+    limit = _experts_limit(costs, slowest, probability_E, rows_M[slowest] * probability_E)
+    return _LayerTime(experts_M, np.zeros(len(rows_M)), np.asarray(held_EM.any(axis=0)), limit)
+
+
+def _experts_limit(costs: StepCosts, rank: int, weight_E: FloatArray, rows_E: FloatArray) -> Limit:
+    """What takes the larger part of `weight_E`: reading the weights, or computing the rows."""
+    rate = fit_rate(costs.profiles[rank].expert_s)
+    reading = float(weight_E[rate.row_s * rows_E < rate.read_s].sum())
+    return "memory bandwidth" if reading * 2 >= float(weight_E.sum()) else "compute"
 
 
 def _add_own_rows(parts: dict[Limit, float], costs: StepCosts, rank: int, rows: float,

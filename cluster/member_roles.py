@@ -75,6 +75,10 @@ class MemoryPlanner:
         dtype_bytes = self.costs.row_bytes // args.hidden_size
         return self.costs.workload.context_tokens * kv_block_bytes(args, 1, dtype_bytes)
 
+    def steps_for_all_rows(self, kv_rows: float) -> float:
+        """How many steps the rows take when the KV caches hold so many of them; 1 when they hold them all."""
+        return max(1.0, 0.999 * self.costs.workload.num_rows / max(kv_rows, 1e-9))
+
     def max_rows(self, takes_requests: Sequence[bool], num_copies: Sequence[int]) -> list[float]:
         """What each member's KV cache holds beside its experts."""
         left = [free_bytes(memory, self.demand) + self.demand.kv_cache_bytes - copies * self.demand.expert_bytes
@@ -141,13 +145,17 @@ def _if_better(planner: MemoryPlanner, now: tuple[RoleFit, float], options: list
     return best
 
 
+def slowest_first(costs: StepCosts, probability_E: FloatArray) -> list[int]:
+    """Ranks by what an equal part of the work takes."""
+    rows = costs.workload.num_rows / len(costs.profiles)
+    seconds = [costs.args.num_moe_layers * costs.own_experts_s(rank, rows, probability_E) + costs.own_rows_s(rank, rows)
+               for rank in range(len(costs.profiles))]
+    return sorted(range(len(seconds)), key=lambda rank: (-seconds[rank], -rank))
+
+
 def _fastest_alone(costs: StepCosts, roles: Roles, probability_E: FloatArray) -> Iterator[Roles]:
     """The roles of the fastest members alone, from all but one down to one."""
-    costs_EM = costs.expert_costs(probability_E)
-    rows = costs.workload.num_rows / len(costs.profiles)
-    seconds = [costs.args.num_moe_layers * costs_EM[:, rank].sum() + costs.own_rows_s(rank, rows)
-               for rank in range(len(costs.profiles))]
-    for rank in sorted(range(len(seconds)), key=lambda one: (-seconds[one], -one))[:-1]:
+    for rank in slowest_first(costs, probability_E)[:-1]:
         roles = roles.without_anything(rank)
         yield roles
 
@@ -220,4 +228,4 @@ def estimate_step(planner: MemoryPlanner, fit: RoleFit, probability_E: FloatArra
     assert relaxed is not None, "LayerProblem checks that there is room"
     exchange_M = exchange_seconds(costs.profiles, fit.rows_M, probability_E, relaxed.rows_EM, costs.row_bytes)
     step_s = fit.own_rows_s + num_layers * (relaxed.step_s + float(exchange_M.max()))
-    return step_s * max(1.0, 0.999 * costs.workload.num_rows / max(fit.kv_rows, 1e-9))
+    return step_s * planner.steps_for_all_rows(fit.kv_rows)

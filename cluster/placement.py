@@ -18,6 +18,7 @@ from cluster.exchange_cost import least_exchange_seconds
 from cluster.layer_greedy import solve_greedy
 from cluster.layer_placement import lower_bound, solve_exact
 from cluster.layer_problem import Holders, LayerProblem, LayerSolution, Split
+from cluster.local_placement import LocalFit, choose_local
 from cluster.member_roles import MemoryPlanner, RoleFit, Roles, choose_roles, does_not_fit, slots_of_layers
 from cluster.memory_plan import MemberMemory, MemoryDemand, MemoryUse, free_bytes, max_slots, memory_use
 from cluster.placement_error import PlacementError as PlacementError
@@ -29,6 +30,7 @@ from model.placement import Placement
 from serving.epoch import DeviceProfile, RequestShare
 
 MAX_LAYER_S = 3.0           # that the exact solver gets for one layer
+WORTH_ALL_EXPERTS = 0.98    # every expert on every member must make the step this much shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,14 @@ def plan_placement(args: ModelArgs, demand: MemoryDemand, members: Sequence[Plan
     before = previous.holders if isinstance(previous, Placement) else previous
     if before is not None:
         _check_previous(before, args, len(members))
-    layers = _even_layers(planner) if options.policy == "even" else _best_layers(planner, options, before)
-    return _finish(members, planner, layers, max_batch_tokens, before)
+    if options.policy == "even":
+        return _finish(members, planner, _even_layers(planner), max_batch_tokens, before)
+    result = _finish(members, planner, _best_layers(planner, options, before), max_batch_tokens, before)
+    local = choose_local(planner)
+    result_s = result.prediction.step_s * planner.steps_for_all_rows(result.kv_rows)
+    if local is None or local.step_s >= result_s * WORTH_ALL_EXPERTS:
+        return result
+    return _finish(members, planner, _local_layers(planner, local, result.solver), max_batch_tokens, before)
 
 
 def predict_running(args: ModelArgs, demand: MemoryDemand, members: Sequence[PlannedMember], placement: Placement,
@@ -120,6 +128,7 @@ class _Layers:
     bound_s: float                  # of all layers' experts and exchanges
     takes_requests: tuple[bool, ...]
     solver: Literal["exact", "greedy", "even"]
+    rows_M: tuple[float, ...] | None = None     # None: shared out by what is left of the memory
 
 
 def _best_layers(planner: MemoryPlanner, options: PlanOptions, before: Sequence[Holders] | None) -> _Layers:
@@ -165,6 +174,22 @@ def _key(problem: LayerProblem) -> object:
     return problem.costs_EM.tobytes(), problem.slots_M, problem.previous
 
 
+def _local_layers(planner: MemoryPlanner, local: LocalFit, solver: Literal["exact", "greedy", "even"]) -> _Layers:
+    args, slots_M = planner.costs.args, [planner.demand.num_slots if one else 0 for one in local.takes_requests]
+    ranks = tuple(rank for rank, takes in enumerate(local.takes_requests) if takes)
+    parts = tuple(float(local.rows_M[rank] / local.rows_M.sum()) for rank in ranks)
+    fit = RoleFit(Roles(local.takes_requests, local.takes_requests), 0.0, tuple(slots_M), local.rows_M, 0.0, 0.0)
+    return _Layers(((ranks,) * args.num_experts,) * args.num_moe_layers,
+                   ((parts,) * args.num_experts,) * args.num_moe_layers,
+                   _lower_bounds(_layer_problems(planner, fit, None)), local.takes_requests, solver,
+                   tuple(local.rows_M.tolist()))
+
+
+def _lower_bounds(problems: Sequence[LayerProblem]) -> float:
+    bounds = {key: lower_bound(problem) for key, problem in {_key(one): one for one in problems}.items()}
+    return sum(bounds[_key(problem)] for problem in problems)
+
+
 def _even_layers(planner: MemoryPlanner) -> _Layers:
     args, everybody = planner.costs.args, (True,) * len(planner.memories)
     slots_M = [max_slots(memory, planner.demand) for memory in planner.memories]
@@ -174,9 +199,8 @@ def _even_layers(planner: MemoryPlanner) -> _Layers:
     splits = tuple(tuple((1 / len(ranks),) * len(ranks) for ranks in layer) for layer in holders)
     fit = RoleFit(Roles(everybody, everybody), 0.0, tuple(slots_M), np.zeros(len(slots_M)), 0.0, 0.0)
     problems = _layer_problems(planner, fit, None)
-    bounds = {key: lower_bound(problem) for key, problem in {_key(one): one for one in problems}.items()}
-    bound_s = sum(bounds[_key(problem)] for problem in problems) + _least_exchange_s(planner, problems)
-    return _Layers(holders, splits, bound_s, everybody, "even")
+    bound_s = _lower_bounds(problems) + _least_exchange_s(planner, problems)
+    return _Layers(holders, splits, bound_s, everybody, "even", (1.0,) * len(slots_M))
 
 
 def _finish(members: Sequence[PlannedMember], planner: MemoryPlanner, layers: _Layers, max_batch_tokens: int,
@@ -186,7 +210,7 @@ def _finish(members: Sequence[PlannedMember], planner: MemoryPlanner, layers: _L
     placement = Placement(len(members), layers.holders, rates)
     copies = [placement.num_experts_of(rank) for rank in range(len(members))]
     max_rows_M = planner.max_rows(layers.takes_requests, copies)
-    rows_M = [1.0] * len(members) if is_even else share_rows(costs, layers.takes_requests, max_rows_M)[0].tolist()
+    rows_M = layers.rows_M or share_rows(costs, layers.takes_requests, max_rows_M)[0].tolist()
     shares = request_shares(rows_M, max_batch_tokens)
     plans = tuple(
         MemberPlan(member.name, share, memory_use(member.memory, planner.demand, count, share.share > 0), count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,23 +10,25 @@ from cluster.device_curves import FloatArray
 from cluster.step_costs import StepCosts
 from serving.epoch import RequestShare
 
+OwnSeconds = Callable[[int, float], float]      # (rank, rows) -> seconds
 NUM_HALVINGS = 60
 MIN_TOKEN_BUDGET = 16
 
 
 def share_rows(costs: StepCosts, takes_M: Sequence[bool], max_rows_M: Sequence[float] | None = None,
-               ) -> tuple[FloatArray, float]:
+               own_experts_s: OwnSeconds | None = None) -> tuple[FloatArray, float]:
     """The rows of each member so that the slowest is done first: (rows, its seconds for its own rows of a step).
 
     `max_rows_M`: what its KV memory can hold. Where all together hold less than the rows, they count in proportion. A
-    member whose one row would take longer than others need for all gets none. No shares are faster.
+    member whose one row would take longer than others need for all gets none. No shares are faster. `own_experts_s`: of
+    a step, where members compute the experts of their own rows and of no others.
     """
     num_rows = float(costs.workload.num_rows)
     caps_M = np.array(max_rows_M if max_rows_M is not None else [num_rows] * len(takes_M), dtype=np.float64)
     caps_M = np.where(takes_M, np.minimum(caps_M, num_rows), 0.0)
     if caps_M.sum() < num_rows:
         caps_M *= num_rows / max(float(caps_M.sum()), 1e-30)
-    inverses = [_RowsWithin(costs, rank, float(cap)) for rank, cap in enumerate(caps_M)]
+    inverses = [_RowsWithin(costs, rank, float(cap), own_experts_s) for rank, cap in enumerate(caps_M)]
     low_s, high_s = 0.0, max(inverse.longest_s for inverse in inverses)
     for _ in range(NUM_HALVINGS):
         middle_s = (low_s + high_s) / 2
@@ -41,11 +43,12 @@ def share_rows(costs: StepCosts, takes_M: Sequence[bool], max_rows_M: Sequence[f
 class _RowsWithin:
     """The most rows, up to `cap`, that a member computes within a time. Its times are straight lines between knots."""
 
-    def __init__(self, costs: StepCosts, rank: int, cap: float) -> None:
+    def __init__(self, costs: StepCosts, rank: int, cap: float, own_experts_s: OwnSeconds | None) -> None:
         profile = costs.profiles[rank]
         knots = {float(point[0]) for curve in (profile.dense_s, profile.head_s, profile.expert_s) for point in curve}
         self._rows = np.array(sorted({knot for knot in knots | {1.0} if knot < cap} | ({cap} if cap > 0 else set())))
-        self._seconds = np.array([costs.own_rows_s(rank, rows) for rows in self._rows])
+        more_s = own_experts_s or (lambda rank, rows: 0.0)
+        self._seconds = np.array([costs.own_rows_s(rank, rows) + more_s(rank, rows) for rows in self._rows])
         self.longest_s = float(self._seconds.max(initial=0.0))
 
     def rows(self, seconds: float) -> float:

@@ -56,6 +56,10 @@ class StepCosts:
         """Seconds that each member takes for all rows of each expert in a step: costs_EM."""
         return np.stack([times.expected(probability_E) for times in self._times], axis=1)
 
+    def own_experts_s(self, rank: int, rows: float, probability_E: FloatArray) -> float:
+        """One layer's experts for so many rows, all of them computed by this member alone."""
+        return float(self._times[rank].expected(probability_E * (rows / self.workload.num_rows)).sum())
+
     def attention_s(self, rank: int, rows: float) -> float:
         """One layer's part of the rows' owner, overhead not included. Fewer rows than one take as long as one."""
         profile = self.profiles[rank]

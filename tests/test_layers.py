@@ -38,6 +38,7 @@ PURE = {            # decide here, act elsewhere: no I/O, no clock, no torch, no
     "cluster/step_costs.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/cost_model.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/request_shares.py": {"torch", "ray", "time", "os", "asyncio"},
+    "cluster/local_placement.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/member_roles.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/even_placement.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/placement.py": {"torch", "ray", "time", "os", "asyncio"},

@@ -31,7 +31,8 @@ def test_status_shows_three_nodes_that_share_the_experts(service: Service) -> No
     assert status["is_ready"]
     shards = shards_of(status)
     assert sorted(str(member["node_name"]) for member, _ in shards) == ["a", "b", "c"]
-    assert sorted(shard["num_expert_copies"] for _, shard in shards) == [8, 8, 8]       # 3 layers of 8 experts
+    copies = [shard["num_expert_copies"] for _, shard in shards]        # 3 layers of 8 experts; spare slots hold copies
+    assert sum(copies) >= 24 and all(0 < count < 24 for count in copies), copies
     assert all(0 < shard["resident_bytes"] < 800_000_000 for _, shard in shards)
     table = moesaic("status", "--state-dir", str(service.state_dir))
     assert table.returncode == 0 and "healthy" in table.stdout
