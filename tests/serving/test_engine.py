@@ -326,18 +326,20 @@ async def test_pausing_while_the_last_member_prepares_does_both() -> None:
         cluster.check()
 
 
-async def test_nobody_switches_to_what_one_member_has_withdrawn() -> None:
+@pytest.mark.parametrize("late", range(3))
+async def test_nobody_switches_while_members_have_prepared_different_revisions(late: int) -> None:
+    """Revision 1 was taken back, since one could not prepare it, and `late` hears of that last."""
     async with Cluster(3) as cluster:
-        first, second, third = cluster.shards
-        first.prepare(1)
-        second.prepare(1)
+        slow, able, unable = (cluster.shards[(late + i) % 3] for i in range(3))
+        slow.prepare(1)
+        able.prepare(1)
         await cluster.until_asleep()
-        first.prepare(0)                # taken back: the third could not prepare it
-        third.prepare(2)
-        first.prepare(2)
+        able.prepare(0)
+        unable.prepare(2)
+        able.prepare(2)
         await cluster.until_asleep()
-        assert not cluster.switches()   # 2, 1, 2
-        second.prepare(2)
+        assert not cluster.switches()
+        slow.prepare(2)
         await cluster.until_asleep()
         assert [revision for revision, _ in cluster.switches()] == [2]
 
