@@ -178,5 +178,5 @@ def _give_way_to_steps() -> None:
 def _free(replaced: dict[int, ExpertWeights]) -> None:
     replaced.clear()
     trim_memory()
-    if torch.cuda.is_initialized():     # what is kept for later counts as used
+    if torch.cuda.is_available():       # what is kept for later counts as used
         torch.cuda.empty_cache()
