@@ -70,19 +70,22 @@ def predict(costs: StepCosts, holders: Sequence[Holders], splits: Sequence[Split
     mlp_M = np.array([costs.dense_mlp_s(rank, rows) for rank, rows in enumerate(rows_M)])
     head_M = np.array([costs.head_s(rank, rows) for rank, rows in enumerate(rows_M)])
     num_dense = args.num_layers - args.num_moe_layers
-    parts: dict[Limit, float] = {"memory bandwidth": 0.0, "compute": 0.0, "link": 0.0, "overhead": 0.0}
-    for layer in layers:
-        parts[layer.limit] += float(layer.experts_M.max())
-        parts["link"] += float(layer.exchange_M.max())
-    slowest = int((attention_M + overhead_M).argmax())
-    _add_own_rows(parts, costs, slowest, float(rows_M[slowest]), (args.num_moe_layers, float(overhead_M[slowest]), 0.0))
-    slowest = int((attention_M + overhead_M + mlp_M).argmax())
-    _add_own_rows(parts, costs, slowest, float(rows_M[slowest]),
-                  (num_dense, float(overhead_M[slowest]), float(mlp_M[slowest])))
-    slowest = int(head_M.argmax())
-    parts[_regime(costs.profiles[slowest].head_s, float(rows_M[slowest]))] += float(head_M[slowest])
     experts_M = np.sum([layer.experts_M for layer in layers], axis=0)
     exchange_M = np.sum([layer.exchange_M for layer in layers], axis=0)
+    parts: dict[Limit, float] = {"memory bandwidth": 0.0, "compute": 0.0, "link": 0.0, "overhead": 0.0}
+    busy_M = args.num_layers * (attention_M + overhead_M) + num_dense * mlp_M + experts_M + head_M
+    # Without an exchange there are no barriers within the step: all its parts are those of one member.
+    alone = int(busy_M.argmax()) if all(layer.stays for layer in layers) else None
+    for layer in layers:
+        parts[layer.limit] += float(layer.experts_M.max() if alone is None else layer.experts_M[alone])
+        parts["link"] += float(layer.exchange_M.max())
+    slowest = int((attention_M + overhead_M).argmax()) if alone is None else alone
+    _add_own_rows(parts, costs, slowest, float(rows_M[slowest]), (args.num_moe_layers, float(overhead_M[slowest]), 0.0))
+    slowest = int((attention_M + overhead_M + mlp_M).argmax()) if alone is None else alone
+    _add_own_rows(parts, costs, slowest, float(rows_M[slowest]),
+                  (num_dense, float(overhead_M[slowest]), float(mlp_M[slowest])))
+    slowest = int(head_M.argmax()) if alone is None else alone
+    parts[_regime(costs.profiles[slowest].head_s, float(rows_M[slowest]))] += float(head_M[slowest])
     members = tuple(MemberTime(
         attention_s=float(args.num_layers * attention_M[rank] + num_dense * mlp_M[rank]),
         experts_s=float(experts_M[rank]), exchange_s=float(exchange_M[rank]), head_s=float(head_M[rank]),
@@ -97,6 +100,7 @@ class _LayerTime:
     exchange_M: FloatArray
     holds_M: BoolArray
     limit: Limit                    # of the slowest member's experts
+    stays: bool = False             # nothing is exchanged
 
 
 def _expert_layers(costs: StepCosts, holders: Sequence[Holders], splits: Sequence[Split] | None, rows_M: FloatArray,
@@ -131,12 +135,13 @@ def _layer_time(costs: StepCosts, probability_E: FloatArray, holders: Holders, s
     return _LayerTime(experts_M, exchange_M, np.asarray(held_EM.any(axis=0)), limit)
 
 
-def _layer_that_stays(costs: StepCosts, probability_E: FloatArray, held_EM: BoolArray, rows_M: FloatArray) -> _LayerTime:
+def _layer_that_stays(costs: StepCosts, probability_E: FloatArray, held_EM: BoolArray,
+                      rows_M: FloatArray) -> _LayerTime:
     """Every member with rows holds every expert: each computes its own, and nothing is exchanged."""
     experts_M = np.array([costs.own_experts_s(rank, rows, probability_E) for rank, rows in enumerate(rows_M)])
     slowest = int(experts_M.argmax())
     limit = _experts_limit(costs, slowest, probability_E, rows_M[slowest] * probability_E)
-    return _LayerTime(experts_M, np.zeros(len(rows_M)), np.asarray(held_EM.any(axis=0)), limit)
+    return _LayerTime(experts_M, np.zeros(len(rows_M)), np.asarray(held_EM.any(axis=0)), limit, stays=True)
 
 
 def _experts_limit(costs: StepCosts, rank: int, weight_E: FloatArray, rows_E: FloatArray) -> Limit:

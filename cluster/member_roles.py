@@ -6,6 +6,8 @@ no shared weights and no KV cache, and room for more experts.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +24,7 @@ from cluster.step_costs import StepCosts
 from model.memory import kv_block_bytes
 
 KV_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)      # of the KV cache that the workload asks for: the most that leaves room
+MAX_CHOICES = 64            # of members, that are all tried
 WORTH_A_ROLE = 0.998        # another role must make the step this much shorter
 WORTH_A_MEMBER = 1.001      # a member without which the step is no longer than this is left out
 
@@ -51,9 +54,6 @@ class RoleFit:
     roles: Roles
     kv_part: float                  # of the KV cache that the workload asks for, kept free
     slots_M: tuple[int, ...]        # expert copies of all layers
-    rows_M: FloatArray
-    own_rows_s: float               # of the slowest member for its own rows of a step
-    kv_rows: float                  # that the KV caches hold together when all slots are used
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,7 @@ class MemoryPlanner:
             slots_M = tuple(max_slots(memory, self.demand, roles.takes_requests[rank], int(kv_M[rank]))
                             if roles.holds_experts[rank] else 0 for rank, memory in enumerate(self.memories))
             if sum(slots_M) >= self.num_wanted:
-                max_rows_M = self.max_rows(roles.takes_requests, slots_M)
-                rows_M, own_rows_s = share_rows(self.costs, roles.takes_requests, max_rows_M)
-                return RoleFit(roles, kv_part, slots_M, rows_M, own_rows_s, sum(max_rows_M))
+                return RoleFit(roles, kv_part, slots_M)
         return None
 
 
@@ -117,31 +115,33 @@ def slots_of_layers(slots_M: Sequence[int], num_layers: int) -> list[tuple[int, 
 def choose_roles(planner: MemoryPlanner) -> RoleFit:
     """Start with everything that fits, then take away what makes the predicted step longer, the worst first.
 
-    With few rows the fastest members may be better without the exchange with others, so the start is also tried with
-    the fastest one alone, the fastest two, and so on.
+    An exchange costs whoever takes part in it, so several may have to leave before any of it is saved: the start is
+    also tried with some members alone.
     """
     probability_E = mean_probability(planner.costs)
-    everything = _roles_that_fit(planner)
-    fit, estimate_s = everything, estimate_step(planner, everything, probability_E)
-    for roles in _fastest_alone(planner.costs, everything.roles, probability_E):
-        fit, estimate_s = _if_better(planner, (fit, estimate_s), [(roles, WORTH_A_MEMBER)], probability_E)
+    ranks = range(len(planner.memories))
+    fit = _first_fit(planner, ranks)
+    if fit is None:
+        raise does_not_fit(planner, _one_taker(_first_roles(planner, ranks)))
+    now = (fit, estimate_step(planner, fit, probability_E))
+    starts = (_first_fit(planner, some) for some in _some_members(planner, probability_E))
+    now = _best_of(planner, now, [(one, 1.0) for one in starts if one is not None], probability_E)
     while True:
-        before = fit
-        fit, estimate_s = _if_better(planner, (fit, estimate_s), list(_fewer(planner, fit.roles)), probability_E)
-        if fit is before:
-            return fit
+        fewer = ((planner.fit(roles), limit) for roles, limit in _fewer(planner, now[0].roles))
+        better = _best_of(planner, now, [(one, limit) for one, limit in fewer if one is not None], probability_E)
+        if better is now:
+            return now[0]
+        now = better
 
 
-def _if_better(planner: MemoryPlanner, now: tuple[RoleFit, float], options: list[tuple[Roles, float]],
-               probability_E: FloatArray) -> tuple[RoleFit, float]:
+def _best_of(planner: MemoryPlanner, now: tuple[RoleFit, float], options: list[tuple[RoleFit, float]],
+             probability_E: FloatArray) -> tuple[RoleFit, float]:
     """The best of the options that stay under their part of the time of now; now when none does."""
     best = now
-    for roles, limit in options:
-        fit = planner.fit(roles)
-        if fit is not None:
-            seconds = estimate_step(planner, fit, probability_E)
-            if seconds <= (now[1] * limit if best is now else best[1]):
-                best = (fit, seconds)
+    for fit, limit in options:
+        seconds = estimate_step(planner, fit, probability_E)
+        if seconds <= (now[1] * limit if best is now else best[1]):
+            best = (fit, seconds)
     return best
 
 
@@ -153,11 +153,20 @@ def slowest_first(costs: StepCosts, probability_E: FloatArray) -> list[int]:
     return sorted(range(len(seconds)), key=lambda rank: (-seconds[rank], -rank))
 
 
-def _fastest_alone(costs: StepCosts, roles: Roles, probability_E: FloatArray) -> Iterator[Roles]:
-    """The roles of the fastest members alone, from all but one down to one."""
-    for rank in slowest_first(costs, probability_E)[:-1]:
-        roles = roles.without_anything(rank)
-        yield roles
+def _some_members(planner: MemoryPlanner, probability_E: FloatArray) -> Iterator[list[int]]:
+    """Ranks of a part of the members: every choice when they are few, else the fastest ones."""
+    kinds: dict[object, list[int]] = {}
+    for rank, memory in enumerate(planner.memories):
+        kind = (planner.costs.profiles[rank], memory.budget_bytes, memory.resident_bytes)
+        kinds.setdefault(kind, []).append(rank)
+    if math.prod(len(ranks) + 1 for ranks in kinds.values()) <= MAX_CHOICES:
+        for counts in itertools.product(*(range(len(ranks) + 1) for ranks in kinds.values())):
+            some = [rank for count, ranks in zip(counts, kinds.values(), strict=True) for rank in ranks[:count]]
+            if 0 < len(some) < len(planner.memories):
+                yield some
+    else:
+        fastest = slowest_first(planner.costs, probability_E)[::-1]
+        yield from (fastest[:count] for count in range(1, len(fastest)))
 
 
 def _fewer(planner: MemoryPlanner, roles: Roles) -> Iterator[tuple[Roles, float]]:
@@ -175,32 +184,49 @@ def _fewer(planner: MemoryPlanner, roles: Roles) -> Iterator[tuple[Roles, float]
             yield roles.without_anything(rank), WORTH_A_MEMBER
 
 
-def _roles_that_fit(planner: MemoryPlanner) -> RoleFit:
-    takes = tuple(free_bytes(memory, planner.demand) >= 0 for memory in planner.memories)
-    holds = tuple(free_bytes(memory, planner.demand, takes_requests=False) >= 0 for memory in planner.memories)
+def _first_roles(planner: MemoryPlanner, ranks: Sequence[int]) -> Roles:
+    """Of these members alone: all that their memory allows, and requests where they do not slow the others."""
+    demand, everybody = planner.demand, range(len(planner.memories))
+    takes = [rank in ranks and free_bytes(planner.memories[rank], demand) >= 0 for rank in everybody]
+    holds = [rank in ranks and free_bytes(planner.memories[rank], demand, False) >= 0 for rank in everybody]
     if any(takes):
         rows_M, _ = share_rows(planner.costs, takes)
-        takes = tuple(bool(rows > 0) for rows in rows_M)
-    roles = Roles(takes, holds)
-    even = planner.costs.workload.num_rows / len(planner.memories)
+        takes = [bool(rows > 0) for rows in rows_M]
+    return Roles(tuple(takes), tuple(holds))
+
+
+def _first_fit(planner: MemoryPlanner, ranks: Sequence[int]) -> RoleFit | None:
+    """These members alone. While the experts do not fit, the slowest one's requests are given up. None: never."""
+    first = roles = _first_roles(planner, ranks)
+    rows = planner.costs.workload.num_rows / len(ranks)
     while (fit := planner.fit(roles)) is None:
-        takers = [rank for rank, one in enumerate(roles.takes_requests) if one]
+        takers = [rank for rank, takes in enumerate(roles.takes_requests) if takes]
         if len(takers) < 2:
-            raise does_not_fit(planner, roles)
-        roles = roles.without_requests(max(takers, key=lambda rank: planner.costs.own_rows_s(rank, even)))
+            return next((fit for one in _one_taker(first) if (fit := planner.fit(one)) is not None), None)
+        roles = roles.without_requests(max(takers, key=lambda rank: planner.costs.own_rows_s(rank, rows)))
     return fit
 
 
-def does_not_fit(planner: MemoryPlanner, roles: Roles) -> PlacementError:
-    takes = roles.takes_requests if any(roles.takes_requests) else (True,) * len(planner.memories)
-    lacking, demand = shortfalls(planner.memories, demand=planner.demand, min_copies=planner.min_copies,
-                                 takes_requests=takes), planner.demand
+def _one_taker(roles: Roles) -> list[Roles]:
+    """Each of those that take requests, as the only one."""
+    everybody = range(len(roles.takes_requests))
+    return [Roles(tuple(rank == taker for rank in everybody), roles.holds_experts)
+            for taker in everybody if roles.takes_requests[taker]]
+
+
+def does_not_fit(planner: MemoryPlanner, options: Sequence[Roles]) -> PlacementError:
+    """What is missing in those of the roles that miss least; without options, when all members take requests."""
+    demand = planner.demand
+    choices = [roles.takes_requests for roles in options] or [(True,) * len(planner.memories)]
+    lacking, takes = min(
+        ((shortfalls(planner.memories, demand, planner.min_copies, takes), takes) for takes in choices),
+        key=lambda choice: sum(entry.missing_bytes for entry in choice[0]))
     total = sum(entry.missing_bytes for entry in lacking)
     experts = planner.num_wanted * demand.expert_bytes
     lines = [f"the {len(lacking)} members cannot hold the model: {total} bytes are missing"]
-    for entry, takes_requests in zip(lacking, takes, strict=True):
+    for entry, has_attention in zip(lacking, takes, strict=True):
         memory = entry.memory
-        shared = f" - shared weights {demand.shared_bytes} - KV cache {demand.kv_cache_bytes}" if takes_requests else ""
+        shared = f" - shared weights {demand.shared_bytes} - KV cache {demand.kv_cache_bytes}" if has_attention else ""
         lines.append(f"member {memory.node_name}: {entry.missing_bytes} bytes missing (budget {memory.budget_bytes} - "
                      f"process {memory.resident_bytes}{shared} - buffers {demand.buffer_bytes} = {entry.free_bytes} "
                      f"for experts, which take {experts} in all)")
@@ -226,6 +252,9 @@ def estimate_step(planner: MemoryPlanner, fit: RoleFit, probability_E: FloatArra
     slots = slots_of_layers(fit.slots_M, num_layers)[-1]
     relaxed = everything_open(LayerProblem(costs.expert_costs(probability_E), slots, planner.min_copies)).relaxed()
     assert relaxed is not None, "LayerProblem checks that there is room"
-    exchange_M = exchange_seconds(costs.profiles, fit.rows_M, probability_E, relaxed.rows_EM, costs.row_bytes)
-    step_s = fit.own_rows_s + num_layers * (relaxed.step_s + float(exchange_M.max()))
-    return step_s * planner.steps_for_all_rows(fit.kv_rows)
+    takes, num_copies_M = fit.roles.takes_requests, np.ceil(num_layers * relaxed.copies_EM.sum(axis=0))
+    max_rows_M = planner.max_rows(takes, num_copies_M.astype(np.int64).tolist())
+    rows_M, own_rows_s = share_rows(costs, takes, max_rows_M)
+    exchange_M = exchange_seconds(costs.profiles, rows_M, probability_E, relaxed.rows_EM, costs.row_bytes)
+    step_s = own_rows_s + num_layers * (relaxed.step_s + float(exchange_M.max()))
+    return step_s * planner.steps_for_all_rows(sum(max_rows_M))

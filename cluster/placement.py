@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from cluster.cost_model import StepPrediction, predict
 from cluster.device_curves import FloatArray, expert_rate
 from cluster.even_placement import even_holders
@@ -30,7 +28,7 @@ from model.placement import Placement
 from serving.epoch import DeviceProfile, RequestShare
 
 MAX_LAYER_S = 3.0           # that the exact solver gets for one layer
-WORTH_ALL_EXPERTS = 0.98    # every expert on every member must make the step this much shorter
+WORTH_ALL_EXPERTS = 0.998   # every expert on every member must make the step this much shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,8 @@ class PlacementPlan:
     splits: tuple[Split, ...]       # of each layer: the expected part of each holder
     members: tuple[MemberPlan, ...]
     prediction: StepPrediction
-    bound_s: float                  # no placement in the same slots and no shares make a faster step
+    bound_s: float                  # no placement in the same slots and no shares make a faster step (without an
+                                    # exchange: no shares of the same members)
     kv_rows: float                  # rows of the workload's context that the KV caches hold together
     moved_bytes: int                # of expert copies that `previous` has not
     solver: Literal["exact", "greedy", "even"]
@@ -94,7 +93,7 @@ def plan_placement(args: ModelArgs, demand: MemoryDemand, members: Sequence[Plan
     result = _finish(members, planner, _best_layers(planner, options, before), max_batch_tokens, before)
     local = choose_local(planner)
     result_s = result.prediction.step_s * planner.steps_for_all_rows(result.kv_rows)
-    if local is None or local.step_s >= result_s * WORTH_ALL_EXPERTS:
+    if local is None or local.effective_s >= result_s * WORTH_ALL_EXPERTS:
         return result
     return _finish(members, planner, _local_layers(planner, local, result.solver), max_batch_tokens, before)
 
@@ -125,10 +124,11 @@ class _Layers:
 
     holders: tuple[Holders, ...]
     splits: tuple[Split, ...]
-    bound_s: float                  # of all layers' experts and exchanges
+    bound_s: float                  # of all layers' experts and exchanges; local: of the whole step
     takes_requests: tuple[bool, ...]
     solver: Literal["exact", "greedy", "even"]
     rows_M: tuple[float, ...] | None = None     # None: shared out by what is left of the memory
+    is_local: bool = False          # who takes requests holds every expert
 
 
 def _best_layers(planner: MemoryPlanner, options: PlanOptions, before: Sequence[Holders] | None) -> _Layers:
@@ -175,31 +175,25 @@ def _key(problem: LayerProblem) -> object:
 
 
 def _local_layers(planner: MemoryPlanner, local: LocalFit, solver: Literal["exact", "greedy", "even"]) -> _Layers:
-    args, slots_M = planner.costs.args, [planner.demand.num_slots if one else 0 for one in local.takes_requests]
+    args = planner.costs.args
     ranks = tuple(rank for rank, takes in enumerate(local.takes_requests) if takes)
     parts = tuple(float(local.rows_M[rank] / local.rows_M.sum()) for rank in ranks)
-    fit = RoleFit(Roles(local.takes_requests, local.takes_requests), 0.0, tuple(slots_M), local.rows_M, 0.0, 0.0)
     return _Layers(((ranks,) * args.num_experts,) * args.num_moe_layers,
-                   ((parts,) * args.num_experts,) * args.num_moe_layers,
-                   _lower_bounds(_layer_problems(planner, fit, None)), local.takes_requests, solver,
-                   tuple(local.rows_M.tolist()))
-
-
-def _lower_bounds(problems: Sequence[LayerProblem]) -> float:
-    bounds = {key: lower_bound(problem) for key, problem in {_key(one): one for one in problems}.items()}
-    return sum(bounds[_key(problem)] for problem in problems)
+                   ((parts,) * args.num_experts,) * args.num_moe_layers, local.bound_s, local.takes_requests, solver,
+                   tuple(local.rows_M.tolist()), is_local=True)
 
 
 def _even_layers(planner: MemoryPlanner) -> _Layers:
     args, everybody = planner.costs.args, (True,) * len(planner.memories)
     slots_M = [max_slots(memory, planner.demand) for memory in planner.memories]
     if min(free_bytes(memory, planner.demand) for memory in planner.memories) < 0 or sum(slots_M) < planner.num_wanted:
-        raise does_not_fit(planner, Roles(everybody, everybody))
+        raise does_not_fit(planner, [Roles(everybody, everybody)])
     holders = even_holders(slots_M, args.num_moe_layers, args.num_experts, planner.min_copies)
     splits = tuple(tuple((1 / len(ranks),) * len(ranks) for ranks in layer) for layer in holders)
-    fit = RoleFit(Roles(everybody, everybody), 0.0, tuple(slots_M), np.zeros(len(slots_M)), 0.0, 0.0)
+    fit = RoleFit(Roles(everybody, everybody), 0.0, tuple(slots_M))
     problems = _layer_problems(planner, fit, None)
-    bound_s = _lower_bounds(problems) + _least_exchange_s(planner, problems)
+    bounds = {key: lower_bound(problem) for key, problem in {_key(one): one for one in problems}.items()}
+    bound_s = sum(bounds[_key(problem)] for problem in problems) + _least_exchange_s(planner, problems)
     return _Layers(holders, splits, bound_s, everybody, "even", (1.0,) * len(slots_M))
 
 
@@ -216,8 +210,10 @@ def _finish(members: Sequence[PlannedMember], planner: MemoryPlanner, layers: _L
         MemberPlan(member.name, share, memory_use(member.memory, planner.demand, count, share.share > 0), count)
         for member, share, count in zip(members, shares, copies, strict=True))
     prediction = predict(costs, layers.holders, layers.splits, [share.share for share in shares])
-    can_take = [free_bytes(memory, planner.demand) >= 0 for memory in planner.memories]
-    bound_s = layers.bound_s + share_rows(costs, can_take)[1]
+    bound_s = layers.bound_s
+    if not layers.is_local:
+        can_take = [free_bytes(memory, planner.demand) >= 0 for memory in planner.memories]
+        bound_s += share_rows(costs, can_take)[1]
     moved = sum(len(set(ranks) - set(before[layer][expert] if before is not None else ()))
                 for layer, of_layer in enumerate(layers.holders) for expert, ranks in enumerate(of_layer))
     return PlacementPlan(placement, layers.splits, plans, prediction, bound_s, sum(max_rows_M),

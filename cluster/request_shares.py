@@ -12,6 +12,7 @@ from serving.epoch import RequestShare
 
 OwnSeconds = Callable[[int, float], float]      # (rank, rows) -> seconds
 NUM_HALVINGS = 60
+NUM_KNOTS = 96
 MIN_TOKEN_BUDGET = 16
 
 
@@ -46,6 +47,8 @@ class _RowsWithin:
     def __init__(self, costs: StepCosts, rank: int, cap: float, own_experts_s: OwnSeconds | None) -> None:
         profile = costs.profiles[rank]
         knots = {float(point[0]) for curve in (profile.dense_s, profile.head_s, profile.expert_s) for point in curve}
+        if own_experts_s:           # their expected time is no straight line
+            knots |= set(np.geomspace(1e-3, max(cap, 1.0), NUM_KNOTS).tolist())
         self._rows = np.array(sorted({knot for knot in knots | {1.0} if knot < cap} | ({cap} if cap > 0 else set())))
         more_s = own_experts_s or (lambda rank, rows: 0.0)
         self._seconds = np.array([costs.own_rows_s(rank, rows) + more_s(rank, rows) for rows in self._rows])

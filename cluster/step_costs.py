@@ -60,6 +60,13 @@ class StepCosts:
         """One layer's experts for so many rows, all of them computed by this member alone."""
         return float(self._times[rank].expected(probability_E * (rows / self.workload.num_rows)).sum())
 
+    def all_own_experts_s(self, rank: int, rows: float) -> float:
+        """All layers' experts likewise."""
+        load = self.workload.expert_load
+        if not load:
+            return self.args.num_moe_layers * self.own_experts_s(rank, rows, self.probability(0))
+        return sum(self.own_experts_s(rank, rows, self.probability(layer)) for layer in range(len(load)))
+
     def attention_s(self, rank: int, rows: float) -> float:
         """One layer's part of the rows' owner, overhead not included. Fewer rows than one take as long as one."""
         profile = self.profiles[rank]

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.cost_model import predict_step
 from cluster.step_costs import Workload
-from model.placement import contiguous_placement
+from model.placement import Placement, contiguous_placement
 from serving.epoch import DeviceProfile, RequestShare
 from tests.cluster.planned_members import model_args, profile
 
@@ -40,10 +40,8 @@ def test_each_part_waits_for_the_slowest() -> None:
 
 
 def test_the_given_split_counts() -> None:
-    placement = contiguous_placement(3, 16, (16, 0))
-    both = tuple(tuple((0, 1) for _ in range(16)) for _ in range(3))
-    split = tuple(tuple((0.5, 0.5) for _ in range(16)) for _ in range(3))
-    copied = type(placement)(2, both)
+    copied = Placement(2, (((0, 1),) * 14 + ((0,), (1,)),) * 3)
+    split = (((0.5, 0.5),) * 14 + ((1.0,), (1.0,)),) * 3
     equal = predict_step(ARGS, 2, [profile(1.0), profile(3.0)], copied, split, shares(0.5, 0.5), Workload(512, 100))
     best = predict_step(ARGS, 2, [profile(1.0), profile(3.0)], copied, None, shares(0.5, 0.5), Workload(512, 100))
     assert equal.members[0].experts_s == pytest.approx(3 * equal.members[1].experts_s)
@@ -73,3 +71,21 @@ def test_a_member_with_nothing_to_do_costs_nothing() -> None:
                           workload)
     assert beside.step_s == pytest.approx(alone.step_s)
     assert beside.members[1].busy_s == 0.0
+
+
+def test_where_every_member_holds_everything_each_computes_its_own_rows() -> None:
+    """No exchange, and no waiting for one another within a step."""
+    everywhere = Placement(2, (((0, 1),) * 16,) * 3)
+    prediction = predict_step(ARGS, 2, [profile(1.0), profile(3.0)], everywhere, None, shares(0.25, 0.75),
+                              Workload(1024, 100))
+    slow, fast = prediction.members
+    assert slow.exchange_s == fast.exchange_s == 0.0
+    assert slow.experts_s == pytest.approx(3 * 256 * 2 * 5e-6, rel=1e-3)
+    assert fast.experts_s == pytest.approx(slow.experts_s, rel=1e-3)
+    assert prediction.step_s == pytest.approx(max(slow.busy_s, fast.busy_s))
+
+
+def test_a_member_without_rows_need_not_hold_anything_for_the_others_rows_to_stay() -> None:
+    some = Placement(3, (((0, 1),) * 16,) * 3)
+    three = predict_step(ARGS, 2, [profile()] * 3, some, None, shares(0.5, 0.5, 0.0), Workload(64, 100))
+    assert [time.exchange_s for time in three.members] == [0.0, 0.0, 0.0]

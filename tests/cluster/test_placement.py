@@ -69,8 +69,8 @@ def test_any_plan_is_sound_or_says_what_is_missing(kinds: list[tuple[float, int,
 
 
 def test_the_exact_plan_of_unequal_members_is_near_the_best_for_experts() -> None:
-    members = [member(f"m{rank}", speed) for rank, speed in enumerate((8.0, 4.0, 2.0, 1.0))]
-    result = plan(members, EXACT, Workload(512, 100))
+    members = [member(f"m{rank}", speed, budget(ARGS, 40)) for rank, speed in enumerate((8.0, 4.0, 2.0, 1.0))]
+    result = plan(members, EXACT, Workload(512, 0))
     assert_sound(result, members)
     assert result.solver == "exact"
     seconds = [time.experts_s for time in result.prediction.members]
@@ -103,6 +103,15 @@ def test_a_member_that_cannot_help_gets_neither_experts_nor_requests() -> None:
     result = plan([member("a"), member("b"), member("snail", 1e-4, link_bytes_per_s=1e4)])
     assert result.members[2].num_expert_copies == 0
     assert result.shares[2].share == 0.0 and result.shares[2].token_budget == 0
+
+
+def test_with_memory_for_everything_members_alike_exchange_nothing() -> None:
+    members = [member("a"), member("b")]
+    result = plan(members, EXACT, Workload(512, 100))
+    assert_sound(result, members)
+    assert result.placement.is_local(0) and result.ratio == pytest.approx(1, abs=0.01)
+    assert [share.share for share in result.shares] == pytest.approx([0.5, 0.5])
+    assert all(time.exchange_s == 0 for time in result.prediction.members)
 
 
 def test_an_experts_only_member_has_no_shared_weights() -> None:
