@@ -252,7 +252,8 @@ def estimate_step(planner: MemoryPlanner, fit: RoleFit, probability_E: FloatArra
     slots = slots_of_layers(fit.slots_M, num_layers)[-1]
     relaxed = everything_open(LayerProblem(costs.expert_costs(probability_E), slots, planner.min_copies)).relaxed()
     assert relaxed is not None, "LayerProblem checks that there is room"
-    takes, num_copies_M = fit.roles.takes_requests, np.ceil(num_layers * relaxed.copies_EM.sum(axis=0))
+    takes, num_copies_M = fit.roles.takes_requests, np.minimum(
+        np.ceil(num_layers * relaxed.copies_EM.sum(axis=0)), fit.slots_M)
     max_rows_M = planner.max_rows(takes, num_copies_M.astype(np.int64).tolist())
     rows_M, own_rows_s = share_rows(costs, takes, max_rows_M)
     exchange_M = exchange_seconds(costs.profiles, rows_M, probability_E, relaxed.rows_EM, costs.row_bytes)

@@ -27,6 +27,8 @@ def share_rows(costs: StepCosts, takes_M: Sequence[bool], max_rows_M: Sequence[f
     num_rows = float(costs.workload.num_rows)
     caps_M = np.array(max_rows_M if max_rows_M is not None else [num_rows] * len(takes_M), dtype=np.float64)
     caps_M = np.where(takes_M, np.minimum(caps_M, num_rows), 0.0)
+    if not caps_M.any():
+        caps_M = np.where(takes_M, num_rows, 0.0)       # nobody has any KV memory: by speed alone
     if caps_M.sum() < num_rows:
         caps_M *= num_rows / max(float(caps_M.sum()), 1e-30)
     inverses = [_RowsWithin(costs, rank, float(cap), own_experts_s) for rank, cap in enumerate(caps_M)]

@@ -38,6 +38,11 @@ def test_too_little_kv_memory_counts_in_proportion() -> None:
     assert rows_M.tolist() == pytest.approx([48, 16])
 
 
+def test_without_any_kv_memory_speed_alone_counts() -> None:
+    rows_M, _ = share_rows(step_costs(1.0, 1.0, num_rows=64), (True, True), (0.0, 0.0))
+    assert rows_M.tolist() == pytest.approx([32, 32])
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), st.integers(1, 300), st.integers(0, 9))
 def test_no_shares_are_faster(speeds: list[float], num_rows: int, seed: int) -> None:
