@@ -67,7 +67,7 @@ async def decode(address: str, model: str, prompts: list[list[int]], num_tokens:
             times: list[float] = []
             request = inference_pb2.GenerateRequest(
                 model=model, token_ids=inference_pb2.TokenIds(ids=prompt), request_id=f"bench-{next(_numbers)}",
-                sampling=inference_pb2.Sampling(max_tokens=num_tokens, ignore_eos=True, seed=prompt[0]))
+                sampling=inference_pb2.Sampling(max_tokens=num_tokens, ignore_eos=True, temperature=0.0))
             async for answer in stub.Generate(request, timeout=WAIT_S):
                 times += [time.monotonic()] * len(answer.token_ids)
             wave.first_s.append(times[0])
@@ -80,7 +80,7 @@ async def decode(address: str, model: str, prompts: list[list[int]], num_tokens:
 
 def prompts_of(num: int, num_tokens: int, seed: int) -> list[list[int]]:
     draw = random.Random(seed)
-    return [draw.choices(range(300, 30_000), k=num_tokens) for _ in range(num)]
+    return [draw.choices(range(300, 16_000), k=num_tokens) for _ in range(num)]
 
 
 def config_of(options: argparse.Namespace, speeds: list[float], policy: str) -> ServeConfig:
@@ -142,8 +142,8 @@ def planned(running: RunningCluster) -> dict[str, object]:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speeds", default="4:2:1:1", help="of the nodes, relative")
-    parser.add_argument("--sum-of-speeds", type=float, default=0.32, help="of all nodes together, emulated")
-    parser.add_argument("--model", default="small", help="of make_checkpoint.py")
+    parser.add_argument("--sum-of-speeds", type=float, default=0.5, help="of all nodes together, emulated")
+    parser.add_argument("--model", default="wide", help="of make_checkpoint.py")
     parser.add_argument("--rows", type=lambda text: [int(rows) for rows in text.split(",")], default=[256, 64])
     parser.add_argument("--prompt-tokens", type=int, default=2)
     parser.add_argument("--steps", type=int, default=24, help="decoded by the groups in each repeat")

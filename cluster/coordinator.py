@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cluster.group_plan import Rows, checked_placement, plan_group, predict_group
+from cluster.group_plan import Rows, checked_placement, plan_change, predict_group
 from cluster.membership import (
     UNKNOWN,
     GroupPhase,
@@ -145,8 +145,7 @@ class Coordinator:
         if known is not None and known.state != "failed":
             return known
         if placement is None:
-            target = await asyncio.to_thread(plan_group, epoch.members, self._rules.plan, self._counted(),
-                                             epoch.placement)
+            target = await asyncio.to_thread(plan_change, epoch, self._rules.plan, self._counted(), self._slots(epoch))
         else:
             target = await asyncio.to_thread(checked_placement, placement, epoch, self._rules.plan)
         return self._begin(epoch, operation_id, why, target)
@@ -159,7 +158,7 @@ class Coordinator:
                 or epoch is None or running_change(epoch) or counted is None):
             return None
         running = await asyncio.to_thread(predict_group, epoch, self._rules.plan, counted)
-        target = await asyncio.to_thread(plan_group, epoch.members, self._rules.plan, counted, epoch.placement)
+        target = await asyncio.to_thread(plan_change, epoch, self._rules.plan, counted, self._slots(epoch))
         assert target.figures is not None
         gain = running.step_s / target.figures.step_s - 1.0
         logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned_step_s=%.6f", epoch.number,
@@ -281,6 +280,16 @@ class Coordinator:
         if facts.device != "cpu":
             return 0
         return max(0, facts.memory_budget_bytes - report.status.resident_bytes - self._rules.demand.buffer_bytes)
+
+    def _slots(self, epoch: Epoch) -> tuple[int, ...]:
+        """Copies that each member can come to hold: what it has, and what fits beside that and a layer in change."""
+        expert_bytes, slots = self._rules.demand.expert_bytes, []
+        for rank, member in enumerate(epoch.members):
+            largest = max((len(epoch.placement.experts_of(layer, rank)) for layer in range(epoch.placement.num_layers)),
+                          default=0)
+            room_bytes = self._room_bytes(self._reports[member.shard_id]) - largest * expert_bytes
+            slots.append(epoch.placement.num_experts_of(rank) + max(0, room_bytes) // max(1, expert_bytes))
+        return tuple(slots)
 
     def _forget_the_silent(self) -> None:
         now_s = self._clock()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cluster.memory_plan import MemberMemory, MemoryDemand
+from cluster.memory_plan import MemberMemory, MemoryDemand, RunningMembers
 from cluster.placement_error import PlacementError
 from model.args import ModelArgs
 from model.placement import Placement
@@ -38,17 +38,27 @@ class PlanRules:
     config: PlacementConfig
 
 
-def plan_group(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None = None,
-               previous: Placement | None = None, is_exact: bool = True) -> PlannedPlacement:
-    """The best placement and shares for the members, in the order of their ranks. Raises PlacementError.
+def plan_group(members: Sequence[Member], rules: PlanRules) -> PlannedPlacement:
+    """The best placement and shares for members that start, in the order of their ranks. Raises PlacementError."""
+    return _plan(members, rules, None, None, None)
 
-    load_LE: rows counted by layer and expert, None when nothing is known. previous: what these members hold.
+
+def plan_change(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, slots: tuple[int, ...]) -> PlannedPlacement:
+    """The best that the running members of an epoch can change to. Raises PlacementError.
+
+    load_LE: rows counted by layer and expert, None when nothing is known. slots: copies that each member has room for.
     """
+    takes_requests = tuple(epoch.takes_requests(rank) for rank in range(len(epoch.members)))
+    return _plan(epoch.members, rules, load_LE, epoch.placement, RunningMembers(takes_requests, slots))
+
+
+def _plan(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None, previous: Placement | None,
+          running: RunningMembers | None) -> PlannedPlacement:
     from cluster.placement import PlannedMember, PlanOptions, plan_placement
 
     config = rules.config
-    options = PlanOptions(policy=config.policy, min_copies=min(config.min_copies, len(members)), exact=is_exact,
-                          time_limit_s=PLAN_TIME_S)
+    options = PlanOptions(policy=config.policy, min_copies=min(config.min_copies, len(members)), exact=True,
+                          time_limit_s=PLAN_TIME_S, running=running)
     planned = [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool)
                for member in members]
     plan = plan_placement(rules.args, rules.demand, planned, _workload(rules, load_LE), rules.max_batch_tokens, options,

@@ -63,6 +63,14 @@ class MemoryUse:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningMembers:
+    """What stays while a group serves, by rank: who has attention weights and a KV cache, and the room for experts."""
+
+    takes_requests: tuple[bool, ...]
+    slots_M: tuple[int, ...]        # expert copies of all layers that a member may hold
+
+
+@dataclass(frozen=True, slots=True)
 class Shortfall:
     """One member of a group that cannot hold the model. Raising every member's budget by missing_bytes makes it fit."""
 

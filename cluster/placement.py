@@ -18,7 +18,15 @@ from cluster.layer_placement import lower_bound, solve_exact
 from cluster.layer_problem import Holders, LayerProblem, LayerSolution, Split
 from cluster.local_placement import LocalFit, choose_local
 from cluster.member_roles import MemoryPlanner, RoleFit, Roles, choose_roles, does_not_fit, slots_of_layers
-from cluster.memory_plan import MemberMemory, MemoryDemand, MemoryUse, free_bytes, max_slots, memory_use
+from cluster.memory_plan import (
+    MemberMemory,
+    MemoryDemand,
+    MemoryUse,
+    RunningMembers,
+    free_bytes,
+    max_slots,
+    memory_use,
+)
 from cluster.placement_error import PlacementError as PlacementError
 from cluster.request_shares import request_shares, share_rows
 from cluster.step_costs import StepCosts, Workload
@@ -45,6 +53,7 @@ class PlanOptions:
     min_copies: int = 1                         # members that every expert is on, at least
     exact: bool = True                          # False: in well under a second, for replans
     time_limit_s: float = 30.0                  # of the exact solver, for all layers together
+    running: RunningMembers | None = None       # None: nothing runs yet, so roles and room are the planner's choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,8 @@ def plan_placement(args: ModelArgs, demand: MemoryDemand, members: Sequence[Plan
     if options.policy == "even":
         return _finish(members, planner, _even_layers(planner), max_batch_tokens, before)
     result = _finish(members, planner, _best_layers(planner, options, before), max_batch_tokens, before)
+    if options.running is not None:
+        return result
     local = choose_local(planner)
     result_s = result.prediction.step_s * planner.steps_for_all_rows(result.kv_rows)
     if local is None or local.effective_s >= result_s * WORTH_ALL_EXPERTS:
@@ -132,7 +143,7 @@ class _Layers:
 
 
 def _best_layers(planner: MemoryPlanner, options: PlanOptions, before: Sequence[Holders] | None) -> _Layers:
-    fit = choose_roles(planner)
+    fit = choose_roles(planner) if options.running is None else _running_fit(planner, options.running)
     problems = _layer_problems(planner, fit, before)
     distinct = {_key(problem): problem for problem in problems}
     limit_s = min(MAX_LAYER_S, options.time_limit_s / len(distinct))
@@ -143,6 +154,14 @@ def _best_layers(planner: MemoryPlanner, options: PlanOptions, before: Sequence[
     bound_s = sum(layer.bound_s for layer in layers) + _least_exchange_s(planner, problems)
     return _Layers(tuple(layer.holders for layer in layers), tuple(layer.split for layer in layers),
                    bound_s, fit.roles.takes_requests, "exact" if options.exact else "greedy")
+
+
+def _running_fit(planner: MemoryPlanner, running: RunningMembers) -> RoleFit:
+    slots_M = tuple(min(slots, planner.demand.num_slots) for slots in running.slots_M)
+    if sum(slots_M) < planner.num_wanted:
+        raise PlacementError(f"the members that run have room for {sum(slots_M)} expert copies, {planner.num_wanted} "
+                             "are wanted", fix="raise the memory budgets and start again, or set min_copies to 1")
+    return RoleFit(Roles(running.takes_requests, tuple(slots > 0 for slots in slots_M)), 0.0, slots_M)
 
 
 def _least_exchange_s(planner: MemoryPlanner, problems: Sequence[LayerProblem]) -> float:

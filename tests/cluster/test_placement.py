@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.memory_plan import RunningMembers
 from cluster.placement import (
     PlacementError,
     PlacementPlan,
@@ -198,3 +199,15 @@ def test_the_running_placement_must_be_of_these_members() -> None:
     with pytest.raises(PlacementError, match="1 shares and a placement of 2 members for 2 members"):
         predict_running(ARGS, demand(ARGS), [member("a"), member("b")], contiguous_placement(3, 16, (8, 8)),
                         plan([member("a")]).shares, Workload(1, 1), 2)
+
+
+def test_a_running_group_keeps_its_roles_and_its_room() -> None:
+    """Whatever the loads: who has no KV cache gets no requests, and nobody holds more than it has room for."""
+    members = [member("fast", 4.0), member("slow"), member("experts")]
+    hot = Workload(64, 100, tuple(tuple(40.0 if expert == layer else 1.0 for expert in range(16)) for layer in range(3)))
+    running = RunningMembers(takes_requests=(True, True, False), slots_M=(30, 12, 12))
+    result = plan(members, replace(QUICK, running=running), hot)
+    assert [share.share > 0 for share in result.shares] == [True, True, False]
+    assert all(result.placement.num_experts_of(rank) <= slots for rank, slots in enumerate(running.slots_M))
+    with pytest.raises(PlacementError, match="room for 47 expert copies, 48 are wanted"):
+        plan(members, replace(QUICK, running=replace(running, slots_M=(30, 12, 5))), hot)
