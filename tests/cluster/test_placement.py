@@ -204,7 +204,8 @@ def test_the_running_placement_must_be_of_these_members() -> None:
 def test_a_running_group_keeps_its_roles_and_its_room() -> None:
     """Whatever the loads: who has no KV cache gets no requests, and nobody holds more than it has room for."""
     members = [member("fast", 4.0), member("slow"), member("experts")]
-    hot = Workload(64, 100, tuple(tuple(40.0 if expert == layer else 1.0 for expert in range(16)) for layer in range(3)))
+    loads = tuple(tuple(40.0 if expert == layer else 1.0 for expert in range(16)) for layer in range(3))
+    hot = Workload(64, 100, loads)
     running = RunningMembers(takes_requests=(True, True, False), slots_M=(30, 12, 12))
     result = plan(members, replace(QUICK, running=running), hot)
     assert [share.share > 0 for share in result.shares] == [True, True, False]
