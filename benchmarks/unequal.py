@@ -4,7 +4,9 @@ Speeds are emulated (every shard computes for real, then waits as if slower): on
 * alone: one shard of each different speed that holds the whole model
 * even: all shards, experts and requests alike for all, as systems without unequal shards do
 * speed: all shards, placed and shared out by what was measured, then once more for the expert load that was counted
-each at every number of rows a step. The bound is the sum of what the nodes make alone at as many rows.
+each at every number of rows a step. The bound is the sum of what the nodes make alone at as many rows. With `speed` a
+node has memory for its part of the experts by speed and --spare more, so that none holds the whole model; with `even`
+all have the same, and as much in all.
 
   python benchmarks/unequal.py --speeds 4:2:1:1
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -21,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 from machine import describe
@@ -33,13 +38,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cluster.bring_up import BringUp, take_down  # noqa: E402
 from cluster.cluster_client import ClusterClient  # noqa: E402
+from cluster.memory_demand import memory_demand  # noqa: E402
+from cluster.memory_plan import MemoryDemand  # noqa: E402
 from cluster.state_file import RunningCluster  # noqa: E402
-from serving.config import ServeConfig, parse_config  # noqa: E402
+from model.args import read_model_args  # noqa: E402
+from serving.config import ServeConfig  # noqa: E402
 from serving.proto import inference_pb2, inference_pb2_grpc  # noqa: E402
 
 LOAD_REPORT_S = 6.0         # shards tell the coordinator their expert loads every 5 s
 WARM_TOKENS = 4
 WAIT_S = 900.0
+PROCESS_BYTES = 480 << 20
+KV_CACHE_BYTES = 256 << 20
 _numbers = itertools.count()
 
 
@@ -47,15 +57,18 @@ _numbers = itertools.count()
 class Wave:
     """Sequences that all decode at once. Times of tokens are those at the client."""
 
-    first_s: list[float] = field(default_factory=list)     # of each sequence
-    last_s: list[float] = field(default_factory=list)
-    tokens_s: list[float] = field(default_factory=list)
+    sequences_s: list[list[float]] = field(default_factory=list)
 
     @property
     def tokens_per_s(self) -> float:
-        """While all are decoding: from the last first token to the first last one."""
-        begin_s, end_s = max(self.first_s), min(self.last_s)
-        return sum(begin_s < token_s <= end_s for token_s in self.tokens_s) / (end_s - begin_s)
+        """While all are decoding. The window opens and closes between two steps: half a step after a token of the
+        sequence that ended first, so that a step's tokens, which arrive in a burst, are all in it or all not."""
+        all_began_s = max(times[0] for times in self.sequences_s)
+        first_to_end = min(self.sequences_s, key=lambda times: times[-1])
+        steps_s = [time_s for time_s in first_to_end if time_s > all_began_s]
+        half_step_s = (steps_s[-1] - steps_s[0]) / (len(steps_s) - 1) / 2
+        begin_s, end_s = steps_s[0] + half_step_s, steps_s[-1] + half_step_s
+        return sum(begin_s < time_s <= end_s for times in self.sequences_s for time_s in times) / (end_s - begin_s)
 
 
 async def decode(address: str, model: str, prompts: list[list[int]], num_tokens: int) -> Wave:
@@ -67,12 +80,10 @@ async def decode(address: str, model: str, prompts: list[list[int]], num_tokens:
             times: list[float] = []
             request = inference_pb2.GenerateRequest(
                 model=model, token_ids=inference_pb2.TokenIds(ids=prompt), request_id=f"bench-{next(_numbers)}",
-                sampling=inference_pb2.Sampling(max_tokens=num_tokens, ignore_eos=True, temperature=0.0))
+                sampling=inference_pb2.Sampling(max_tokens=num_tokens, ignore_eos=True, seed=prompt[0]))
             async for answer in stub.Generate(request, timeout=WAIT_S):
                 times += [time.monotonic()] * len(answer.token_ids)
-            wave.first_s.append(times[0])
-            wave.last_s.append(times[-1])
-            wave.tokens_s.extend(times)
+            wave.sequences_s.append(times)
 
         await asyncio.gather(*(one(prompt) for prompt in prompts))
     return wave
@@ -83,60 +94,101 @@ def prompts_of(num: int, num_tokens: int, seed: int) -> list[list[int]]:
     return [draw.choices(range(300, 16_000), k=num_tokens) for _ in range(num)]
 
 
-def config_of(options: argparse.Namespace, speeds: list[float], policy: str) -> ServeConfig:
+def budget_of(part: float, options: argparse.Namespace, demand: MemoryDemand) -> int:
+    """For so large a part of the experts, and once more for those of a layer, which a change of placement takes."""
+    copies = part * (1 + options.spare) * demand.num_slots
+    return int(PROCESS_BYTES + demand.fixed_bytes + copies * (1 + 1 / demand.num_moe_layers) * demand.expert_bytes)
+
+
+def config_of(options: argparse.Namespace, speeds: list[float], policy: str, num_rows: int) -> ServeConfig:
+    """Planned for `num_rows` a step."""
+    free = ServeConfig.model_validate(content_of(options, speeds, policy, num_rows, [None] * len(speeds)))
+    if len(speeds) == 1:
+        return free
+    demand = memory_demand(read_model_args(default_dir(options.model)), free, len(speeds))
+    budgets = [budget_of(speed / sum(speeds), options, demand) for speed in speeds]
+    if policy == "even":        # as much memory in all, but alike: by speed the slow ones could not hold their part
+        budgets = [sum(budgets) // len(budgets)] * len(budgets)
+    return ServeConfig.model_validate(content_of(options, speeds, policy, num_rows, budgets))
+
+
+def content_of(options: argparse.Namespace, speeds: list[float], policy: str, num_rows: int,
+               budgets: Sequence[int | None]) -> dict[str, object]:
     rows = max(options.rows)
     names = [f"n{index}" for index in range(len(speeds))]
-    return parse_config({
+    return {
         "application": f"unequal-{policy}", "http_port": free_port(),
         "model": {"path": str(default_dir(options.model)), "name": options.model, "max_model_len": 1024},
         "pools": [{"name": name, "num_cpus": 0.1, "num_threads": 1, "resources": {name: 1}, "emulated_speed": speed,
-                   "kv_cache": "512MB"} for name, speed in zip(names, speeds, strict=True)],
+                   "kv_cache": KV_CACHE_BYTES, "memory_budget": budget}
+                  for name, speed, budget in zip(names, speeds, budgets, strict=True)],
         "router": {"num_cpus": 0.1, "grpc_port": free_port(),
                    "admission": {"max_open_requests": 2 * rows, "default_deadline_s": WAIT_S}},
         "scheduler": {"max_batch_tokens": 2 * rows, "max_running_requests": rows},
         "group": {"collective_timeout_s": 300},
-        "placement": {"policy": policy, "num_rows": rows, "context_tokens": 64, "rebalance_margin": None},
-        "local_nodes": [{"name": name, "num_cpus": 1, "resources": {name: 1}} for name in names]})
+        "placement": {"policy": policy, "num_rows": num_rows, "context_tokens": 64, "rebalance_margin": None},
+        "local_nodes": [{"name": name, "num_cpus": 1, "resources": {name: 1}} for name in names]}
 
 
-def measure(options: argparse.Namespace, speeds: list[float], policy: str, num_steps: int) -> dict[str, object]:
-    """Tokens/s at every number of rows, and what the coordinator planned."""
-    config = config_of(options, speeds, policy)
+def measure_alone(options: argparse.Namespace, speed: float) -> dict[str, float]:
+    """Tokens/s of one node at every number of rows."""
+    with served(config_of(options, [speed], "speed", max(options.rows))) as running:
+        return {f"rows_{rows}": decoded(options, running, rows, options.alone_steps, 0) for rows in options.rows}
+
+
+def measure_group(options: argparse.Namespace, speeds: list[float], policy: str) -> dict[str, dict[str, object]]:
+    """The same of a group, planned for each number of rows, and what was planned."""
+    found: dict[str, dict[str, object]] = {}
+    for rows in options.rows:
+        config = config_of(options, speeds, policy, rows)
+        with served(config) as running:
+            if policy == "speed":
+                warm(options, running, rows)
+            runs = [decoded(options, running, rows, options.steps, seed) for seed in range(options.repeats)]
+            found[f"rows_{rows}"] = {"tokens_per_s": statistics.median(runs), "runs": runs, **planned(running),
+                                     "memory_budgets": [pool.memory_budget for pool in config.pools]}
+    return found
+
+
+@contextlib.contextmanager
+def served(config: ServeConfig) -> Iterator[RunningCluster]:
     with tempfile.TemporaryDirectory() as folder:
         running = BringUp(config, Path(folder), lambda progress: None).run()
         try:
-            found: dict[str, object] = {}
-            if len(speeds) > 1 and policy == "speed":
-                warm(options, running)
-            for rows in options.rows:
-                runs = [asyncio.run(decode(running.grpc_address, options.model, prompts_of(
-                    rows, options.prompt_tokens, seed), num_steps)).tokens_per_s for seed in range(options.repeats)]
-                found[f"rows_{rows}"] = statistics.median(runs)
-                print(f"{policy} {speeds}: {rows} rows: {', '.join(f'{run:.1f}' for run in runs)} tokens/s",
-                      file=sys.stderr)
-            return found | planned(running)
+            yield running
         finally:
             take_down(running, Path(folder))
 
 
-def warm(options: argparse.Namespace, running: RunningCluster) -> None:
+def decoded(options: argparse.Namespace, running: RunningCluster, rows: int, num_steps: int, seed: int) -> float:
+    prompts = prompts_of(rows, options.prompt_tokens, seed)
+    tokens_per_s = asyncio.run(decode(running.grpc_address, options.model, prompts, num_steps)).tokens_per_s
+    print(f"{running.application}: {rows} rows: {tokens_per_s:.1f} tokens/s", file=sys.stderr)
+    return tokens_per_s
+
+
+def warm(options: argparse.Namespace, running: RunningCluster, rows: int) -> None:
     """Let the experts' loads be counted, and have the placement made for them."""
-    asyncio.run(decode(running.grpc_address, options.model, prompts_of(max(options.rows), options.prompt_tokens, 99),
-                       WARM_TOKENS))
+    prompts = prompts_of(max(options.rows), options.prompt_tokens, 99)
+    asyncio.run(decode(running.grpc_address, options.model, prompts, WARM_TOKENS))
     time.sleep(LOAD_REPORT_S)
     with ClusterClient.connected(running) as client:
-        client.change_placement("counted", "for the counted load", None)
-        while client.placement().epoch.changes[-1].state == "running":
+        change = client.change_placement("counted", "for the counted load", None)
+        while change.state == "running":
             time.sleep(0.5)
+            change = client.placement().epoch.changes[-1]
+        if change.state != "done":
+            raise SystemExit(f"the placement for the counted load failed: {change.detail}")
 
 
 def planned(running: RunningCluster) -> dict[str, object]:
     with ClusterClient.connected(running) as client:
         epoch = client.placement().epoch
+    assert epoch.figures is not None
     return {"expert_copies": [epoch.placement.num_experts_of(rank) for rank in range(len(epoch.members))],
             "request_shares": [round(share.share, 4) for share in epoch.shares],
-            "changes": [(change.state, change.detail) for change in epoch.changes],
-            "predicted_step_s": epoch.figures.step_s if epoch.figures else None}
+            "predicted_tokens_per_s": epoch.figures.tokens_per_s,
+            "planned_ratio_to_bound": epoch.figures.ratio}
 
 
 def parse_options() -> argparse.Namespace:
@@ -147,22 +199,24 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=lambda text: [int(rows) for rows in text.split(",")], default=[256, 64])
     parser.add_argument("--prompt-tokens", type=int, default=2)
     parser.add_argument("--steps", type=int, default=24, help="decoded by the groups in each repeat")
-    parser.add_argument("--alone-steps", type=int, default=6, help="decoded by a node alone in each repeat")
+    parser.add_argument("--alone-steps", type=int, default=7, help="decoded by a node alone in each repeat")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--spare", type=float, default=0.25, help="memory for copies, of a node's part of the experts")
     parser.add_argument("--only", choices=["alone", "even", "speed"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run_apart(options: argparse.Namespace, kind: str) -> dict[str, object]:
+def run_apart(options: argparse.Namespace, kind: str) -> dict[str, Any]:
     """In a process of its own: a driver can connect to one cluster after the other, but what it leaves may disturb."""
     command = [sys.executable, __file__, "--only", kind, "--speeds", options.speeds, "--model", options.model,
                "--sum-of-speeds", str(options.sum_of_speeds), "--rows", ",".join(map(str, options.rows)),
                "--prompt-tokens", str(options.prompt_tokens), "--steps", str(options.steps),
-               "--alone-steps", str(options.alone_steps), "--repeats", str(options.repeats)]
+               "--alone-steps", str(options.alone_steps), "--repeats", str(options.repeats),
+               "--spare", str(options.spare)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{kind} failed, see above")
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -173,19 +227,20 @@ def main() -> None:
     if not default_dir(options.model).exists():
         make(options.model, default_dir(options.model), 0)
     if options.only == "alone":
-        print(json.dumps({f"{speed:g}": measure(options, [speed], "speed", options.alone_steps)
-                          for speed in sorted(set(speeds), reverse=True)}))
+        print(json.dumps({f"{speed:g}": measure_alone(options, speed) for speed in sorted(set(speeds), reverse=True)}))
         return
     if options.only:
-        print(json.dumps(measure(options, speeds, options.only, options.steps)))
+        print(json.dumps(measure_group(options, speeds, options.only)))
         return
     alone, even, ours = (run_apart(options, kind) for kind in ("alone", "even", "speed"))
-    table = {}
+    table: dict[str, dict[str, float]] = {}
     for rows in options.rows:
         key = f"rows_{rows}"
-        bound = sum(alone[f"{speed:g}"][key] for speed in speeds)       # type: ignore[index]
-        table[key] = {"bound": bound, "even": even[key], "speed": ours[key], "speed/bound": ours[key] / bound,  # type: ignore[operator]
-                      "even/bound": even[key] / bound, "speed/even": ours[key] / even[key]}     # type: ignore[operator]
+        bound = sum(alone[f"{speed:g}"][key] for speed in speeds)
+        of_even, of_ours = even[key]["tokens_per_s"], ours[key]["tokens_per_s"]
+        table[key] = {"bound": bound, "even": of_even, "speed": of_ours, "speed/bound": of_ours / bound,
+                      "even/bound": of_even / bound, "speed/even": of_ours / of_even,
+                      "speed/predicted": of_ours / ours[key]["predicted_tokens_per_s"]}
         print(f"{rows} rows a step: " + ", ".join(f"{name} {value:.3f}" for name, value in table[key].items()))
     print(json.dumps({"benchmark": "unequal", "speeds": options.speeds, "emulated_speeds": speeds,
                       "model": options.model, "tokens_per_s": table, "alone": alone, "even": even, "speed": ours,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cluster.device_facts import return_free_memory, used_memory_bytes
 from cluster.memory_demand import DTYPE_BYTES, PROCESS_GROWTH_BYTES, buffer_bytes, max_model_len, min_kv_cache_bytes
@@ -15,7 +18,7 @@ from model.errors import OutOfMemoryError
 from model.expert_host import MemberModel
 from model.kernels.protocol import Kernels
 from model.memory import kv_block_bytes
-from model.pace import Pace, work_clock_of
+from model.pace import FileTurns, Pace, work_clock_of
 from model.placement import Placement
 from model.runner import Runner
 from model.weights import Progress, WeightLoader
@@ -26,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Without a memory_budget the KV cache takes this part of what the weights leave; with one, all of it.
 _DEFAULT_PART = 0.5
+_TURNS_NAME = "moesaic-emulated-{user}.lock"      # of this machine's members with an emulated speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,10 @@ def num_kv_blocks(config: ServeConfig, pool: PoolConfig, model: LoadedModel, bud
 def new_pace(member: Member, kernels: Kernels) -> Pace | None:
     """One for a member that emulates a speed; its runner and its dispatchers keep it."""
     speed = member.profile.emulated_speed if member.profile else None
-    return None if speed is None else Pace(speed, work_clock_of(kernels.device, member.facts.num_threads))
+    if speed is None:
+        return None
+    turns = FileTurns(Path(tempfile.gettempdir()) / _TURNS_NAME.format(user=os.getuid()))
+    return Pace(speed, work_clock_of(kernels.device, member.facts.num_threads), turns=turns)
 
 
 def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, config: ServeConfig,

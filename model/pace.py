@@ -2,26 +2,52 @@
 
 Work is what happens between the end of one collective and the start of the next, from the start of a step to its first
 collective, and from its last one to its end. The agreement between steps is not work, nor is a collective itself.
+Members that emulate on one machine may take turns, so that they do not compete for its memory and caches: what a member
+waits for its turn is part of what it would wait anyway, as long as their speeds add up to well below 1.
 """
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
 _CREDIT_LASTS_S = 0.1       # longer gaps are idle time, or a wait for others that makes up for any oversleep
 
 
+class Turns(Protocol):
+    """Who may compute. A turn that was taken is given back before the member waits for anybody."""
+
+    def take(self) -> None: ...
+    def give(self) -> None: ...
+
+
+class FileTurns:
+    """Turns among the processes that lock the same file; one that dies gives its turn back."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a")
+
+    def take(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def give(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
 class Pace:
     """All methods are called on the thread that computes.
 
-    `work_clock` counts seconds of work (see work_clock_of); `clock` those that pass.
+    `work_clock` counts seconds of work (see work_clock_of); `clock` those that pass. Without `turns` it never waits to
+    compute.
     """
 
     def __init__(self, speed: float, work_clock: Callable[[], float], clock: Callable[[], float] = time.perf_counter,
-                 sleep: Callable[[float], None] = time.sleep) -> None:
+                 sleep: Callable[[float], None] = time.sleep, turns: Turns | None = None) -> None:
         if not 0.0 < speed <= 1.0:
             raise ValueError(f"emulated speed {speed} is not within (0, 1]: nobody computes faster than the device")
         self.speed = speed
@@ -29,6 +55,7 @@ class Pace:
         self._work_clock = work_clock
         self._clock = clock
         self._sleep = sleep
+        self._turns = turns
         self._credit_s = 0.0        # slept too long before: the next sleep is shorter by it
         self._settled_s = -_CREDIT_LASTS_S
         self._begin_s = 0.0
@@ -39,12 +66,16 @@ class Pace:
         self._begin_s = self._clock()
         if self._begin_s - self._settled_s >= _CREDIT_LASTS_S:
             self._credit_s = 0.0
+        if self._turns is not None:
+            self._turns.take()
         self._begin_work_s = self._work_clock()
 
     def settle(self) -> None:
         """Work ends: a collective comes, or the step is over. Sleeps until begin + work / speed."""
         work_s = self._work_clock() - self._begin_work_s
         self.work_s += work_s
+        if self._turns is not None:
+            self._turns.give()
         due_s = self._begin_s + work_s / self.speed
         now_s = self._clock()
         wake_s = due_s - self._credit_s
