@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,12 +18,14 @@ from cluster.group_plan import Rows, checked_placement, plan_change, predict_gro
 from cluster.membership import (
     UNKNOWN,
     GroupPhase,
+    GroupPlanned,
     GroupRules,
     GroupSnapshot,
     Report,
     View,
     decide,
     is_of_unknown_epoch,
+    plan_members,
 )
 from cluster.placement_change import ChangeState, advance, begin, find, running_change
 from cluster.placement_error import PlacementError
@@ -34,6 +37,7 @@ from serving.expert_load import ExpertLoad
 logger = logging.getLogger(__name__)
 
 FORGET_AFTER_S = 60.0       # reports of members and routers that are gone
+_REVISION_JUMP = 1_000_000
 MIN_ROWS_PER_EXPERT = 20.0  # that must have been counted before a placement is changed for them
 
 
@@ -84,7 +88,13 @@ class Coordinator:
         self._routers: dict[str, tuple[RouterReport, float]] = {}
         self._highest_epoch = 0
         self._known_epoch = 0
+        self._revision_above = 0
+        self._last_epoch: Epoch | None = None       # that ran, or runs
+        self._planned: GroupPlanned | None = None
+        self._planning: asyncio.Task[None] | None = None
+        self._num_rows_considered = 0.0
         self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules)
+        self._told_key = self._view.key
         self._changed = asyncio.Event()
 
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
@@ -144,29 +154,38 @@ class Coordinator:
         known = find(epoch, operation_id)
         if known is not None and known.state != "failed":
             return known
-        if placement is None:
-            target = await asyncio.to_thread(plan_change, epoch, self._rules.plan, self._counted(), self._slots(epoch))
-        else:
-            target = await asyncio.to_thread(checked_placement, placement, epoch, self._rules.plan)
+        measured, counted = self._with_reported_members(epoch), self._counted()
+        if placement is not None:
+            target = await asyncio.to_thread(checked_placement, placement, measured, self._rules.plan, counted)
+            return self._begin(epoch, operation_id, why, target)
+        running_s, target = await self._best_change(measured, counted)
+        if target.figures is None or target.figures.step_s >= running_s:       # what runs is as good
+            target = PlannedPlacement(epoch.placement, epoch.shares, epoch.figures)
         return self._begin(epoch, operation_id, why, target)
 
     async def rebalance(self) -> PlacementChange | None:
-        """Look once whether another placement would be faster by the margin for the load that was counted."""
-        config, epoch = self._rules.plan.config, self._view.epoch
-        counted = self._counted()
+        """Look once whether another placement would be faster by the margin for the load that was counted.
+
+        Not over a placement that somebody gave, and not again when the same change has failed.
+        """
+        config, epoch, counted = self._rules.plan.config, self._view.epoch, self._counted()
         if (config.rebalance_margin is None or config.policy != "speed" or self._view.phase is not GroupPhase.READY
                 or epoch is None or running_change(epoch) or counted is None):
             return None
-        running = await asyncio.to_thread(predict_group, epoch, self._rules.plan, counted)
-        target = await asyncio.to_thread(plan_change, epoch, self._rules.plan, counted, self._slots(epoch))
-        assert target.figures is not None
-        gain = running.step_s / target.figures.step_s - 1.0
-        logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned_step_s=%.6f", epoch.number,
-                    epoch.revision, running.step_s, target.figures.step_s)
-        if gain < config.rebalance_margin or self._view.epoch is not epoch:
+        operation_id, num_rows = f"auto-{epoch.number}-{epoch.revision}", float(counted.sum())
+        is_given = epoch.figures is not None and epoch.figures.solver == "given"
+        if is_given or find(epoch, operation_id) or num_rows <= self._num_rows_considered:
             return None
-        return self._begin(epoch, f"auto-{epoch.number}-{epoch.revision}", f"{gain:.0%} faster for the counted load",
-                           target)
+        self._num_rows_considered = num_rows
+        running_s, target = await self._best_change(self._with_reported_members(epoch), counted)
+        assert target.figures is not None
+        gain = running_s / target.figures.step_s - 1.0
+        logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned_step_s=%.6f", epoch.number,
+                    epoch.revision, running_s, target.figures.step_s)
+        if gain < config.rebalance_margin:
+            return None
+        self._num_rows_considered = 0.0
+        return self._begin(epoch, operation_id, f"{gain:.0%} faster for the counted load", target)
 
     async def rebalance_forever(self, interval_s: float) -> None:
         while True:
@@ -175,8 +194,23 @@ class Coordinator:
                 await self.rebalance()
             except (PlacementError, NotReadyError) as error:
                 logger.warning("rebalance_failed error=%s", error)
+            except Exception:       # the next look may go better; the group goes on meanwhile
+                logger.exception("rebalance_failed")
+
+    async def _best_change(self, epoch: Epoch, counted: Rows | None) -> tuple[float, PlannedPlacement]:
+        """What a step takes now, and the best that the running members can change to."""
+        rules, slots = self._rules.plan, self._slots(epoch)
+        running = await asyncio.to_thread(predict_group, epoch, rules, counted)
+        return running.step_s, await asyncio.to_thread(plan_change, epoch, rules, counted, slots)
+
+    def _with_reported_members(self, epoch: Epoch) -> Epoch:
+        """The epoch with what its members have measured since it began: their link."""
+        members = tuple(self._reports[member.shard_id].member if member.shard_id in self._reports else member
+                        for member in epoch.members)
+        return replace(epoch, members=members)
 
     def _begin(self, planned_for: Epoch, operation_id: str, why: str, target: PlannedPlacement) -> PlacementChange:
+        self._refresh()
         epoch = self._ready_epoch()         # it may be another one by now
         known = find(epoch, operation_id)
         if known is not None and known.state != "failed":
@@ -189,7 +223,7 @@ class Coordinator:
         epoch = begin(epoch, operation_id, why, target, self._rules.demand.expert_bytes)
         self._view = replace(self._view, epoch=epoch)
         self._refresh()
-        change = find(self._view.epoch or epoch, operation_id)
+        change = find(self._view.epoch or epoch, operation_id) or find(epoch, operation_id)
         assert change is not None
         logger.info("placement_change operation_id=%s moved_bytes=%d why=%s", operation_id, change.moved_bytes, why)
         return change
@@ -243,10 +277,23 @@ class Coordinator:
         logger.info("epoch_adopted number=%d revision=%d members=%d", epoch.number, epoch.revision, len(epoch.members))
         now_s = self._clock()
         self._know(epoch)
+        # The other coordinator may have given out numbers that nobody has reported yet.
+        self._revision_above = epoch.revision + secrets.randbelow(_REVISION_JUMP)
         for member in epoch.members:
             unheard = ShardStatus(member.shard_id, epoch.number, UNKNOWN)
             self._reports.setdefault(member.shard_id, Report(member, unheard, now_s))
         self._view = replace(self._view, epoch=epoch, next=None)
+
+    async def _plan(self, members: tuple[Member, ...]) -> None:
+        """For members that start. In a thread: it may take seconds, and the members' reports must be heard."""
+        try:
+            self._planned = await asyncio.to_thread(plan_members, members, self._rules, self._last_epoch)
+        except Exception as error:
+            logger.exception("plan_failed")
+            self._planned = GroupPlanned(tuple(member.shard_id for member in members), None,
+                                         f"the placement could not be planned: {error!r}")
+        self._planning = None
+        self._refresh()
 
     def _refresh(self) -> None:
         """Decide again, and wake everybody who watches when something has changed."""
@@ -256,10 +303,11 @@ class Coordinator:
             self._know(view.epoch)
             if view.phase is GroupPhase.READY:
                 view = self._with_change(view, view.epoch)
-        if view == self._view:
-            return
-        is_news, self._view = view.key != self._view.key, view
-        if is_news:
+        self._view = view
+        if view.to_plan and self._planning is None:
+            self._planning = asyncio.create_task(self._plan(view.to_plan))
+        if view.key != self._told_key:
+            self._told_key = view.key
             number, revision = (view.epoch.number, view.epoch.revision) if view.epoch else (0, 0)
             logger.info("view_changed epoch=%d revision=%d next=%s phase=%s why=%s", number, revision,
                         view.next.revision if view.next else None, view.phase, view.why)
@@ -271,7 +319,8 @@ class Coordinator:
         reports = [self._reports[member.shard_id] for member in epoch.members]
         prepared = self._view.next if self._view.epoch and self._view.epoch.number == epoch.number else None
         state = advance(ChangeState(epoch, prepared), [report.status for report in reports],
-                        [self._room_bytes(report) for report in reports], self._rules.demand.expert_bytes)
+                        [self._room_bytes(report) for report in reports], self._rules.demand.expert_bytes,
+                        self._revision_above)
         return replace(view, epoch=state.epoch, next=state.next)
 
     def _room_bytes(self, report: Report) -> int:
@@ -287,7 +336,8 @@ class Coordinator:
         for rank, member in enumerate(epoch.members):
             largest = max((len(epoch.placement.experts_of(layer, rank)) for layer in range(epoch.placement.num_layers)),
                           default=0)
-            room_bytes = self._room_bytes(self._reports[member.shard_id]) - largest * expert_bytes
+            report = self._reports.get(member.shard_id)
+            room_bytes = (self._room_bytes(report) if report else 0) - largest * expert_bytes
             slots.append(epoch.placement.num_experts_of(rank) + max(0, room_bytes) // max(1, expert_bytes))
         return tuple(slots)
 
@@ -301,9 +351,10 @@ class Coordinator:
 
     def _snapshot(self) -> GroupSnapshot:
         return GroupSnapshot(tuple(self._reports.values()), self._view.epoch, self._highest_epoch, self._known_epoch,
-                             self._clock())
+                             self._clock(), self._planned)
 
     def _know(self, epoch: Epoch) -> None:
+        self._last_epoch = epoch
         self._known_epoch = max(self._known_epoch, epoch.number)
         self._highest_epoch = max(self._highest_epoch, epoch.number)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import sys
 from pathlib import Path
 
 import psutil
@@ -59,10 +60,13 @@ def return_free_memory() -> None:
 
 
 def trim_memory() -> None:
-    """The same without cycles. Other threads go on."""
+    """The same without cycles, and what torch keeps of an accelerator's memory. Other threads go on."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _measure_cuda(pool: PoolConfig, kernels_name: str) -> DeviceFacts:

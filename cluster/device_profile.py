@@ -30,21 +30,21 @@ _WAKING_WEIGHT = 0.25       # in the spread, of points that also measure how a t
 _METHOD = 4                 # raise it when what is measured changes: older files are then measured again
 
 
-def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConfig,
-                   store: ProfileStore) -> DeviceProfile:
+def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConfig, store: ProfileStore,
+                   settles: bool = False) -> DeviceProfile:
     """This device's profile for this model: from the store, or measured now in a few seconds.
 
-    Call it on the thread that will compute, with torch's number of threads already that of the pool. A noisy profile of
-    an earlier start is measured again, and settles when the repeats of both starts agree; one that another process
-    measured meanwhile is taken as it is.
+    Call it on the thread that will compute, with torch's number of threads already that of the pool. With `settles` a
+    noisy profile of before is measured again, and is steady when the repeats of both agree; without, it is taken as it
+    is: a start does not wait for a quieter machine.
     """
     facts = profile_facts(args, dtype, kernels, num_threads_of(pool))
     began_s = time.time()
     stored = store.read(facts)
-    if stored is None or stored.profile.is_noisy:
+    if stored is None or (settles and stored.profile.is_noisy):
         with store.lock(_LOCK_TIMEOUT_S):
             stored = store.read(facts)
-            if stored is None or (stored.profile.is_noisy and stored.measured_at_s < began_s):
+            if stored is None or (settles and stored.profile.is_noisy and stored.measured_at_s < began_s):
                 earlier = {(what, rows): seconds for what, rows, seconds in stored.timings} if stored else {}
                 measured, timings = _measure(args, dtype, kernels, earlier)
                 store.write(facts, measured, tuple((*point, seconds) for point, seconds in timings.items()))

@@ -203,7 +203,7 @@ def _checkpoint(config: ServeConfig) -> Iterator[Check]:
 
 
 def _device_speed(config: ServeConfig) -> Iterator[Check]:
-    """What shards would measure on this machine when they start, or find measured."""
+    """What shards would measure on this machine when they start, or find measured. What was noisy is measured again."""
     import torch
 
     from cluster.device_facts import num_threads_of
@@ -221,12 +221,12 @@ def _device_speed(config: ServeConfig) -> Iterator[Check]:
         kernels = select_kernels("cpu" if pool.device == "cpu" else "cuda:0")
         torch.set_num_threads(num_threads_of(pool))
         kept = store.read(profile_facts(args, dtype, kernels, num_threads_of(pool)))
-        profile = profile_device(args, dtype, kernels, pool, store)
+        profile = profile_device(args, dtype, kernels, pool, store, settles=True)
         is_kept = kept is not None and not kept.profile.is_noisy
         noise = f"repeats differ by {profile.spread:.1%}"
         yield Check("device speed", Verdict.WARN if profile.is_noisy else Verdict.OK,
                     f"pool {pool.name}: {speed_text(profile)}; {noise}; {'kept' if is_kept else 'measured now'}",
-                    "other programs run here: stop them, and the next start measures again" if profile.is_noisy else "")
+                    "other programs run here: stop them and repeat this command" if profile.is_noisy else "")
 
 
 def speed_text(profile: DeviceProfile) -> str:

@@ -87,8 +87,7 @@ class EpochRun:
         finally:
             for task in tasks:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)    # what ended the epoch is raised above
 
     async def close(self) -> None:
         self._link.close_epoch(f"epoch {self._epoch.number} is over")
@@ -110,7 +109,9 @@ class EpochRun:
         group_config, kernels = self._config.group, model.decoder.kernels
         self._group = ProcessGroup.join(self._epoch.rendezvous, self._rank, len(self._epoch.members),
                                         group_config.collective_timeout_s, group_config.backend, str(kernels.device))
-        self.link = measure_link(self._group, kernels.device)
+        known = [member.profile.link if member.profile else None for member in self._epoch.members]
+        # Members of an epoch agree on whether all have measured theirs before.
+        self.link = known[self._rank] if all(known) else measure_link(self._group, kernels.device)
         group, member = self._group, self._epoch.members[self._rank]
         pace = new_pace(member, kernels)
 

@@ -22,6 +22,7 @@ from serving.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlac
 
 if TYPE_CHECKING:
     from cluster.cost_model import StepPrediction, Workload
+    from cluster.layer_problem import Holders
 
 Rows = npt.NDArray[np.float64]
 PLAN_TIME_S = 10.0          # of the exact solver, at most, for all layers together
@@ -38,9 +39,19 @@ class PlanRules:
     config: PlacementConfig
 
 
-def plan_group(members: Sequence[Member], rules: PlanRules) -> PlannedPlacement:
-    """The best placement and shares for members that start, in the order of their ranks. Raises PlacementError."""
-    return _plan(members, rules, None, None, None)
+def plan_group(members: Sequence[Member], rules: PlanRules, before: Epoch | None = None) -> PlannedPlacement:
+    """The best placement and shares for members that start, in the order of their ranks. Raises PlacementError.
+
+    Members that were in the epoch `before` keep what they held, as far as that is not much worse: then little is
+    loaded, and the answer is there at once.
+    """
+    from cluster.placement import surviving_holders
+
+    shard_ids = [member.shard_id for member in members]
+    old_ids = [member.shard_id for member in before.members] if before else []
+    if before is None or not set(old_ids) & set(shard_ids) or rules.config.policy == "even":
+        return _plan(members, rules, None, None, None)
+    return _plan(members, rules, None, surviving_holders(before.placement, old_ids, shard_ids), None)
 
 
 def plan_change(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, slots: tuple[int, ...]) -> PlannedPlacement:
@@ -49,15 +60,16 @@ def plan_change(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, slots: tup
     load_LE: rows counted by layer and expert, None when nothing is known. slots: copies that each member has room for.
     """
     takes_requests = tuple(epoch.takes_requests(rank) for rank in range(len(epoch.members)))
-    return _plan(epoch.members, rules, load_LE, epoch.placement, RunningMembers(takes_requests, slots))
+    running = RunningMembers(takes_requests, slots)
+    return _plan(epoch.members, rules, load_LE, epoch.placement.holders, running)
 
 
-def _plan(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None, previous: Placement | None,
-          running: RunningMembers | None) -> PlannedPlacement:
+def _plan(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None,
+          previous: Sequence[Holders] | None, running: RunningMembers | None) -> PlannedPlacement:
     from cluster.placement import PlannedMember, PlanOptions, plan_placement
 
-    config = rules.config
-    options = PlanOptions(policy=config.policy, min_copies=min(config.min_copies, len(members)), exact=True,
+    config, is_replan = rules.config, previous is not None and running is None
+    options = PlanOptions(policy=config.policy, min_copies=min(config.min_copies, len(members)), exact=not is_replan,
                           time_limit_s=PLAN_TIME_S, running=running)
     planned = [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool)
                for member in members]
@@ -77,9 +89,14 @@ def predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None = None) -
                            _workload(rules, load_LE), rules.dtype_bytes)
 
 
-def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules) -> PlannedPlacement:
+def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules,
+                      load_LE: Rows | None = None) -> PlannedPlacement:
     """A placement that somebody made for the epoch's members, with the shares that run. Raises PlacementError."""
     num_layers, num_experts = rules.args.num_moe_layers, rules.args.num_experts
+    copies = min(len(ranks) for layer in placement.holders for ranks in layer)
+    if copies < min(rules.config.min_copies, len(epoch.members)):
+        raise PlacementError(f"the placement has an expert with {copies} copies, placement.min_copies is "
+                             f"{rules.config.min_copies}", fix="give every expert so many holders")
     if placement.num_members != len(epoch.members):
         raise PlacementError(f"the placement is for {placement.num_members} members, the epoch has "
                              f"{len(epoch.members)}", fix="start from `moesaic placement show --json`")
@@ -89,8 +106,8 @@ def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules) -> P
                              f"{num_layers} of {num_experts}", fix="name every expert of every MoE layer")
     rates = epoch.placement.rates
     given = replace(epoch, placement=replace(placement, rates=rates))
-    prediction = predict_group(given, rules)
-    bound_s = epoch.figures.bound_s if epoch.figures else prediction.step_s
+    prediction = predict_group(given, rules, load_LE)
+    bound_s = min(epoch.figures.bound_s if epoch.figures else prediction.step_s, prediction.step_s)
     return PlannedPlacement(given.placement, epoch.shares, _figures(rules, prediction, bound_s, "given"))
 
 

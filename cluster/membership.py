@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from cluster.group_plan import PlanRules, plan_group
 from cluster.memory_plan import MemoryDemand
 from cluster.placement_error import PlacementError
-from serving.epoch import Epoch, Member, ShardStatus
+from serving.epoch import Epoch, Member, PlacementChange, PlannedPlacement, ShardStatus
 from serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,15 @@ class View:
     why: str = ""
     is_too_small: bool = False      # the members that it takes are here, and cannot hold the model
     next: Epoch | None = None       # a later revision of `epoch`, to be prepared while that serves
+    to_plan: tuple[Member, ...] = ()    # the members that the coordinator is to plan a placement for
 
     @property
     def key(self) -> str:
         """Equal for equal views, also across a restart of the coordinator."""
         number, revision = (self.epoch.number, self.epoch.revision) if self.epoch else (0, 0)
-        return f"{number}.{revision}>{self.next.revision if self.next else ''} {self.phase} {self.why}"
+        operations = [change.operation_id for change in self.next.changes[-1:]] if self.next else []
+        coming = f"{self.next.revision} {operations}" if self.next else ""
+        return f"{number}.{revision}>{coming} {self.phase} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +111,34 @@ class GroupRules:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupPlanned:
+    """What the planner made of some members."""
+
+    shard_ids: tuple[str, ...]
+    placement: PlannedPlacement | None
+    why: str = ""                               # there is none
+    changes: tuple[PlacementChange, ...] = ()   # of the epoch before
+
+
+@dataclass(frozen=True, slots=True)
 class GroupSnapshot:
     reports: tuple[Report, ...]
     epoch: Epoch | None                 # the one that runs, or is being brought up
     highest_epoch: int                  # highest number ever heard of
     known_epoch: int                    # highest number of which the coordinator knows more than the number
     now_s: float
+    planned: GroupPlanned | None = None
+
+
+def plan_members(members: tuple[Member, ...], rules: GroupRules, before: Epoch | None) -> GroupPlanned:
+    """Takes up to some seconds. `before`: the epoch that ended."""
+    shard_ids = tuple(member.shard_id for member in members)
+    changes = tuple(replace(change, state="failed", detail="the epoch ended", target=None)
+                    if change.state == "running" else change for change in before.changes) if before else ()
+    try:
+        return GroupPlanned(shard_ids, plan_group(members, rules.plan, before), changes=changes)
+    except PlacementError as error:
+        return GroupPlanned(shard_ids, None, str(error))
 
 
 def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
@@ -130,12 +155,13 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
     if len(present) < rules.num_members:
         return View(GroupPhase.WAITING, None, ended + _who_is_missing(present, snapshot, rules))
     members = tuple(present[:rules.num_members])
-    try:
-        planned = plan_group(members, rules.plan)
-    except PlacementError as error:
-        return View(GroupPhase.WAITING, None, f"{ended}{error}", is_too_small=True)
-    epoch = Epoch(snapshot.highest_epoch + 1, members, planned.placement, rendezvous="", shares=planned.shares,
-                  figures=planned.figures)
+    planned = snapshot.planned
+    if planned is None or planned.shard_ids != tuple(member.shard_id for member in members):
+        return View(GroupPhase.WAITING, None, f"{ended}the placement is planned", to_plan=members)
+    if planned.placement is None:
+        return View(GroupPhase.WAITING, None, f"{ended}{planned.why}", is_too_small=True)
+    epoch = Epoch(snapshot.highest_epoch + 1, members, planned.placement.placement, rendezvous="",
+                  shares=planned.placement.shares, figures=planned.placement.figures, changes=planned.changes)
     return View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights")
 
 

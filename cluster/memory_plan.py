@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.placement import Placement
-
 
 @dataclass(frozen=True, slots=True)
 class MemoryDemand:
@@ -104,20 +102,6 @@ def memory_use(memory: MemberMemory, demand: MemoryDemand, num_copies: int, take
         buffer_bytes=demand.buffer_bytes, free_bytes=0 if takes_requests else left)
 
 
-def place_by_free_memory(members: tuple[MemberMemory, ...], demand: MemoryDemand) -> Placement | None:
-    """One copy of every expert, in proportion to the memory left for experts. None when they do not fit."""
-    free = [free_bytes(memory, demand) for memory in members]
-    if min(free) < 0 or sum(_capacities(free, demand)) < demand.num_slots:
-        return None
-    remaining = _slots_of_member(free, demand)
-    layers = []
-    for layer in range(demand.num_moe_layers):
-        shares = divide_over_layers(demand.num_experts, remaining, demand.num_moe_layers - layer)
-        remaining = [left - share for left, share in zip(remaining, shares, strict=True)]
-        layers.append(tuple((rank,) for rank, share in enumerate(shares) for _ in range(share)))
-    return Placement(num_members=len(members), holders=tuple(layers))
-
-
 def shortfalls(members: tuple[MemberMemory, ...], demand: MemoryDemand, min_copies: int = 1,
                takes_requests: Sequence[bool] | None = None) -> tuple[Shortfall, ...]:
     """Why the members cannot hold the model, member by member; empty when they can. All take requests unless told."""
@@ -133,23 +117,6 @@ def shortfalls(members: tuple[MemberMemory, ...], demand: MemoryDemand, min_copi
 
 def _capacities(free: list[int], demand: MemoryDemand) -> list[int]:
     return [max(0, left) // demand.expert_bytes if demand.expert_bytes else demand.num_slots for left in free]
-
-
-def _slots_of_member(free: list[int], demand: MemoryDemand) -> list[int]:
-    """Slots in proportion to free memory, by largest remainder, never above what a member can hold."""
-    total = sum(free)
-    if not total:
-        return [demand.num_slots] + [0] * (len(free) - 1)       # experts of zero bytes, or none at all
-    slots = [demand.num_slots * left // total for left in free]
-    capacities = _capacities(free, demand)
-    by_remainder = sorted(range(len(free)), key=lambda rank: (-(demand.num_slots * free[rank] % total), rank))
-    lacking = demand.num_slots - sum(slots)
-    while lacking:
-        for rank in by_remainder:
-            if lacking and slots[rank] < capacities[rank]:
-                slots[rank] += 1
-                lacking -= 1
-    return slots
 
 
 def divide_over_layers(num_experts: int, remaining: list[int], num_layers: int) -> list[int]:

@@ -37,16 +37,19 @@ def begin(epoch: Epoch, operation_id: str, why: str, target: PlannedPlacement, e
     return replace(epoch, changes=(*others, change)[-MAX_CHANGES:])
 
 
-def advance(state: ChangeState, statuses: Sequence[ShardStatus], room_bytes: Sequence[int],
-            expert_bytes: int) -> ChangeState:
-    """One look at what the members report (all by rank): commit, fail, or prepare the next stage."""
+def advance(state: ChangeState, statuses: Sequence[ShardStatus], room_bytes: Sequence[int], expert_bytes: int,
+            revision_above: int = 0) -> ChangeState:
+    """One look at what the members report (all by rank): commit, fail, or prepare the next stage.
+
+    New revisions are numbered above `revision_above` and above all that the members have heard of.
+    """
     state = _settle(state, statuses)
     change = running_change(state.epoch)
     if change is None or change.target is None or state.next is not None:
         return state
     epoch = state.epoch
-    revision = 1 + max(epoch.revision, *(max(status.revision, status.prepared_revision, status.failed_revision)
-                                         for status in statuses))
+    heard_of = [max(status.revision, status.prepared_revision, status.failed_revision) for status in statuses]
+    revision = 1 + max(epoch.revision, revision_above, *heard_of)
     target = change.target
     stage = next_stage(epoch.placement, target.placement, room_bytes, expert_bytes)
     change = replace(change, last_revision=revision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import time
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 
 from cluster.state_file import default_state_dir, read_state
-from serving.errors import ServingError
+from serving.errors import NotReadyError
 
 placement_app = typer.Typer(no_args_is_help=True, help="Which shard holds which experts; change it while requests run.")
 _console = Console()
@@ -59,21 +60,25 @@ def apply(file: Annotated[Path | None, typer.Argument(
           why: Annotated[str, typer.Option(help="Noted in the history")] = "asked for",
           timeout_s: Annotated[float, typer.Option(min=0, help="How long to wait for it; 0: not at all")] = 600.0,
           application: Application = None, state_dir: StateDir = None) -> None:
-    """Change the placement between two steps; no request notices. Exit code 1 when the change failed."""
+    """Change the placement between two steps; no request notices. Exit code 1 when the change failed, 2 when it runs
+    still."""
     from cluster.cluster_client import ClusterClient
+    from cluster.coordinator_client import CoordinatorUnavailableError
     from cluster.placement_change import find
     from cluster.placement_view import history_view, read_placement
 
-    placement = read_placement(file) if file is not None else None
+    operation_id = operation_id or f"cli-{secrets.token_hex(4)}"
     with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
-        change = client.change_placement(operation_id or f"cli-{secrets.token_hex(4)}", why, placement)
+        placement = read_placement(file, client.placement().epoch) if file is not None else None
+        change = client.change_placement(operation_id, why, placement)
         until_s = time.monotonic() + timeout_s
         while change.state == "running" and time.monotonic() < until_s:
             time.sleep(_POLL_S)
-            found = find(client.placement().epoch, change.operation_id)
-            if found is None:
-                raise ServingError(f"change {change.operation_id} is not known any more: the group has a new epoch",
-                                   fix="look at `moesaic placement show`, and apply again")
-            change = found
+            with contextlib.suppress(CoordinatorUnavailableError, NotReadyError):
+                # A coordinator that has restarted may not have heard of it: the same call begins it anew.
+                change = (find(client.placement().epoch, operation_id)
+                          or client.change_placement(operation_id, why, placement))
     _console.print(history_view((change,)))
-    raise typer.Exit(1 if change.state == "failed" else 0)
+    if change.state == "running":
+        _console.print(f"not done after {timeout_s:g} s; `moesaic placement history` tells how it ends")
+    raise typer.Exit({"done": 0, "failed": 1, "running": 2}[change.state])

@@ -107,8 +107,11 @@ def history_content(changes: tuple[PlacementChange, ...]) -> list[dict[str, obje
              "moved_bytes": change.moved_bytes} for change in changes]
 
 
-def read_placement(path: Path) -> Placement:
-    """The `holders` of a JSON file: for every MoE layer, for every expert, the ranks. Raises PlacementError."""
+def read_placement(path: Path, epoch: Epoch) -> Placement:
+    """The `holders` of a JSON file, for every MoE layer, for every expert, by the ranks of the epoch.
+
+    A file with `members` may come from an older epoch: they are found again by their nodes. Raises PlacementError.
+    """
     fix = "write it as `moesaic placement show --json` does: {\"holders\": [[[0], [0, 1], ...], ...]}"
     try:
         content = json.loads(path.read_text())
@@ -117,12 +120,28 @@ def read_placement(path: Path) -> Placement:
         if not all(isinstance(rank, int) and not isinstance(rank, bool)
                    for layer in holders for ranks in layer for rank in ranks):
             raise ValueError("ranks must be whole numbers")
-        highest = max((rank for layer in holders for ranks in layer for rank in ranks), default=0)
-        return Placement(len(members) if isinstance(members, list) else highest + 1, holders)
+        if members is None:
+            return Placement(len(epoch.members), holders)
+        rank_of = _ranks_by_node([(str(member["node"]), str(member["pool"])) for member in members], epoch)
+        return Placement(len(epoch.members), tuple(
+            tuple(tuple(sorted(rank_of[rank] for rank in ranks)) for ranks in layer) for layer in holders))
     except OSError as error:
         raise PlacementError(f"{path} cannot be read: {error.strerror}", fix="give the path of a JSON file") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise PlacementError(f"{path} is no placement: {error}", fix=fix) from error
+
+
+def _ranks_by_node(nodes: list[tuple[str, str]], epoch: Epoch) -> list[int]:
+    """The epoch's rank of each (node, pool). Two shards of a pool on one node are told apart by their order."""
+    left: dict[tuple[str, str], list[int]] = {}
+    for rank, member in enumerate(epoch.members):
+        left.setdefault((member.node_name, member.pool), []).append(rank)
+    unknown = sorted({f"{node} ({pool})" for node, pool in nodes if (node, pool) not in left})
+    if unknown or len(nodes) != len(epoch.members):
+        here = ", ".join(f"{member.node_name} ({member.pool})" for member in epoch.members)
+        raise PlacementError(f"the placement is for {len(nodes)} members, unknown are {', '.join(unknown) or 'none'}",
+                             fix=f"here are {here}: start from `moesaic placement show --json`")
+    return [left[node].pop(0) for node in nodes]
 
 
 def _table(*columns: str) -> Table:

@@ -9,13 +9,15 @@ from rich.console import Console
 
 from cluster.cluster_plan import ClusterPlan, plan_cluster
 from cluster.plan_inputs import PlanRequest, read_question
+from cluster.solver_output import solver_output_to_stderr
 
 
 def run_plan(request: PlanRequest, console: Console, as_json: bool, html: Path | None) -> bool:
     """True when the model fits. Progress goes to stderr, so that output can be piped."""
     question = read_question(request)
     with Console(stderr=True).status("planning") as status:
-        answer = plan_cluster(question, lambda what: status.update(f"planning: {what}"))
+        with solver_output_to_stderr():
+            answer = plan_cluster(question, lambda what: status.update(f"planning: {what}"))
         if html is not None:
             status.update("planning: picture")
             _write_page(answer, html)

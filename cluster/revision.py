@@ -122,8 +122,7 @@ class RevisionFollower:
             await self._views.until(lambda view: self._wanted_revision(view) != executor.prepared_revision)
             await executor.withdraw()
             wanted = self._wanted(self._views.view)
-            if wanted is not None and (prepared := await self._prepare(wanted)) is not None:
-                executor.offer(prepared)
+            if wanted is not None and await self._offer(wanted, executor):
                 tell_prepared()
                 self._changed()
 
@@ -132,6 +131,14 @@ class RevisionFollower:
         self.epoch, self.model, self.detail = prepared.epoch, prepared.model, ""
         self._thread.submit(_free, replaced)
         self._changed()
+
+    async def _offer(self, wanted: Epoch, executor: GroupExecutor) -> bool:
+        """A function of its own: nothing here may keep weights that were withdrawn."""
+        prepared = await self._prepare(wanted)
+        if prepared is None:
+            return False
+        executor.offer(prepared)
+        return True
 
     async def close(self) -> None:
         """Returns when nothing is being prepared any more."""
@@ -164,7 +171,7 @@ class RevisionFollower:
 
     def _check_wanted(self, wanted: Epoch) -> None:
         """On the preparing thread."""
-        if self._is_closed or self._wanted_revision(self._views.view) != wanted.revision:
+        if self._is_closed or self._wanted(self._views.view) != wanted:
             raise SupersededError(f"revision {wanted.revision} is not wanted any more")
 
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 
 from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
-from cluster.device_facts import measure_device, num_threads_of, resident_memory_bytes
+from cluster.device_facts import measure_device, num_threads_of, resident_memory_bytes, return_free_memory
 from cluster.device_profile import profile_device
 from cluster.epoch_run import EpochRun
 from cluster.loaded_model import LoadedModel, load_model, num_kv_blocks
@@ -106,7 +106,7 @@ class Shard:
         folder = locate_checkpoint(self._config.model, "facts")
         args = read_model_args(folder)
         store = ProfileStore(default_profile_dir())
-        gc.freeze()     # imports leave a million objects: to look them through takes a tenth of a second each time
+        gc.freeze()     # to look through what imports leave takes a tenth of a second each time
         return kernels, args, profile_device(args, self._config.model.dtype, kernels, self._pool, store)
 
     async def _serve_forever(self, kernels: Kernels, args: ModelArgs) -> None:
@@ -170,7 +170,8 @@ class Shard:
 
     def _note_link(self, link: Link | None) -> None:
         assert self._member is not None and self._member.profile is not None
-        self._member = replace(self._member, profile=replace(self._member.profile, link=link))
+        if link is not None:
+            self._member = replace(self._member, profile=replace(self._member.profile, link=link))
 
     def _reserve_store_port(self) -> None:
         """A store that opens again where an older one was meets clients of the older one."""
@@ -188,6 +189,7 @@ class Shard:
             self._progress = (num_done, num_total)
 
         def load() -> LoadedModel:
+            return_free_memory()        # what the epoch before has left: its engine's parts refer to each other
             folder = locate_checkpoint(self._config.model, "all")
             loader = WeightLoader(folder, args, getattr(torch, self._config.model.dtype), kernels)
             return load_model(loader, epoch, rank, note)

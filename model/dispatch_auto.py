@@ -11,6 +11,7 @@ likely under the placement, and COLLECTIVE_BYTES is what moves in the time of on
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -97,4 +98,4 @@ class AutoDispatcher:
     def _mean_reach(self, num_experts_per_token: int) -> tuple[float, ...]:
         """Reach of each owner, averaged over the layers."""
         reaches = [reach_of(shares_MM, num_experts_per_token) for shares_MM in self._shares_LMM]
-        return tuple(sum(reach) / len(reaches) for reach in zip(*reaches, strict=True))
+        return tuple(math.fsum(reach) / len(reaches) for reach in zip(*reaches, strict=True))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from deepspeed import comm
 from torch import Tensor
 
 from model.errors import GroupError
@@ -29,6 +28,9 @@ class Collectives:
         self.pace: Pace | None = None   # the same as the Runner's
         self.uses_nccl = device.type == "cuda"
         if not isinstance(group, SilentGroup):
+            # Here, because DeviceProbe measures where deepspeed is not installed.
+            from deepspeed import comm
+            self._comm = comm
             self.uses_nccl = "nccl" in str(dist.get_backend(group))
         # Gloo moves host memory: a cuda member of a mixed group stages its rows there.
         self.wire_device = device if self.uses_nccl else torch.device("cpu")
@@ -49,7 +51,7 @@ class Collectives:
             self._run("all_to_all", lambda: group.all_to_all(received, sent, num_received_M, num_sent_M, self._rank))
         else:
             self._run("all_to_all",
-                      lambda: comm.all_to_all_single(received, sent, num_received_M, num_sent_M, group=group))
+                      lambda: self._comm.all_to_all_single(received, sent, num_received_M, num_sent_M, group=group))
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> None:
         """Fill `gathered` [M * S, W] with every member's `own` [S, W], in the order of ranks. Raises GroupError."""
@@ -58,7 +60,7 @@ class Collectives:
         if isinstance(group, SilentGroup):
             self._run("all_gather", lambda: group.all_gather(gathered, own, self._rank))
         else:
-            self._run("all_gather", lambda: comm.all_gather_into_tensor(gathered, own, group=group))
+            self._run("all_gather", lambda: self._comm.all_gather_into_tensor(gathered, own, group=group))
 
     def _run(self, name: str, collective: Callable[[], object]) -> None:
         self.num_collectives += 1

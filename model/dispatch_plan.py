@@ -8,6 +8,7 @@ R (row, expert) pairs computed here
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,5 +162,5 @@ def reach_of(shares_MM: Floats, num_experts_per_token: int) -> list[float]:
     missed_MM = np.ones_like(shares_MM)
     for _ in range(num_experts_per_token):
         missed_MM = missed_MM * (1.0 - shares_MM)
-    return [sum(1.0 - missed for member, missed in enumerate(missed_M) if member != owner)
+    return [math.fsum(1.0 - missed for member, missed in enumerate(missed_M) if member != owner)
             for owner, missed_M in enumerate(missed_MM.tolist())]

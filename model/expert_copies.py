@@ -1,7 +1,8 @@
 """How the rows of an expert are shared out over its copies in a step. Pure, no torch: the same answer on every member.
 
 A member takes the sum of rate.seconds(rows) over its experts; the split is to make the slowest member done early. It
-uses only IEEE additions, multiplications, divisions and comparisons in a fixed order, so that different CPUs agree.
+uses only IEEE additions, multiplications, divisions and comparisons in a fixed order, and math.fsum, which is exact where
+sum() differs between versions of Python: so different members agree.
 
 E experts of the layer, M members, F experts with one holder, C experts with several copies
 """
@@ -140,7 +141,7 @@ class _Pouring:
         """Smaller is better: the latest finish among the members of both, then the seconds spent."""
         latest = max(max(self._finish_M[rank] + seconds for rank, _, seconds in parts),
                      max(self._finish_M[rank] for rank, _, _ in others))
-        return latest, sum(seconds for _, _, seconds in parts)
+        return latest, math.fsum(seconds for _, _, seconds in parts)
 
     def _place(self, c: int) -> tuple[Part, ...]:
         """The best parts for an expert that nobody has yet; split only where no holder reads more than it computes."""

@@ -251,7 +251,7 @@ class Engine:
         if self._is_awake or self._is_resuming or self._rung_step_index >= self._step_index:
             return True
         return not self._is_group_paused and (self._wants_pause or self.scheduler.has_work()
-                                              or self.executor.prepared_revision > self._told_revision)
+                                              or self.executor.prepared_revision != self._told_revision)
 
     async def _sleep(self) -> None:
         """Until something happens to this member, or the deadline of a sequence passes that cannot run now."""

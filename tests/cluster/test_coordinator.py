@@ -14,7 +14,7 @@ from cluster.placement_change import find
 from cluster.placement_error import PlacementError
 from model.placement import Placement
 from serving.config import PlacementConfig
-from serving.epoch import Epoch
+from serving.epoch import Epoch, Link
 from serving.errors import NotReadyError
 from serving.expert_load import ExpertLoad
 from tests.cluster.group_reports import member, rules, status_of
@@ -40,9 +40,18 @@ def coordinator(clock: Clock) -> Coordinator:
     return Coordinator(rules(), clock)
 
 
+async def planned(coordinator: Coordinator) -> Epoch:
+    """The epoch, when its placement has been planned."""
+    view = await coordinator.watch("", 0.0)
+    while view.epoch is None:
+        view = await coordinator.watch(view.key, 10.0)
+    return view.epoch
+
+
 async def bring_to_ready(coordinator: Coordinator) -> Epoch:
     for one in (A, B, C):
         await coordinator.report(one, status_of(one))
+    await planned(coordinator)
     for state in (ShardState.LOADED, ShardState.READY):
         for one in (A, B, C):
             await coordinator.report(one, status_of(one, state, epoch=1))
@@ -99,8 +108,8 @@ async def test_after_a_restart_numbers_go_on(coordinator: Coordinator, clock: Cl
     for one in (new_b, new_c):
         await again.report(one, status_of(one))
     await again.report(A, status_of(A, ShardState.WAITING, epoch=1))
-    found = (await again.watch("", 0.0)).epoch
-    assert found is not None and (found.number, found.members) == (2, (A, new_b, new_c))
+    found = await planned(again)
+    assert (found.number, found.members) == (2, (A, new_b, new_c))
 
 
 async def test_silent_members_and_routers_are_forgotten(coordinator: Coordinator, clock: Clock) -> None:
@@ -202,6 +211,68 @@ async def test_rebalancing_waits_for_a_gain_above_the_margin(clock: Clock) -> No
     assert await coordinator.rebalance() is None                    # one at a time
     await switch(coordinator)
     assert await coordinator.rebalance() is None                    # it is as good as it gets
+
+
+async def test_rebalancing_leaves_a_given_placement_and_a_failed_change_alone(clock: Clock) -> None:
+    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.02, context_tokens=1)), clock)
+    await bring_to_ready(coordinator)
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=500.0))
+    assert await coordinator.rebalance() is not None
+    await coordinator.report(B, replace(status_of(B, ShardState.READY, epoch=1), failed_revision=1, detail="no room"))
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=900.0))
+    assert await coordinator.rebalance() is None
+    await coordinator.change_placement("mine", "", Placement(3, (((0,), (1,), (2,), (0,), (1,), (2,)),) * 2))
+    await switch(coordinator)
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=2000.0))
+    assert await coordinator.rebalance() is None
+
+
+async def test_without_anything_better_the_placement_stays(coordinator: Coordinator) -> None:
+    before = await bring_to_ready(coordinator)
+    change = await coordinator.change_placement("op", "", None)
+    assert change.moved_bytes == 0 and await switch(coordinator) == 1
+    assert (await coordinator.placement()).epoch.placement == before.placement
+
+
+async def test_plans_count_the_link_that_was_measured_after_the_start(coordinator: Coordinator) -> None:
+    before = await bring_to_ready(coordinator)
+    slow = Link(latency_s=0.01, bytes_per_s=1e9)
+    for one in (A, B, C):
+        assert one.profile is not None
+        measured = replace(one, profile=replace(one.profile, link=slow))
+        await coordinator.report(measured, status_of(one, ShardState.READY, epoch=1))
+    await coordinator.change_placement("mine", "", Placement(3, (((0,), (1,), (2,), (0,), (1,), (2,)),) * 2))
+    await switch(coordinator)
+    figures = (await coordinator.placement()).epoch.figures
+    assert figures is not None and before.figures is not None
+    assert figures.step_s > before.figures.step_s + 2 * 2 * slow.latency_s * 0.9      # two layers of two collectives
+
+
+async def test_a_new_coordinator_gives_out_other_revision_numbers(coordinator: Coordinator, clock: Clock) -> None:
+    """The old one may have named a revision that a member still prepares."""
+    epoch = await bring_to_ready(coordinator)
+    numbers = set()
+    for _ in range(3):
+        again = Coordinator(rules(), clock)
+        for one in (A, B, C):
+            await again.report(one, status_of(one, ShardState.READY, epoch=1), epoch)
+        await again.change_placement("op", "", Placement(3, (((0, 1),) * 6,) * 2))
+        prepared = (await again.watch("", 0.0)).next
+        assert prepared is not None
+        numbers.add(prepared.revision)
+    assert len(numbers) == 3
+
+
+async def test_who_watches_hears_of_an_adopted_revision(coordinator: Coordinator) -> None:
+    epoch = await bring_to_ready(coordinator)
+    seen = (await coordinator.watch("", 0.0)).key
+    watcher = asyncio.create_task(coordinator.watch(seen, 60.0))
+    await asyncio.sleep(0)
+    later = replace(epoch, revision=7, placement=Placement(3, (((0, 1),) * 6,) * 2))
+    status = replace(status_of(A, ShardState.READY, epoch=1), revision=7, prepared_revision=7)
+    await coordinator.report(A, status, later)
+    view = await asyncio.wait_for(watcher, 10.0)
+    assert view.epoch == later
 
 
 async def test_a_restarted_coordinator_goes_on_with_a_change(coordinator: Coordinator, clock: Clock) -> None:

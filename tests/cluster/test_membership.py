@@ -16,8 +16,9 @@ from cluster.membership import (
     ShardState,
     View,
     decide,
+    plan_members,
 )
-from serving.epoch import Epoch
+from serving.epoch import Epoch, PlacementChange
 from tests.cluster.group_reports import member, report, rules
 
 A, B, C, D = (member(name) for name in "abcd")
@@ -25,7 +26,13 @@ A, B, C, D = (member(name) for name in "abcd")
 
 def decided(reports: list[Report], epoch: Epoch | None = None, highest: int = 0, now_s: float = 0.0,
             num_members: int = 3) -> View:
-    return decide(GroupSnapshot(tuple(reports), epoch, highest, highest, now_s), rules(num_members))
+    """With a placement, should one be needed: the coordinator makes it beside its work."""
+    snapshot = GroupSnapshot(tuple(reports), epoch, highest, highest, now_s)
+    view = decide(snapshot, rules(num_members))
+    if not view.to_plan:
+        return view
+    assert view.epoch is None and "is planned" in view.why
+    return decide(replace(snapshot, planned=plan_members(view.to_plan, rules(num_members), epoch)), rules(num_members))
 
 
 def first_epoch() -> Epoch:
@@ -133,3 +140,21 @@ def test_only_listed_moves_are_legal(state: ShardState) -> None:
         else:
             with pytest.raises(IllegalTransition, match="allowed next"):
                 lifecycle.advance(to, "test")
+
+
+def test_members_of_the_epoch_before_keep_what_they_held_and_its_changes_are_remembered() -> None:
+    before = first_epoch()
+    before = replace(before, changes=(PlacementChange("op", "because", 100, 0, 1),))
+    planned = plan_members((B, C, D), rules(), before)
+    assert planned.placement is not None
+    placement = planned.placement.placement
+    for layer in range(2):
+        for old_rank, new_rank in ((1, 0), (2, 1)):      # B and C; D holds what A held
+            assert set(before.placement.experts_of(layer, old_rank)) <= set(placement.experts_of(layer, new_rank))
+    assert [(change.operation_id, change.state) for change in planned.changes] == [("op", "failed")]
+
+
+def test_a_plan_of_other_members_is_not_used() -> None:
+    planned = plan_members((A, B, C), rules(), None)
+    snapshot = GroupSnapshot(tuple(report(one) for one in (A, B, D)), None, 0, 0, 0.0, planned)
+    assert decide(snapshot, rules()).to_plan == (A, B, D)

@@ -1,0 +1,71 @@
+"""The cost model against steps that really run: it says how far off it is."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.cost_model import Workload, predict_step
+from cluster.device_profile import profile_device
+from cluster.profile_store import ProfileStore
+from model.args import ModelArgs, parse_model_args
+from model.decoder import Decoder
+from model.dispatch import LocalDispatcher
+from model.kernels.select import select_kernels
+from model.placement import contiguous_placement
+from model.runner import Runner
+from model.step import SamplingSpec, ScheduledRequest, StepPlan
+from serving.config import PoolConfig
+from serving.epoch import RequestShare
+
+NUM_ROWS = (1, 16, 64, 256)
+NUM_STEPS = 7
+MOST_OFF = 0.6          # of the measured time. Medians on an idle machine are within 0.15, and this one may be crowded
+
+
+@pytest.fixture
+def args() -> ModelArgs:
+    return parse_model_args({
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", "vocab_size": 4096,
+        "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
+        "intermediate_size": 512, "moe_intermediate_size": 512, "num_experts": 32, "num_experts_per_tok": 4})
+
+
+def measured_s(runner: Runner, num_rows: int) -> float:
+    """Of one step that decodes, in CPU time of this thread."""
+    times = []
+    for index in range(NUM_STEPS):
+        requests = tuple(ScheduledRequest(str(row), ((row * 37 + index * 11) % 4000,), 0, (row,),
+                                          SamplingSpec(temperature=0.0)) for row in range(num_rows))
+        began_s = time.thread_time()
+        runner.execute(StepPlan(1, index, requests), (num_rows,))
+        times.append(time.thread_time() - began_s)
+    return statistics.median(times)
+
+
+@torch.inference_mode()
+def test_predicted_steps_are_near_the_measured_ones(args: ModelArgs, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    kernels = select_kernels("cpu")
+    profile = profile_device(args, "bfloat16", kernels, PoolConfig(num_threads=1), ProfileStore(tmp_path))
+    decoder = Decoder(args, kernels, torch.bfloat16, (args.num_experts,) * args.num_moe_layers)
+    decoder.embedding_VD.normal_()
+    for layer in decoder.layers:        # zero weights would choose the same experts for every row
+        layer.mlp.gate.weight.load_rows(0, torch.randn(args.num_experts, args.hidden_size))     # type: ignore[union-attr]
+    placement = contiguous_placement(args.num_moe_layers, args.num_experts, (args.num_experts,))
+    runner = Runner(decoder, LocalDispatcher(kernels, placement), max(NUM_ROWS), 16)
+    errors = {}
+    for num_rows in NUM_ROWS:
+        predicted = predict_step(args, 2, [profile], placement, None, [RequestShare(1.0, 512)], Workload(num_rows, 1))
+        measured = measured_s(runner, num_rows)
+        errors[num_rows] = predicted.step_s / measured - 1.0
+    with capsys.disabled():
+        stated = ", ".join(f"{error:+.0%} at {num_rows} rows" for num_rows, error in errors.items())
+        sys.stdout.write(f"\npredicted against measured steps: {stated}{', noisy profile' * profile.is_noisy}\n")
+    assert all(abs(error) < MOST_OFF for error in errors.values()), errors
