@@ -12,7 +12,7 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,18 @@ class BringUp:
 
     def run(self) -> RunningCluster:
         """Returns when the service answers. On any failure, Ctrl-C too, everything that was started is stopped."""
+        with self.running() as running:
+            return running
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[RunningCluster]:
+        """The same; the block begins while this process still has its connection, whose end takes half a second."""
+        try:
+            yield self._start()
+        finally:
+            self._client.disconnect()
+
+    def _start(self) -> RunningCluster:
         self._refuse_conflicts()
         try:
             self._start_nodes_and_application()
@@ -73,8 +85,6 @@ class BringUp:
         except BaseException:
             self._undo()
             raise
-        finally:
-            self._client.disconnect()
 
     def _refuse_conflicts(self) -> None:
         """Before anything is started. Raises StartError, PortTakenError."""

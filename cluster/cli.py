@@ -34,10 +34,11 @@ def up(config: ConfigPath, state_dir: StateDir = None) -> None:
     from cluster.start_display import StartDisplay
 
     loaded = load_config(config)
-    with StartDisplay(console, loaded) as display:
-        running = BringUp(loaded, state_dir or default_state_dir(), display).run()
-    console.print(f"{running.model} answers at {running.http_url}/v1 and over gRPC at {running.grpc_address}\n"
-                  "next: moesaic chat, moesaic status, moesaic down", markup=False, highlight=False, soft_wrap=True)
+    display = StartDisplay(console, loaded)
+    with display, BringUp(loaded, state_dir or default_state_dir(), display).running() as running:
+        display.close()
+        console.print(f"{running.model} answers at {running.http_url}/v1 and over gRPC at {running.grpc_address}\n"
+                      "next: moesaic chat, moesaic status, moesaic down", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

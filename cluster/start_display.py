@@ -39,6 +39,10 @@ class StartDisplay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The bars stay as they are. May be called twice."""
         self._bars.stop()
 
     def __call__(self, progress: StartProgress) -> None:
