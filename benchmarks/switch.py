@@ -49,6 +49,7 @@ class Streams:
     model: str
     num: int
     gaps: list[tuple[float, float]] = field(default_factory=list)      # (when it ended, seconds)
+    errors: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -58,8 +59,7 @@ class Streams:
     async def _run(self) -> None:
         async with grpc.aio.insecure_channel(self.address) as channel:
             stub = inference_pb2_grpc.InferenceStub(channel)
-            await asyncio.gather(*(self._stream(stub, prompt) for prompt in prompts_of(self.num, 16, 1)),
-                                 return_exceptions=True)
+            await asyncio.gather(*(self._stream(stub, prompt) for prompt in prompts_of(self.num, 16, 1)))
 
     async def _stream(self, stub: inference_pb2_grpc.InferenceStub, prompt: list[int]) -> None:
         while True:
@@ -67,11 +67,15 @@ class Streams:
                 model=self.model, token_ids=inference_pb2.TokenIds(ids=prompt),
                 sampling=inference_pb2.Sampling(max_tokens=1900, ignore_eos=True, seed=prompt[0]))
             latest_s = None
-            async for _ in stub.Generate(request, timeout=600.0):
-                now_s = time.monotonic()
-                if latest_s is not None:
-                    self.gaps.append((now_s, now_s - latest_s))
-                latest_s = now_s
+            try:
+                async for _ in stub.Generate(request, timeout=600.0):
+                    now_s = time.monotonic()
+                    if latest_s is not None:
+                        self.gaps.append((now_s, now_s - latest_s))
+                    latest_s = now_s
+            except grpc.aio.AioRpcError as error:
+                self.errors.append(str(error.details()))
+                return
 
     def between(self, begin_s: float, end_s: float) -> list[float]:
         return [gap_s for at_s, gap_s in list(self.gaps) if begin_s <= at_s <= end_s]
@@ -117,8 +121,10 @@ def measure(options: argparse.Namespace, running: RunningCluster) -> list[dict[s
             made = change(client, f"turn-{number}", placements[(number + 1) % 2])
             end_s = time.monotonic() + 1.0
             time.sleep(1.0)
+            if made.state != "done" or streams.errors:
+                raise SystemExit(f"change {made.state}: {made.detail}; streams that failed: {streams.errors}")
             quiet = streams.between(begin_s - SETTLE_S + 0.5, begin_s)
-            found.append({"state": made.state == "done", "took_s": end_s - 1.0 - begin_s,
+            found.append({"took_s": end_s - 1.0 - begin_s,
                           "revisions": made.last_revision - made.first_revision, "moved_bytes": made.moved_bytes,
                           "median_step_s": statistics.median(quiet), "longest_quiet_gap_s": max(quiet),
                           "longest_gap_s": max(streams.between(begin_s, end_s))})
