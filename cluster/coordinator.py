@@ -37,6 +37,7 @@ from serving.expert_load import ExpertLoad
 logger = logging.getLogger(__name__)
 
 FORGET_AFTER_S = 60.0       # reports of members and routers that are gone
+PREPARE_TIMEOUT_S = 600.0   # of one stage of a change
 _REVISION_JUMP = 1_000_000
 MIN_ROWS_PER_EXPERT = 20.0  # that must have been counted before a placement is changed for them
 
@@ -93,6 +94,7 @@ class Coordinator:
         self._planned: GroupPlanned | None = None
         self._planning: asyncio.Task[None] | None = None
         self._num_rows_considered = 0.0
+        self._awaited = (0, 0.0)                    # the revision that members prepare, and since when
         self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules)
         self._told_key = self._view.key
         self._changed = asyncio.Event()
@@ -318,9 +320,13 @@ class Coordinator:
         """The view with what comes of a change of placement that runs."""
         reports = [self._reports[member.shard_id] for member in epoch.members]
         prepared = self._view.next if self._view.epoch and self._view.epoch.number == epoch.number else None
+        awaited, since_s = self._awaited
+        is_late = prepared is not None and prepared.revision == awaited and self._clock() - since_s > PREPARE_TIMEOUT_S
         state = advance(ChangeState(epoch, prepared), [report.status for report in reports],
                         [self._room_bytes(report) for report in reports], self._rules.demand.expert_bytes,
-                        self._revision_above)
+                        self._revision_above, is_late)
+        if state.next is not None and state.next.revision != awaited:
+            self._awaited = (state.next.revision, self._clock())
         return replace(view, epoch=state.epoch, next=state.next)
 
     def _room_bytes(self, report: Report) -> int:

@@ -38,12 +38,13 @@ def begin(epoch: Epoch, operation_id: str, why: str, target: PlannedPlacement, e
 
 
 def advance(state: ChangeState, statuses: Sequence[ShardStatus], room_bytes: Sequence[int], expert_bytes: int,
-            revision_above: int = 0) -> ChangeState:
+            revision_above: int = 0, is_late: bool = False) -> ChangeState:
     """One look at what the members report (all by rank): commit, fail, or prepare the next stage.
 
-    New revisions are numbered above `revision_above` and above all that the members have heard of.
+    New revisions are numbered above `revision_above` and above all that the members have heard of. is_late: the members
+    have had their time for the revision that they prepare.
     """
-    state = _settle(state, statuses)
+    state = _settle(state, statuses, is_late)
     change = running_change(state.epoch)
     if change is None or change.target is None or state.next is not None:
         return state
@@ -61,18 +62,22 @@ def advance(state: ChangeState, statuses: Sequence[ShardStatus], room_bytes: Seq
     return ChangeState(_updated(epoch, change), after)
 
 
-def _settle(state: ChangeState, statuses: Sequence[ShardStatus]) -> ChangeState:
+def _settle(state: ChangeState, statuses: Sequence[ShardStatus], is_late: bool) -> ChangeState:
     """What has come of the revision that the members prepare."""
     prepared = state.next
     if prepared is None:
         return state
     if all(status.revision == prepared.revision for status in statuses):
         return ChangeState(prepared, None)
-    failed = next((status for status in statuses if status.failed_revision == prepared.revision), None)
+    failed = [f"shard {status.shard_id}: {status.detail}" for status in statuses
+              if status.failed_revision == prepared.revision]
+    if is_late and not failed:
+        failed = [f"shard {status.shard_id} has not prepared it in time" for status in statuses
+                  if status.revision != prepared.revision]
     change = running_change(state.epoch)
-    if failed is None or change is None:
+    if not failed or change is None:
         return state
-    ended = replace(change, state="failed", detail=f"shard {failed.shard_id}: {failed.detail}", target=None)
+    ended = replace(change, state="failed", detail="; ".join(failed), target=None)
     return ChangeState(_updated(state.epoch, ended), None)
 
 

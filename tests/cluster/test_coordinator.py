@@ -199,6 +199,17 @@ async def test_a_member_that_cannot_prepare_leaves_everything_as_it_was(coordina
     assert (await coordinator.change_placement("op", "", Placement(3, (((0, 1),) * 6,) * 2))).state == "running"
 
 
+async def test_a_member_that_never_prepares_ends_the_change(coordinator: Coordinator, clock: Clock) -> None:
+    await bring_to_ready(coordinator)
+    await coordinator.change_placement("op", "", Placement(3, (((0, 1),) * 6,) * 2))
+    for _ in range(70):
+        clock.now_s += 9.0
+        await report_revision(coordinator, 0)
+    failed = find((await coordinator.placement()).epoch, "op")
+    assert failed is not None and failed.state == "failed" and "cpu-b has not prepared it in time" in failed.detail
+    assert (await coordinator.watch("", 0.0)).next is None
+
+
 async def test_rebalancing_waits_for_a_gain_above_the_margin(clock: Clock) -> None:
     coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.02, context_tokens=1)), clock)
     await bring_to_ready(coordinator)
