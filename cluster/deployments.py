@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import socket
 import time
@@ -71,6 +72,8 @@ class CoordinatorDeployment:
         from model.args import read_model_args
 
         _log_to_stderr()
+        # While the shards start: the planner's solver takes a second to import.
+        self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.placement"))
         args = read_model_args(locate_checkpoint(config.model, "facts"))
         num_members = config.group.members or sum(pool.replicas for pool in config.pools)
         plan = PlanRules(args, memory_demand(args, config, num_members), DTYPE_BYTES[config.model.dtype],
