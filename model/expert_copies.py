@@ -1,8 +1,8 @@
 """How the rows of an expert are shared out over its copies in a step. Pure, no torch: the same answer on every member.
 
 A member takes the sum of rate.seconds(rows) over its experts; the split is to make the slowest member done early. It
-uses only IEEE additions, multiplications, divisions and comparisons in a fixed order, and math.fsum, which is exact where
-sum() differs between versions of Python: so different members agree.
+uses only IEEE additions, multiplications, divisions and comparisons in a fixed order, and math.fsum, which is exact
+where sum() differs between versions of Python: so different members agree.
 
 E experts of the layer, M members, F experts with one holder, C experts with several copies
 """
