@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Discriminator,
@@ -19,11 +17,10 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
-    ValidationError,
     model_validator,
 )
 
-from serving.config import Bytes, ConfigError, _explain, _Options, parse_bytes
+from serving.config import Bytes, Options, check_options, parse_bytes, read_keys
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Part = Annotated[float, Field(gt=0, le=1)]
@@ -41,7 +38,7 @@ def parse_rate(text: object) -> float:
 BytesPerSecond = Annotated[float, BeforeValidator(parse_rate), Field(gt=0)]
 
 
-class LinkFigures(_Options):
+class LinkFigures(Options):
     """How rows leave a device, or a node."""
 
     bandwidth: BytesPerSecond               # one direction
@@ -49,7 +46,7 @@ class LinkFigures(_Options):
     source: str = ""
 
 
-class DeviceFigures(_Options):
+class DeviceFigures(Options):
     """What a data sheet says of one device."""
 
     vendor: str                             # collectives of different vendors do not speak to each other
@@ -61,7 +58,7 @@ class DeviceFigures(_Options):
     url: str = ""
 
 
-class AssumedFigures(_Options):
+class AssumedFigures(Options):
     """What no data sheet says. Shares of a peak, and times; assumed, not measured on any of these devices."""
 
     read_efficiency: Part = 0.8             # of read_bandwidth, while weights or KV cache are read
@@ -77,7 +74,7 @@ def _device_kind(value: object) -> str:
     return "kind" if isinstance(value, str) else "figures"
 
 
-class NodesConfig(_Options):
+class NodesConfig(Options):
     """Nodes of one kind. Every device is one member."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
@@ -91,7 +88,7 @@ class NodesConfig(_Options):
     profile: str | None = None              # file of a device profile that a shard measured; its speeds count instead
 
 
-class ClusterConfig(_Options):
+class ClusterConfig(Options):
     """The whole file."""
 
     name: str = ""
@@ -119,24 +116,9 @@ class ClusterConfig(_Options):
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterConfig:
     """Read and check a cluster file. Raises ConfigError, which lists every wrong key with its fix."""
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigError(f"cannot read cluster file {path}: {reason}", fix="give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", fix="mend the line named above") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, not keys and values",
-                          fix="start from a file in examples/clusters")
-    return parse_cluster(content, source=str(path))
+    return parse_cluster(read_keys(path, "cluster file", "a file in examples/clusters"), source=str(path))
 
 
 def parse_cluster(content: Mapping[str, object], source: str = "cluster") -> ClusterConfig:
     """Check the content of a cluster file. Raises ConfigError."""
-    try:
-        return ClusterConfig.model_validate(content)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in item['loc']) or 'cluster'}: {_explain(dict(item))}"
-                 for item in error.errors()]
-        raise ConfigError(f"{source} has {len(lines)} wrong value(s):\n" + "\n".join(lines)) from None
+    return check_options(ClusterConfig, content, source, "cluster")

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -43,11 +44,16 @@ def parse_bytes(text: object) -> int:
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
-class _Options(BaseModel):
+class Options(BaseModel):
+    """Frozen, unknown keys refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ModelConfig(_Options):
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class ModelConfig(Options):
     path: str                                   # folder, or hf://owner/name, or modelscope://owner/name
     name: str | None = None                     # as clients call it; default: the last part of path
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -60,7 +66,7 @@ class ModelConfig(_Options):
         return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
 
 
-class PoolConfig(_Options):
+class PoolConfig(Options):
     """Nodes of one kind: one Ray Serve deployment, `replicas` shards, each on a node of its own."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = "default"
@@ -75,7 +81,7 @@ class PoolConfig(_Options):
     emulated_speed: Annotated[float, Field(gt=0, le=1)] | None = None   # compute for real, then wait as if slower
 
 
-class SchedulerConfig(_Options):
+class SchedulerConfig(Options):
     max_batch_tokens: PositiveInt = 2048        # prefill + decode tokens that one step of one shard may compute
     max_running_requests: PositiveInt = 256
     block_size: Literal[16, 32, 64] = 16        # tokens per KV block
@@ -89,7 +95,7 @@ class SchedulerConfig(_Options):
         return self
 
 
-class AdmissionConfig(_Options):
+class AdmissionConfig(Options):
     """Bounds of one router replica. Over them a request is refused at once with a time to come back."""
 
     max_open_requests: PositiveInt = 256        # choices admitted and not ended
@@ -98,7 +104,7 @@ class AdmissionConfig(_Options):
     default_deadline_s: PositiveFloat = 600.0
 
 
-class RouterConfig(_Options):
+class RouterConfig(Options):
     replicas: PositiveInt = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 9000    # each router's own gRPC door; 0: any free port
@@ -107,7 +113,7 @@ class RouterConfig(_Options):
     stream_window: PositiveInt = 64             # step messages a shard may have unacknowledged before it holds back
 
 
-class GroupConfig(_Options):
+class GroupConfig(Options):
     """The process group of an epoch."""
 
     members: PositiveInt | None = None          # start when so many shards are there; default: all pools' replicas
@@ -117,7 +123,7 @@ class GroupConfig(_Options):
     gather_max_rows: PositiveInt | None = None  # auto: gather up to so many agreed rows; default: the cost rule's
 
 
-class PlacementConfig(_Options):
+class PlacementConfig(Options):
     """Which shards hold which experts, and who takes which part of the requests."""
 
     policy: Literal["speed", "even"] = "speed"  # even: alike for all members, as other systems do; for comparisons
@@ -129,7 +135,7 @@ class PlacementConfig(_Options):
     load_half_life_s: PositiveFloat = 300.0     # how fast counted expert loads fade
 
 
-class ServeConfig(_Options):
+class ServeConfig(Options):
     """The whole file."""
 
     application: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")] = "moesaic"
@@ -152,7 +158,7 @@ class ServeConfig(_Options):
         return self
 
 
-class LocalNodeConfig(_Options):
+class LocalNodeConfig(Options):
     """One Ray node to start on this machine."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
@@ -166,24 +172,34 @@ ServeConfig.model_rebuild()
 
 def load_config(path: str | os.PathLike[str]) -> ServeConfig:
     """Read and check a YAML config. Raises ConfigError, which lists every wrong key with its fix."""
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}", fix="give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", fix="mend the line named above") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, not keys and values",
-                          fix="start from k8s/examples or examples/demo.yaml")
-    return parse_config(content, source=str(path))
+    return parse_config(read_keys(path, "config", "examples/demo.yaml"), source=str(path))
 
 
 def parse_config(content: dict[str, object], source: str = "config") -> ServeConfig:
     """Check the content of a config. Raises ConfigError."""
+    return check_options(ServeConfig, content, source, "config")
+
+
+def read_keys(path: str | os.PathLike[str], what: str, example: str) -> dict[str, object]:
+    """The keys and values of a YAML file. Raises ConfigError."""
     try:
-        return ServeConfig.model_validate(content)
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"cannot read {what} {path}: {reason}", fix="give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}", fix="mend the line named above") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, not keys and values", fix=f"start from {example}")
+    return content
+
+
+def check_options(kind: type[OptionsT], content: Mapping[str, object], source: str, root: str) -> OptionsT:
+    """`root`: what the whole is called where an error is about no key. Raises ConfigError."""
+    try:
+        return kind.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in item['loc']) or 'config'}: {_explain(dict(item))}"
+        lines = [f"  {'.'.join(str(part) for part in item['loc']) or root}: {_explain(dict(item))}"
                  for item in error.errors()]
         raise ConfigError(f"{source} has {len(lines)} wrong value(s):\n" + "\n".join(lines)) from None
 
