@@ -62,7 +62,9 @@ def main() -> None:
         run("engine.py", "--model", str(default_dir("small")), "--compare", "transformers", "--repeats", "1",
             "--output-tokens", "32", "--prefill-turns", "1"),
         run("dispatch.py", "--members", "2", "--rows", "1,512"),
+        run("placement.py", "--instances", "20"),
         run("startup.py", "--repeats", "1"),
+        run("switch.py", "--changes", "2"),
         run_load(options),
     ]
     print()
