@@ -143,7 +143,7 @@ def measure_group(options: argparse.Namespace, speeds: list[float], policy: str)
         config = config_of(options, speeds, policy, rows)
         with served(config) as running:
             if policy == "speed":
-                warm(options, running, rows)
+                warm(options, running)
             runs = [decoded(options, running, rows, options.steps, seed) for seed in range(options.repeats)]
             found[f"rows_{rows}"] = {"tokens_per_s": statistics.median(runs), "runs": runs, **planned(running),
                                      "memory_budgets": [pool.memory_budget for pool in config.pools]}
@@ -167,7 +167,7 @@ def decoded(options: argparse.Namespace, running: RunningCluster, rows: int, num
     return tokens_per_s
 
 
-def warm(options: argparse.Namespace, running: RunningCluster, rows: int) -> None:
+def warm(options: argparse.Namespace, running: RunningCluster) -> None:
     """Let the experts' loads be counted, and have the placement made for them."""
     prompts = prompts_of(max(options.rows), options.prompt_tokens, 99)
     asyncio.run(decode(running.grpc_address, options.model, prompts, WARM_TOKENS))

@@ -153,8 +153,8 @@ class Coordinator:
         Returns at once; `placement()` tells how far it is. Raises PlacementError, NotReadyError.
         """
         epoch = self._ready_epoch()
-        known = find(epoch, operation_id)
-        if known is not None and known.state != "failed":
+        known = _begun(epoch, operation_id)
+        if known is not None:
             return known
         measured, counted = self._with_reported_members(epoch), self._counted()
         if placement is not None:
@@ -214,8 +214,8 @@ class Coordinator:
     def _begin(self, planned_for: Epoch, operation_id: str, why: str, target: PlannedPlacement) -> PlacementChange:
         self._refresh()
         epoch = self._ready_epoch()         # it may be another one by now
-        known = find(epoch, operation_id)
-        if known is not None and known.state != "failed":
+        known = _begun(epoch, operation_id)
+        if known is not None:
             return known
         busy = running_change(epoch)
         if busy is not None:
@@ -363,6 +363,12 @@ class Coordinator:
         self._last_epoch = epoch
         self._known_epoch = max(self._known_epoch, epoch.number)
         self._highest_epoch = max(self._highest_epoch, epoch.number)
+
+
+def _begun(epoch: Epoch, operation_id: str) -> PlacementChange | None:
+    """The change of this id that runs or is done. One that has failed may begin anew."""
+    known = find(epoch, operation_id)
+    return known if known is not None and known.state != "failed" else None
 
 
 def _packed(rows_LE: Rows) -> ExpertLoad:

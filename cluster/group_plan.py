@@ -23,6 +23,7 @@ from serving.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlac
 if TYPE_CHECKING:
     from cluster.cost_model import StepPrediction, Workload
     from cluster.layer_problem import Holders
+    from cluster.placement import PlannedMember
 
 Rows = npt.NDArray[np.float64]
 PLAN_TIME_S = 10.0          # of the exact solver, at most, for all layers together
@@ -66,26 +67,22 @@ def plan_change(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, slots: tup
 
 def _plan(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None,
           previous: Sequence[Holders] | None, running: RunningMembers | None) -> PlannedPlacement:
-    from cluster.placement import PlannedMember, PlanOptions, plan_placement
+    from cluster.placement import PlanOptions, plan_placement
 
     config, is_replan = rules.config, previous is not None and running is None
     options = PlanOptions(policy=config.policy, min_copies=min(config.min_copies, len(members)), exact=not is_replan,
                           time_limit_s=PLAN_TIME_S, running=running)
-    planned = [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool)
-               for member in members]
-    plan = plan_placement(rules.args, rules.demand, planned, _workload(rules, load_LE), rules.max_batch_tokens, options,
-                          previous)
+    plan = plan_placement(rules.args, rules.demand, _planned_members(members), _workload(rules, load_LE),
+                          rules.max_batch_tokens, options, previous)
     figures = _figures(rules, plan.prediction, plan.bound_s, plan.solver)
     return PlannedPlacement(plan.placement, plan.shares, figures)
 
 
 def predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None = None) -> StepPrediction:
     """What the placement that runs takes for a step under this load, its rows split as well as they can be."""
-    from cluster.placement import PlannedMember, predict_running
+    from cluster.placement import predict_running
 
-    planned = [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool)
-               for member in epoch.members]
-    return predict_running(rules.args, rules.demand, planned, epoch.placement, epoch.shares,
+    return predict_running(rules.args, _planned_members(epoch.members), epoch.placement, epoch.shares,
                            _workload(rules, load_LE), rules.dtype_bytes)
 
 
@@ -93,10 +90,6 @@ def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules,
                       load_LE: Rows | None = None) -> PlannedPlacement:
     """A placement that somebody made for the epoch's members, with the shares that run. Raises PlacementError."""
     num_layers, num_experts = rules.args.num_moe_layers, rules.args.num_experts
-    copies = min(len(ranks) for layer in placement.holders for ranks in layer)
-    if copies < min(rules.config.min_copies, len(epoch.members)):
-        raise PlacementError(f"the placement has an expert with {copies} copies, placement.min_copies is "
-                             f"{rules.config.min_copies}", fix="give every expert so many holders")
     if placement.num_members != len(epoch.members):
         raise PlacementError(f"the placement is for {placement.num_members} members, the epoch has "
                              f"{len(epoch.members)}", fix="start from `moesaic placement show --json`")
@@ -104,6 +97,10 @@ def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules,
     if placement.num_layers != num_layers or shape != {num_experts}:
         raise PlacementError(f"the placement has {placement.num_layers} layers of {sorted(shape)} experts, the model "
                              f"{num_layers} of {num_experts}", fix="name every expert of every MoE layer")
+    copies = min(len(ranks) for layer in placement.holders for ranks in layer)
+    if copies < min(rules.config.min_copies, len(epoch.members)):
+        raise PlacementError(f"the placement has an expert with {copies} copies, placement.min_copies is "
+                             f"{rules.config.min_copies}", fix="give every expert so many holders")
     rates = epoch.placement.rates
     given = replace(epoch, placement=replace(placement, rates=rates))
     prediction = predict_group(given, rules, load_LE)
@@ -121,6 +118,12 @@ def _workload(rules: PlanRules, load_LE: Rows | None) -> Workload:
 
     load = () if load_LE is None else tuple(tuple(row.tolist()) for row in load_LE)
     return Workload(rules.config.num_rows, rules.config.context_tokens, load)
+
+
+def _planned_members(members: Sequence[Member]) -> list[PlannedMember]:
+    from cluster.placement import PlannedMember
+
+    return [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool) for member in members]
 
 
 def _profile_of(member: Member) -> DeviceProfile:

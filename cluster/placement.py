@@ -109,7 +109,7 @@ def plan_placement(args: ModelArgs, demand: MemoryDemand, members: Sequence[Plan
     return _finish(members, planner, _local_layers(planner, local, result.solver), max_batch_tokens, before)
 
 
-def predict_running(args: ModelArgs, demand: MemoryDemand, members: Sequence[PlannedMember], placement: Placement,
+def predict_running(args: ModelArgs, members: Sequence[PlannedMember], placement: Placement,
                     shares: Sequence[RequestShare], workload: Workload, dtype_bytes: int) -> StepPrediction:
     """The step of a placement that runs, under other loads than it was made for, with the best split of the rows."""
     _check_previous(placement.holders, args, len(members))

@@ -179,7 +179,8 @@ async def test_a_given_placement_is_checked_and_applied(coordinator: Coordinator
     await bring_to_ready(coordinator)
     given = Placement(3, (((0,), (0,), (1,), (1,), (2,), (0, 1, 2)),) * 2)
     for wrong, message in [(Placement(2, (((0,),) * 6,) * 2), "is for 2 members"),
-                           (Placement(3, (((0,),) * 5,) * 2), "the model 2 of 6")]:
+                           (Placement(3, (((0,),) * 5,) * 2), "the model 2 of 6"),
+                           (Placement(3, ()), "the model 2 of 6")]:
         with pytest.raises(PlacementError, match=message):
             await coordinator.change_placement("wrong", "", wrong)
     await coordinator.change_placement("mine", "", given)

@@ -156,7 +156,7 @@ def test_the_running_placement_under_another_load() -> None:
     members = [member("a"), member("b")]
     result = plan(members, EXACT, Workload(512, 100))
     hot = ((100.0,) + (1.0,) * 15,) * 3
-    same, other = (predict_running(ARGS, demand(ARGS), members, result.placement, result.shares, workload, 2)
+    same, other = (predict_running(ARGS, members, result.placement, result.shares, workload, 2)
                    for workload in (Workload(512, 100), Workload(512, 100, hot)))
     assert same.step_s == pytest.approx(result.prediction.step_s, rel=0.01)
     assert other.step_s > same.step_s
@@ -197,7 +197,7 @@ def test_a_wrong_previous_placement_is_refused(previous: Placement, says: str) -
 
 def test_the_running_placement_must_be_of_these_members() -> None:
     with pytest.raises(PlacementError, match="1 shares and a placement of 2 members for 2 members"):
-        predict_running(ARGS, demand(ARGS), [member("a"), member("b")], contiguous_placement(3, 16, (8, 8)),
+        predict_running(ARGS, [member("a"), member("b")], contiguous_placement(3, 16, (8, 8)),
                         plan([member("a")]).shares, Workload(1, 1), 2)
 
 
