@@ -1,4 +1,4 @@
-"""Random-weight Qwen3-MoE checkpoints for the benchmarks: `make_checkpoint.py small|medium|wide|broad [--out DIR]`.
+"""Random-weight Qwen3-MoE checkpoints for the benchmarks: `make_checkpoint.py small|medium|wide|vast [--out DIR]`.
 
 The tokenizer is a byte-level BPE of 256 bytes, a few merges and
 two special tokens, so that the checkpoint can be served; the model's vocabulary is larger, as padded vocabularies are.
@@ -46,7 +46,7 @@ SHAPES = {
     "small": Shape(512, 8, 8, 2, 64, 32, 4, 256, 32_000),
     "medium": Shape(1024, 16, 16, 4, 128, 64, 8, 384, 65_536),
     "wide": Shape(2048, 3, 32, 4, 128, 128, 8, 768, 16_384),    # three layers of Qwen3-30B-A3B, 3.7 GB
-    "broad": Shape(4096, 2, 32, 4, 128, 64, 8, 1536, 16_384),   # experts of Qwen3-235B-A22B, half as many, 5.3 GB
+    "vast": Shape(4096, 2, 32, 4, 128, 128, 8, 1536, 8192),     # experts of Qwen3-235B-A22B, half the heads, 9.9 GB
 }
 
 

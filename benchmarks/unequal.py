@@ -4,6 +4,7 @@ Speeds are emulated (every shard computes for real, then waits as if slower): on
 * alone: one shard of each different speed that holds the whole model
 * even: all shards, experts and requests alike for all, as systems without unequal shards do
 * speed: all shards, placed and shared out by what was measured, then once more for the expert load that was counted
+  and the work that was timed
 each at every number of rows a step. The bound is the sum of what the nodes make alone at as many rows. With `speed` a
 node has memory for its part of the experts by speed and --spare more, so that none holds the whole model; with `even`
 all have the same, and as much in all.
@@ -46,7 +47,7 @@ from serving.config import ServeConfig  # noqa: E402
 from serving.proto import inference_pb2, inference_pb2_grpc  # noqa: E402
 
 LOAD_REPORT_S = 6.0         # shards tell the coordinator their expert loads every 5 s
-WARM_TOKENS = 4
+WARM_TOKENS = 12
 WAIT_S = 900.0
 PROCESS_BYTES = 480 << 20
 KV_CACHE_BYTES = 256 << 20
@@ -89,9 +90,10 @@ async def decode(address: str, model: str, prompts: list[list[int]], num_tokens:
     return wave
 
 
-def prompts_of(num: int, num_tokens: int, seed: int) -> list[list[int]]:
+def prompts_of(options: argparse.Namespace, num: int, seed: int) -> list[list[int]]:
     draw = random.Random(seed)
-    return [draw.choices(range(300, 16_000), k=num_tokens) for _ in range(num)]
+    vocabulary = range(300, read_model_args(default_dir(options.model)).vocab_size)
+    return [draw.choices(vocabulary, k=options.prompt_tokens) for _ in range(num)]
 
 
 def budget_of(part: float, options: argparse.Namespace, demand: MemoryDemand) -> int:
@@ -143,7 +145,7 @@ def measure_group(options: argparse.Namespace, speeds: list[float], policy: str)
         config = config_of(options, speeds, policy, rows)
         with served(config) as running:
             if policy == "speed":
-                warm(options, running)
+                warm(options, running, rows)
             runs = [decoded(options, running, rows, options.steps, seed) for seed in range(options.repeats)]
             found[f"rows_{rows}"] = {"tokens_per_s": statistics.median(runs), "runs": runs, **planned(running),
                                      "memory_budgets": [pool.memory_budget for pool in config.pools]}
@@ -161,15 +163,15 @@ def served(config: ServeConfig) -> Iterator[RunningCluster]:
 
 
 def decoded(options: argparse.Namespace, running: RunningCluster, rows: int, num_steps: int, seed: int) -> float:
-    prompts = prompts_of(rows, options.prompt_tokens, seed)
+    prompts = prompts_of(options, rows, seed)
     tokens_per_s = asyncio.run(decode(running.grpc_address, options.model, prompts, num_steps)).tokens_per_s
     print(f"{running.application}: {rows} rows: {tokens_per_s:.1f} tokens/s", file=sys.stderr)
     return tokens_per_s
 
 
-def warm(options: argparse.Namespace, running: RunningCluster) -> None:
-    """Let the experts' loads be counted, and have the placement made for them."""
-    prompts = prompts_of(max(options.rows), options.prompt_tokens, 99)
+def warm(options: argparse.Namespace, running: RunningCluster, rows: int) -> None:
+    """Let the experts' loads be counted and the members' work be timed, and have the placement made for them."""
+    prompts = prompts_of(options, rows, 99)
     asyncio.run(decode(running.grpc_address, options.model, prompts, WARM_TOKENS))
     time.sleep(LOAD_REPORT_S)
     with ClusterClient.connected(running) as client:
@@ -195,7 +197,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speeds", default="4:2:1:1", help="of the nodes, relative")
     parser.add_argument("--sum-of-speeds", type=float, default=0.5, help="of all nodes together, emulated")
-    parser.add_argument("--model", default="wide", help="of make_checkpoint.py")
+    parser.add_argument("--model", default="vast", help="of make_checkpoint.py")
     parser.add_argument("--rows", type=lambda text: [int(rows) for rows in text.split(",")], default=[256, 64])
     parser.add_argument("--prompt-tokens", type=int, default=2)
     parser.add_argument("--steps", type=int, default=24, help="decoded by the groups in each repeat")

@@ -5,6 +5,7 @@ R rows of a step, E experts of a layer
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from model.placement import ExpertRate
 from serving.epoch import Curve, DeviceProfile
 
 FloatArray = NDArray[np.float64]
+START_PARTS = tuple(step / 16 for step in range(17))     # of read_s, that are tried as start_s
 MANY_ROWS = 4096            # above it the number of an expert's rows is taken as its mean
 
 
@@ -36,16 +38,20 @@ def _seconds_at(curve: Curve, rows_N: FloatArray) -> FloatArray:
 
 
 def fit_rate(curve: Curve) -> ExpertRate:
-    """max(read_s, row_s * rows) nearest to the curve: the points up to some one give read_s, the others row_s."""
+    """max(read_s, start_s + row_s * rows) nearest to the curve: the points up to some one give read_s, the others row_s
+    for each of some parts of read_s as start_s."""
     rows_P, seconds_P = np.array(curve, dtype=np.float64).T
-    best = (math.inf, 0.0, 0.0)
-    for num_reads in range(1, len(curve) + 1):
-        per_row = seconds_P[num_reads:] / rows_P[num_reads:]
+    best = (math.inf, ExpertRate(float(seconds_P[0]), float(seconds_P[-1] / rows_P[-1])))
+    for num_reads, part in itertools.product(range(1, len(curve) + 1), START_PARTS):
         read_s = math.exp(np.log(seconds_P[:num_reads]).mean())
-        row_s = math.exp(np.log(per_row).mean()) if len(per_row) else float(seconds_P[-1] / rows_P[-1])
-        error = float(np.square(np.log(np.maximum(read_s, row_s * rows_P) / seconds_P)).sum())
-        best = min(best, (error, read_s, row_s))
-    return ExpertRate(read_s=best[1], row_s=best[2])
+        points = slice(num_reads, None) if num_reads < len(curve) else slice(-1, None)
+        per_row = (seconds_P[points] - part * read_s) / rows_P[points]
+        if (per_row > 0).all():
+            rate = ExpertRate(read_s, math.exp(np.log(per_row).mean()), part * read_s)
+            fitted_P = np.maximum(read_s, rate.start_s + rate.row_s * rows_P)
+            error = float(np.square(np.log(fitted_P / seconds_P)).sum())
+            best = min(best, (error, rate), key=lambda choice: choice[0])
+    return best[1]
 
 
 def expert_rate(profile: DeviceProfile) -> ExpertRate:

@@ -29,6 +29,7 @@ from cluster.memory_plan import (
 )
 from cluster.placement_error import PlacementError as PlacementError
 from cluster.request_shares import request_shares, share_rows
+from cluster.spare_copies import add_spare_copies, spare_split
 from cluster.step_costs import StepCosts, Workload
 from model.args import ModelArgs
 from model.memory import shared_bytes
@@ -151,9 +152,21 @@ def _best_layers(planner: MemoryPlanner, options: PlanOptions, before: Sequence[
         key: solve_exact(problem, limit_s) if options.exact else solve_greedy(problem)
         for key, problem in distinct.items()}
     layers = [solved[_key(problem)] for problem in problems]
+    holders = _with_spare_copies(planner, options, problems, layers)
+    splits = tuple(spare_split(layer.split, layer.holders, more) for layer, more in zip(layers, holders, strict=True))
     bound_s = sum(layer.bound_s for layer in layers) + _least_exchange_s(planner, problems)
-    return _Layers(tuple(layer.holders for layer in layers), tuple(layer.split for layer in layers),
-                   bound_s, fit.roles.takes_requests, "exact" if options.exact else "greedy")
+    return _Layers(holders, splits, bound_s, fit.roles.takes_requests, "exact" if options.exact else "greedy")
+
+
+def _with_spare_copies(planner: MemoryPlanner, options: PlanOptions, problems: Sequence[LayerProblem],
+                       layers: Sequence[LayerSolution]) -> tuple[Holders, ...]:
+    """Experts that have several copies anyway are levelled as they are. A replan loads no more than it must."""
+    if options.min_copies > 1:
+        return tuple(layer.holders for layer in layers)
+    may_load = options.exact
+    return tuple(add_spare_copies(solved.holders, problem.slots_M, planner.costs.probability(layer), problem.previous,
+                                  may_load)
+                 for layer, (problem, solved) in enumerate(zip(problems, layers, strict=True)))
 
 
 def _running_fit(planner: MemoryPlanner, running: RunningMembers) -> RoleFit:

@@ -24,6 +24,7 @@ Part = tuple[int, int, float]       # rank, rows that it computes of an expert, 
 
 UNKNOWN_RATE = ExpertRate(read_s=16.0, row_s=1.0)       # all alike; reading weights lasts as long as 16 rows
 MAX_PASSES = 8
+SPLIT_STARTS = 8.0  # an expert is not split where less work than so many starts would be left to each holder
 CLOSE = 2e-3        # finish times are level when they differ by less than this share of the latest
 
 
@@ -37,12 +38,14 @@ class LayerCopies:
     holder_F: Ints
     read_F: Floats                                  # seconds of that holder, see ExpertRate
     row_F: Floats
+    start_F: Floats
     copied_C: Ints                                  # experts with several holders
     holders_C: tuple[tuple[int, ...], ...]
     short_up_to_C: tuple[float, ...]                # with at most so many rows an expert costs any holder reading only
     splits_from_C: tuple[float, ...]                # with fewer rows no two holders would each do more than read
     read_M: Floats
     row_M: Floats
+    start_M: Floats
 
 
 def layer_copies(holders: Sequence[Sequence[int]], num_members: int, rates: Sequence[ExpertRate]) -> LayerCopies:
@@ -51,13 +54,16 @@ def layer_copies(holders: Sequence[Sequence[int]], num_members: int, rates: Sequ
     fixed = [expert for expert, ranks in enumerate(holders) if len(ranks) == 1]
     copied = [expert for expert, ranks in enumerate(holders) if len(ranks) > 1]
     holder_F = np.array([holders[expert][0] for expert in fixed], dtype=np.int64)
-    read_M, row_M = (np.array(values) for values in ([rate.read_s for rate in rates], [rate.row_s for rate in rates]))
-    rows_while_reading_M: list[float] = (read_M / row_M).tolist()
-    limits = [sorted(rows_while_reading_M[rank] for rank in holders[expert]) for expert in copied]
+    read_M, row_M, start_M = (np.array(values) for values in zip(
+        *[(rate.read_s, rate.row_s, rate.start_s) for rate in rates], strict=True))
+    rows_while_reading_M: list[float] = ((read_M - start_M) / row_M).tolist()
+    rows_worth_starting_M: list[float] = (np.maximum(read_M, SPLIT_STARTS * start_M) / row_M).tolist()
     return LayerCopies(
         num_members, len(holders), np.array(fixed, dtype=np.int64), holder_F, read_M[holder_F], row_M[holder_F],
-        np.array(copied, dtype=np.int64), tuple(tuple(holders[expert]) for expert in copied),
-        tuple(limit[0] for limit in limits), tuple(max(2.0, limit[0] + limit[1]) for limit in limits), read_M, row_M)
+        start_M[holder_F], np.array(copied, dtype=np.int64), tuple(tuple(holders[expert]) for expert in copied),
+        tuple(min(rows_while_reading_M[rank] for rank in holders[expert]) for expert in copied),
+        tuple(max(2.0, sum(sorted(rows_worth_starting_M[rank] for rank in holders[expert])[:2])) for expert in copied),
+        read_M, row_M, start_M)
 
 
 def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
@@ -72,7 +78,7 @@ def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
     num_rows_F = num_rows_E.take(copies.fixed_F)
     num_rows_EM[copies.fixed_F, copies.holder_F] = num_rows_F
     if copies.copied_C.size:
-        seconds_F = np.maximum(copies.read_F, copies.row_F * num_rows_F) * (num_rows_F > 0)
+        seconds_F = np.maximum(copies.read_F, copies.start_F + copies.row_F * num_rows_F) * (num_rows_F > 0)
         finish_M = np.bincount(copies.holder_F, weights=seconds_F, minlength=copies.num_members).tolist()
         pouring = _Pouring(copies, num_rows_E.take(copies.copied_C), finish_M)
         pouring.level()
@@ -93,12 +99,14 @@ class _Pouring:
         self.parts_C: list[tuple[Part, ...]] = [()] * len(num_rows_C)
         self._copies = copies
         self._num_rows_C: list[int] = num_rows_C.tolist()
-        self._whole_CM: list[list[float]] = np.maximum(copies.read_M, copies.row_M * num_rows_C[:, None]).tolist()
+        self._whole_CM: list[list[float]] = np.maximum(
+            copies.read_M, copies.start_M + copies.row_M * num_rows_C[:, None]).tolist()
         self._order: list[int] = (-num_rows_C).argsort(kind="stable")[:np.count_nonzero(num_rows_C)].tolist()
         self._long = [c for c in self._order if self._num_rows_C[c] > copies.short_up_to_C[c]]
         self._finish_M = finish_M
         self._read_M: list[float] = copies.read_M.tolist()
         self._row_M: list[float] = copies.row_M.tolist()
+        self._start_M: list[float] = copies.start_M.tolist()
         self._speed_M = [1.0 / row_s for row_s in self._row_M]
 
     def level(self) -> None:
@@ -161,11 +169,11 @@ class _Pouring:
 
     def _split(self, num_rows: int, holders: tuple[int, ...], limit_s: float, may_read_more: bool) -> tuple[Part, ...]:
         """Parts for holders that are all done at once and before `limit_s`; none where that is not possible."""
-        finish_M, read_M, speed_M = self._finish_M, self._read_M, self._speed_M
+        finish_M, read_M, start_M, speed_M = self._finish_M, self._read_M, self._start_M, self._speed_M
         chosen: list[int] = []
         speed, behind, level_s = 0.0, float(num_rows), math.inf
         for open_s, rank in sorted([(finish_M[rank] + read_M[rank], rank) for rank in holders]):
-            new_speed, new_behind = speed + speed_M[rank], behind + finish_M[rank] * speed_M[rank]
+            new_speed, new_behind = speed + speed_M[rank], behind + (finish_M[rank] + start_M[rank]) * speed_M[rank]
             new_level_s = new_behind / new_speed
             if may_read_more and new_level_s < open_s:
                 new_level_s = open_s
@@ -178,16 +186,17 @@ class _Pouring:
 
     def _parts(self, ranks: list[int], num_rows: int, level_s: float) -> tuple[Part, ...]:
         """Whole rows for each of `ranks`, so that all are done at about `level_s`; the last may have less to do."""
-        finish_M, row_M, read_M, speed_M = self._finish_M, self._row_M, self._read_M, self._speed_M
+        row_M, read_M, start_M, speed_M = self._row_M, self._read_M, self._start_M, self._speed_M
+        ready_M = {rank: self._finish_M[rank] + start_M[rank] for rank in ranks}
         shares, left = [], num_rows
         for rank in ranks:
-            share = min(left, max(0, int((level_s - finish_M[rank]) * speed_M[rank])))
+            share = min(left, max(0, int((level_s - ready_M[rank]) * speed_M[rank])))
             shares.append(share)
             left -= share
         for _ in range(left):
-            done_s = [finish_M[rank] + row_M[rank] * (share + 1) for rank, share in zip(ranks, shares, strict=True)]
+            done_s = [ready_M[rank] + row_M[rank] * (share + 1) for rank, share in zip(ranks, shares, strict=True)]
             shares[done_s.index(min(done_s))] += 1
-        return tuple([(rank, share, max(read_M[rank], row_M[rank] * share))
+        return tuple([(rank, share, max(read_M[rank], start_M[rank] + row_M[rank] * share))
                       for rank, share in zip(ranks, shares, strict=True) if share])
 
     def _relieve_slowest(self) -> None:

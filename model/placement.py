@@ -10,11 +10,12 @@ from dataclasses import dataclass
 class ExpertRate:
     """What the rows of one expert cost a member. In the one regime its weights are read, in the other rows count."""
 
-    read_s: float       # with one row: to read the expert's weights
-    row_s: float        # of each row, when there are many
+    read_s: float           # with one row: to read the expert's weights
+    row_s: float            # of each row, when there are many
+    start_s: float = 0.0    # then, besides all rows: what of the reading their computing does not hide
 
     def seconds(self, num_rows: float) -> float:
-        return max(self.read_s, self.row_s * num_rows) if num_rows > 0 else 0.0
+        return max(self.read_s, self.start_s + self.row_s * num_rows) if num_rows > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,9 @@ class Placement:
         if self.rates and len(self.rates) != self.num_members:
             raise ValueError(f"{len(self.rates)} rates for {self.num_members} members; give each its own, or none")
         for rank, rate in enumerate(self.rates):
-            if not (0 <= rate.read_s < math.inf and 0 < rate.row_s < math.inf):
-                raise ValueError(f"rank {rank} has {rate}; times must be finite and row_s above zero")
+            if not (0 <= rate.start_s <= rate.read_s < math.inf and 0 < rate.row_s < math.inf):
+                raise ValueError(f"rank {rank} has {rate}; times must be finite, row_s above zero, and start_s within "
+                                 "read_s")
         for layer, experts in enumerate(self.holders):
             for expert, ranks in enumerate(experts):
                 if not ranks:

@@ -37,7 +37,12 @@ def test_a_curve_that_falls_at_its_end_does_not_fall_on() -> None:
 
 def test_the_rate_finds_both_regimes() -> None:
     rate = fit_rate(curve(read_s=40e-6, row_s=5e-6))
-    assert rate.read_s == pytest.approx(40e-6) and rate.row_s == pytest.approx(5e-6)
+    assert rate.read_s == pytest.approx(40e-6) and rate.row_s == pytest.approx(5e-6) and rate.start_s == 0
+
+
+def test_the_rate_finds_what_reading_adds_to_many_rows() -> None:
+    rate = fit_rate(tuple((rows, max(1.0, 0.5 + 0.125 * rows)) for rows in (1, 4, 16, 64, 256)))
+    assert (rate.read_s, rate.row_s, rate.start_s) == pytest.approx((1.0, 0.125, 0.5))
 
 
 def test_the_rate_of_a_curve_that_only_reads_is_above_zero() -> None:

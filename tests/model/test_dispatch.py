@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -27,6 +29,7 @@ def pool(worker_pool: ProcessPool) -> ProcessPool:
 def rates_of(num_members: int) -> st.SearchStrategy[tuple[ExpertRate, ...]]:
     """None, or any: reading alone counts, rows alone, or both."""
     rate = st.builds(ExpertRate, st.sampled_from([0.0, 1e-4, 1e-3]), st.sampled_from([1e-5, 1e-4, 5e-4]))
+    rate = st.builds(lambda rate, part: replace(rate, start_s=part * rate.read_s), rate, st.sampled_from([0.0, 0.5]))
     return st.just(()) | st.lists(rate, min_size=num_members, max_size=num_members).map(tuple)
 
 

@@ -36,7 +36,7 @@ class Layer:
 
 
 def some_layer(rng: random.Random, rows_of_member: int, speeds: Sequence[float], rows_while_reading: float,
-               num_experts: int = 16, num_experts_per_token: int = 2) -> Layer:
+               start_part: float = 0.0, num_experts: int = 16, num_experts_per_token: int = 2) -> Layer:
     """Members of these speeds, most experts on two or three of them, tokens that prefer some experts."""
     members = range(len(speeds))
     holders = tuple(tuple(sorted(rng.sample(members, min(len(speeds), rng.choice((1, 2, 2, 2, 3))))))
@@ -48,7 +48,9 @@ def some_layer(rng: random.Random, rows_of_member: int, speeds: Sequence[float],
             keys = [rng.random() ** (1.0 / weight) for weight in popularity]
             for expert in sorted(range(num_experts), key=keys.__getitem__)[-num_experts_per_token:]:
                 num_rows_EO[expert, owner] += 1
-    return Layer(holders, tuple(ExpertRate(rows_while_reading / speed, 1.0 / speed) for speed in speeds), num_rows_EO)
+    read_s = rows_while_reading
+    rates = tuple(ExpertRate(read_s / speed, 1.0 / speed, start_part * read_s / speed) for speed in speeds)
+    return Layer(holders, rates, num_rows_EO)
 
 
 def step_seconds(num_rows_EM: np.ndarray, rates: Rates) -> float:
@@ -73,13 +75,14 @@ def least_seconds(layer: Layer) -> float:
     pairs = [(expert, rank) for expert, ranks in enumerate(layer.holders) for rank in ranks]
     count, num_rows_E = len(pairs), layer.num_rows_E
     expert_P, rank_P = np.array(pairs).T
-    read_P, row_P = np.array([(layer.rates[rank].read_s, layer.rates[rank].row_s) for rank in rank_P]).T
+    rates = [layer.rates[rank] for rank in rank_P]
+    read_P, row_P, start_P = np.array([(rate.read_s, rate.row_s, rate.start_s) for rate in rates]).T
     one, none, no_step = np.eye(count), np.zeros((count, count)), np.zeros((count, 1))
     of_expert = (expert_P == np.arange(len(layer.holders))[:, None]).astype(float)
     of_rank = (rank_P == np.arange(len(layer.rates))[:, None]).astype(float)
     reads_if_rows = np.hstack((-one, np.diag(num_rows_E[expert_P].astype(float)), none, no_step))
     as_long_as_reading = np.hstack((none, -np.diag(read_P), one, no_step))
-    as_long_as_rows = np.hstack((-np.diag(row_P), none, one, no_step))
+    as_long_as_rows = np.hstack((-np.diag(row_P), -np.diag(start_P), one, no_step))
     all_rows = np.hstack((of_expert, np.zeros((len(of_expert), 2 * count + 1))))
     step_is_latest = np.hstack((np.zeros((len(of_rank), 2 * count)), -of_rank, np.ones((len(of_rank), 1))))
     at_least_zero = np.vstack((reads_if_rows, as_long_as_reading, as_long_as_rows, step_is_latest))
@@ -98,7 +101,9 @@ def layers(draw: st.DrawFn) -> Layer:
     ranks = st.lists(st.integers(0, num_members - 1), min_size=1, max_size=num_members, unique=True)
     holders = tuple(tuple(sorted(draw(ranks))) for _ in range(num_experts))
     seconds = st.floats(1e-9, 1e3)
-    rates = tuple(ExpertRate(draw(st.just(0.0) | seconds), draw(seconds)) for _ in range(num_members))
+    reads = [draw(st.just(0.0) | seconds) for _ in range(num_members)]
+    parts = st.sampled_from([0.0, 0.5, 1.0])
+    rates = tuple(ExpertRate(read_s, draw(seconds), draw(parts) * read_s) for read_s in reads)
     rows = st.integers(0, 6) | st.integers(0, 100_000)
     counts = draw(st.lists(rows, min_size=num_experts * num_members, max_size=num_experts * num_members))
     return Layer(holders, rates, np.array(counts, dtype=np.int64).reshape(num_experts, num_members))
@@ -127,13 +132,15 @@ def test_few_rows_of_an_expert_go_to_one_copy(rows_of_member: int, speeds: tuple
 
 @pytest.mark.parametrize(("rows_of_member", "within"), [(1, 1.0), (8, 1.1), (64, 1.08), (512, 1.03), (2048, 1.01)])
 @pytest.mark.parametrize("speeds", [(1, 1, 1), (4, 2, 1, 1)], ids=str)
-def test_close_to_the_least_possible(rows_of_member: int, within: float, speeds: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("start_part", [0.0, 0.6])
+def test_close_to_the_least_possible(rows_of_member: int, within: float, speeds: tuple[float, ...],
+                                     start_part: float) -> None:
     rng = random.Random(rows_of_member)
     ratios = []
     for _ in range(6):
-        layer = some_layer(rng, rows_of_member, speeds, rows_while_reading=rng.choice((4, 16, 60)))
+        layer = some_layer(rng, rows_of_member, speeds, rng.choice((4, 16, 60)), start_part)
         ratios.append(step_seconds(layer.split(), layer.rates) / least_seconds(layer))
-    assert max(ratios) <= within + 0.003        # the solver's gap
+    assert max(ratios) <= within + 0.003 + 0.01 * (start_part > 0)      # the solver's gap; each part starts anew
 
 
 @pytest.mark.parametrize("rows_of_member", [1, 4, 16, 128])
@@ -141,7 +148,7 @@ def test_never_worse_than_a_rule_without_counts(rows_of_member: int) -> None:
     rng = random.Random(rows_of_member)
     for _ in range(100):
         speeds = [rng.choice((1.0, 1.0, 2.0, 4.0)) for _ in range(rng.randint(2, 5))]
-        layer = some_layer(rng, rows_of_member, speeds, rows_while_reading=rng.choice((0, 4, 16, 60)))
+        layer = some_layer(rng, rows_of_member, speeds, rng.choice((0, 4, 16, 60)), rng.choice((0.0, 0.6, 1.0)))
         ours, static = (step_seconds(rows, layer.rates) for rows in (layer.split(), static_split(layer)))
         assert ours <= static * (1 + 1e-9)
 
