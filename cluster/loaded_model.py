@@ -106,20 +106,23 @@ def num_kv_blocks(config: ServeConfig, pool: PoolConfig, model: LoadedModel, bud
 
 
 def new_pace(member: Member, kernels: Kernels) -> Pace | None:
-    """One for a member that emulates a speed; its runner and its dispatchers keep it."""
+    """Its runner and its dispatchers keep it. None for an accelerator: to time its work it would have to be waited for
+    at every collective, which is done only to emulate a speed."""
     speed = member.profile.emulated_speed if member.profile else None
     if speed is None:
-        return None
+        return Pace(1.0, time.perf_counter) if kernels.device.type == "cpu" else None
     turns = FileTurns(Path(tempfile.gettempdir()) / _TURNS_NAME.format(user=os.getuid()))
     return Pace(speed, work_clock_of(kernels.device, member.facts.num_threads), turns=turns)
 
 
 def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, config: ServeConfig,
                    pace: Pace | None) -> Dispatcher:
+    dispatcher: LocalDispatcher | AutoDispatcher
     if group.num_members == 1:
-        return LocalDispatcher(kernels, placement)
-    dispatcher = AutoDispatcher(kernels, placement, group.rank, group.group, config.group.dispatch,
-                                config.group.gather_max_rows)
+        dispatcher = LocalDispatcher(kernels, placement)
+    else:
+        dispatcher = AutoDispatcher(kernels, placement, group.rank, group.group, config.group.dispatch,
+                                    config.group.gather_max_rows)
     if pace is not None:
         dispatcher.keep_pace(pace)
     return dispatcher

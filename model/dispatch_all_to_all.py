@@ -57,6 +57,7 @@ class AllToAllDispatcher:
             return exchange.stay(layer, x_TD, expert_ids_TK)
         routing, owner_S = exchange.routing[layer], self._owner_S
         ids_SK = self._exchange_ids(expert_ids_TK)
+        exchange.begin_experts()
         holder_SK = choose_holders(routing, ids_SK, owner_S)
         own_holder_TK = holder_SK[exchange.own(self._num_tokens_M)]
         token_S, num_sent_M = plan_sends(routing, own_holder_TK)

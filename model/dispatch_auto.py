@@ -58,7 +58,7 @@ class AutoDispatcher:
         self._chosen: Dispatcher | None = None      # None: the step's first layer has not chosen yet
 
     def keep_pace(self, pace: Pace) -> None:
-        """Emulate a speed: every collective waits for it."""
+        """Count the work; with an emulated speed every collective waits for it."""
         self._all_to_all.keep_pace(pace)
         self._gather.keep_pace(pace)
 

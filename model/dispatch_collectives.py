@@ -25,7 +25,7 @@ class Collectives:
     def __init__(self, group: Group, rank: int, num_members: int, device: torch.device) -> None:
         self.num_collectives = 0
         self.bytes_sent = 0             # payload that left this member
-        self.pace: Pace | None = None   # the same as the Runner's
+        self.pace: Pace | None = None   # the same as the Runner's; None: work is not timed
         self.uses_nccl = device.type == "cuda"
         if not isinstance(group, SilentGroup):
             # Here, because DeviceProbe measures where deepspeed is not installed.

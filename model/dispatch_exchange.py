@@ -83,12 +83,18 @@ class RowExchange:
 
     def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
         """`dispatch` of a layer whose rows do not travel: this member holds all that its rows need."""
+        self.begin_experts()
         ids_TK: Ints = expert_ids_TK.cpu().numpy()
         here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
         arrivals = plan_arrivals(self.routing[layer], ids_TK, here_TK, np.full(len(ids_TK), self.rank))
         rows_RD = x_TD.index_select(0, self._index(arrivals.source_row_R))
         # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
         return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
+
+    def begin_experts(self) -> None:
+        """From here on this member works for experts, until `combine` has what comes back."""
+        if self.collectives.pace is not None:
+            self.collectives.pace.begin_experts()
 
     def own(self, num_rows_M: list[int]) -> slice:
         """This member's tokens among the rows of all members, of which num_rows_M count the padding too."""
@@ -109,6 +115,8 @@ class RowExchange:
         returned_ND = rows_RD
         if handle.departure_R is not None:
             returned_ND = self._send_back(rows_RD, weights_TK.numel(), handle, handle.departure_R)
+        if self.collectives.pace is not None:
+            self.collectives.pace.end_experts()
         if weights_TK.shape[0] == 0:
             return rows_RD.new_empty(0, rows_RD.shape[1])
         return self._kernels.combine(returned_ND, handle.row_of_TK, weights_TK)

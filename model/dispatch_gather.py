@@ -110,6 +110,7 @@ class GatherDispatcher:
         else:
             self._collectives.all_to_all(received_SW, sent_SW, self._num_rows_M,
                                          [x_TD.shape[0]] * exchange.num_members)
+        exchange.begin_experts()
         routing, ids_SK = exchange.routing[layer], buffers.received.ids_on_host()
         holder_SK = choose_holders(routing, ids_SK, self._owner_S)
         arrivals = plan_arrivals(routing, ids_SK, holder_SK, self._owner_S)

@@ -1,7 +1,8 @@
-"""Emulated speed: a member that computes for real and then waits as long as a slower device would still compute.
+"""Counts a member's work, and emulates a speed: the member then waits as long as a slower device would still compute.
 
 Work is what happens between the end of one collective and the start of the next, from the start of a step to its first
-collective, and from its last one to its end. The agreement between steps is not work, nor is a collective itself.
+collective, and from its last one to its end. The agreement between steps is not work, nor is a collective itself. It
+is done for the member's own rows or, between `begin_experts` and `end_experts`, for experts, whoever owns their rows.
 Members that emulate on one machine may take turns, so that they do not compete for its memory and caches: what a member
 waits for its turn is part of what it would wait anyway, as long as their speeds add up to well below 1.
 """
@@ -52,6 +53,7 @@ class Pace:
             raise ValueError(f"emulated speed {speed} is not within (0, 1]: nobody computes faster than the device")
         self.speed = speed
         self.work_s = 0.0           # since construction, as the device computed it
+        self.experts_work_s = 0.0   # the part of it that was for experts
         self._work_clock = work_clock
         self._clock = clock
         self._sleep = sleep
@@ -60,6 +62,13 @@ class Pace:
         self._settled_s = -_CREDIT_LASTS_S
         self._begin_s = 0.0
         self._begin_work_s = 0.0
+        self._counted_work_s = 0.0
+        self._is_for_experts = False
+
+    def begin_step(self) -> None:
+        """A step begins, whatever has become of the one before."""
+        self._is_for_experts = False
+        self.begin()
 
     def begin(self) -> None:
         """Work begins: a step does, or a collective has ended."""
@@ -68,12 +77,20 @@ class Pace:
             self._credit_s = 0.0
         if self._turns is not None:
             self._turns.take()
-        self._begin_work_s = self._work_clock()
+        self._begin_work_s = self._counted_work_s = self._work_clock()
+
+    def begin_experts(self) -> None:
+        self._count()
+        self._is_for_experts = True
+
+    def end_experts(self) -> None:
+        self._count()
+        self._is_for_experts = False
 
     def settle(self) -> None:
         """Work ends: a collective comes, or the step is over. Sleeps until begin + work / speed."""
-        work_s = self._work_clock() - self._begin_work_s
-        self.work_s += work_s
+        self._count()
+        work_s = self._counted_work_s - self._begin_work_s
         if self._turns is not None:
             self._turns.give()
         due_s = self._begin_s + work_s / self.speed
@@ -87,9 +104,16 @@ class Pace:
             self._credit_s -= max(0.0, due_s - now_s)
             self._settled_s = now_s
 
+    def _count(self) -> None:
+        now_s = self._work_clock()
+        work_s, self._counted_work_s = now_s - self._counted_work_s, now_s
+        self.work_s += work_s
+        if self._is_for_experts:
+            self.experts_work_s += work_s
+
 
 def work_clock_of(device: torch.device, num_threads: int) -> Callable[[], float]:
-    """What `Pace` and the device's profile count as work.
+    """What `Pace` with an emulated speed and the device's profile count as work.
 
     One CPU thread: its CPU time, whatever else the machine does. Several threads: time that passes, which is also that
     of other programs. An accelerator: time that passes until it has done what it was given.

@@ -18,7 +18,7 @@ from model.kernels.protocol import ExpertWeights
 from model.logprobs import logprobs_of
 from model.pace import Pace
 from model.sampler import Draw, sample
-from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult, StepStats, TokenLogprob
+from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult, StepStats, StepWork, TokenLogprob
 
 _PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits held, 64 x V fp32
 
@@ -34,7 +34,7 @@ class Runner:
         args = decoder.args
         self.decoder = decoder
         self.dispatcher = dispatcher
-        self.pace = pace            # emulated speed, which the dispatcher keeps too
+        self.pace = pace            # which the dispatcher keeps too; None: work is not timed
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.kv_cache = decoder.kernels.new_kv_cache(args.num_layers, num_blocks, block_size, args.num_kv_heads,
@@ -47,8 +47,7 @@ class Runner:
         Changes only the KV slots of the plan's own tokens, so a step that failed can be run again. Raises GroupError.
         """
         began_s = time.perf_counter()
-        if self.pace is not None:
-            self.pace.begin()
+        worked_s = self._begin_work()
         dispatcher = self.dispatcher
         collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
         dispatcher.begin_step(num_tokens_of_member)
@@ -57,13 +56,24 @@ class Runner:
         hidden_TD = self.decoder.forward(token_ids_T, batch.attention, self.kv_cache, dispatcher)
         tokens = self._tokens(plan, batch, hidden_TD)
         expert_rows = tuple(tuple(experts.num_rows_E) for experts in self.decoder.experts)
-        if self.pace is not None:
-            self.pace.settle()
         stats = StepStats(
             num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
             num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
-            forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
+            work=self._end_work(worked_s), forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
         return StepResult(plan.epoch, plan.step_index, tokens, stats)
+
+    def _begin_work(self) -> tuple[float, float]:
+        if self.pace is None:
+            return 0.0, 0.0
+        self.pace.begin_step()
+        return self.pace.work_s, self.pace.experts_work_s
+
+    def _end_work(self, worked_s: tuple[float, float]) -> StepWork | None:
+        if self.pace is None:
+            return None
+        self.pace.settle()
+        work_s, experts_s = self.pace.work_s - worked_s[0], self.pace.experts_work_s - worked_s[1]
+        return StepWork((work_s - experts_s) / self.pace.speed, experts_s / self.pace.speed)
 
     def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
         """Go on with another placement, between two steps -> the weights that it replaces, by layer too. Freeing those

@@ -103,6 +103,14 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class StepWork:
+    """Seconds that a member worked in a step, waiting for others not included; an emulated speed is."""
+
+    own_s: float            # for its own rows
+    experts_s: float        # for experts, whoever's rows they computed: planned, picked, computed, and ready to go back
+
+
+@dataclass(frozen=True, slots=True)
 class StepStats:
     """What a step did on this member, for metrics and the demo's table."""
 
@@ -112,6 +120,7 @@ class StepStats:
     bytes_sent: int = 0
     forward_s: float = 0.0
     expert_rows: tuple[tuple[int, ...], ...] = field(default=())  # [layer][local expert in placement order]
+    work: StepWork | None = None                        # None: not timed
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from cluster import loaded_model
-from cluster.loaded_model import LoadedModel, load_model, num_kv_blocks
+from cluster.loaded_model import LoadedModel, load_model, new_dispatcher, new_pace, num_kv_blocks
 from cluster.memory_demand import buffer_bytes, min_kv_cache_bytes
+from cluster.process_group import ProcessGroup
 from model.args import read_model_args
 from model.errors import OutOfMemoryError
 from model.expert_host import ExpertHost
@@ -93,3 +96,15 @@ def test_after_a_change_of_the_placement_it_is_known_what_is_held(case: Case) ->
     assert (case.model.num_expert_copies, model.num_expert_copies) == (3, 1)
     assert model.holds(Epoch(2, MEMBERS, placement, ""), 0)
     assert not model.holds(Epoch(2, MEMBERS, PLACEMENT, ""), 0)
+
+
+def test_a_member_alone_on_a_cpu_times_its_work_and_that_for_experts(case: Case) -> None:
+    kernels, alone = case.model.decoder.kernels, cast(ProcessGroup, SimpleNamespace(num_members=1))
+    pace = new_pace(MEMBERS[0], kernels)
+    assert pace is not None and pace.speed == 1.0
+    dispatcher = new_dispatcher(kernels, Placement(1, (((0,),) * 4,)), alone, case.config, pace)
+    pace.begin_step()
+    rows_RD, handle = dispatcher.dispatch(0, torch.ones(3, 8), torch.tensor([[0, 1]] * 3))
+    dispatcher.combine(0, rows_RD, torch.ones(3, 2), handle)
+    pace.settle()
+    assert 0 < pace.experts_work_s < pace.work_s

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from model.dispatch import Dispatcher
 from model.dispatch_auto import AutoDispatcher
 from model.kernels.torch_kernels import TorchKernels
 from model.pace import Pace
@@ -15,6 +16,7 @@ from model.placement import Placement
 from tests.process_pool import Worker
 
 HIDDEN, NUM_STEPS = 32, 3
+BEFORE_S, EXPERTS_S, AFTER_S = 1.0, 10.0, 100.0     # of a layer, by the clock of run_marked_steps
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,45 @@ def run_steps(worker: Worker, placement: Placement, num_tokens: tuple[int, ...],
     for _ in range(NUM_STEPS):
         if pace is not None:
             pace.begin()
-        _step(dispatcher, placement, num_tokens[rank], num_tokens)
+        run_step(dispatcher, placement, num_tokens[rank], num_tokens)
         if pace is not None:
             pace.settle()
     return None if pace is None else Paced(dispatcher.num_collectives, len(waits), pace.work_s, sum(waits))
 
 
-def _step(dispatcher: AutoDispatcher, placement: Placement, num_own: int, num_tokens: tuple[int, ...]) -> None:
+def run_marked_steps(worker: Worker, placement: Placement, num_tokens: tuple[int, ...],
+                     mode: Literal["all_to_all", "gather"]) -> tuple[float, float]:
+    """The same with a clock that only the test moves -> seconds of work, and of work for experts."""
+    rank, group = worker.index, worker.kept["group"]
+    dispatcher, clock = AutoDispatcher(TorchKernels("cpu"), placement, rank, group.group, mode), MovedClock()
+    pace = Pace(1.0, clock, clock)
+    dispatcher.keep_pace(pace)
+    for _ in range(NUM_STEPS):
+        pace.begin_step()
+        run_step(dispatcher, placement, num_tokens[rank], num_tokens, clock)
+        pace.settle()
+    return pace.work_s, pace.experts_work_s
+
+
+class MovedClock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def run_step(dispatcher: Dispatcher, placement: Placement, num_own: int, num_tokens: tuple[int, ...],
+             clock: MovedClock | None = None) -> None:
+    clock = clock or MovedClock()
     dispatcher.begin_step(num_tokens)
     for layer in range(placement.num_layers):
         x_TD = torch.ones(num_own, HIDDEN)
         expert_ids_TK = torch.tensor([[0, 1]] * num_own, dtype=torch.int64).view(num_own, 2)
+        clock.now_s += BEFORE_S
         rows_RD, handle = dispatcher.dispatch(layer, x_TD, expert_ids_TK)
         for _ in range(20):
             rows_RD = rows_RD + 1.0
+        clock.now_s += EXPERTS_S
         dispatcher.combine(layer, rows_RD, torch.ones(num_own, 2), handle)
+        clock.now_s += AFTER_S

@@ -18,7 +18,7 @@ from model.placement import Placement, contiguous_placement
 from model.runner import Runner
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from model.weights import load_decoder
-from tests.model.pace_jobs import NUM_STEPS
+from tests.model.pace_jobs import AFTER_S, BEFORE_S, EXPERTS_S, NUM_STEPS, MovedClock, run_step
 from tests.process_pool import ProcessPool, free_rendezvous
 
 
@@ -119,6 +119,41 @@ def test_full_speed_never_waits() -> None:
     assert device.slept_s == []
 
 
+def test_work_is_counted_for_own_rows_and_for_experts_apart() -> None:
+    device = FakeDevice()
+    pace = device.pace(0.5)
+    pace.begin_step()
+    device.work(0.01)
+    pace.begin_experts()
+    device.work(0.002)
+    pace.settle()
+    device.now_s += 0.3             # a collective within the experts' part is nobody's work
+    pace.begin()
+    device.work(0.004)
+    pace.end_experts()
+    device.work(0.03)
+    pace.settle()
+    assert pace.experts_work_s == pytest.approx(0.006) and pace.work_s == pytest.approx(0.046)
+    assert device.slept_s == [pytest.approx(0.012), pytest.approx(0.034)]
+
+
+def test_a_step_that_failed_among_the_experts_leaves_the_next_one_alone() -> None:
+    device = FakeDevice()
+    pace = device.pace(1.0)
+    pace.begin_step()
+    pace.begin_experts()
+    device.work(0.01)
+    pace.settle()                   # the collective that comes now fails
+    device.work(7.0)                # handling that is no work
+    pace.begin_step()
+    device.work(0.002)
+    pace.begin_experts()
+    device.work(0.004)
+    pace.end_experts()
+    pace.settle()
+    assert pace.work_s == pytest.approx(0.016) and pace.experts_work_s == pytest.approx(0.014)
+
+
 @pytest.mark.parametrize("speed", [0.0, -1.0, 1.5, float("nan")])
 def test_a_speed_that_is_none_is_refused(speed: float) -> None:
     with pytest.raises(ValueError, match=f"emulated speed {speed}"):
@@ -140,10 +175,34 @@ def test_a_runner_takes_its_work_divided_by_the_speed(write_tiny: Callable[..., 
     pace = Pace(0.25, time.thread_time, lambda: time.thread_time() + sum(slept_s), slept_s.append)
     runner = Runner(decoder, LocalDispatcher(kernels, placement), 64, 4, pace)
     requests = (ScheduledRequest("r", tuple(range(1, 11)), 0, (4, 1, 7, 2), SamplingSpec(temperature=0.0)),)
-    for step_index in range(3):
-        runner.execute(StepPlan(1, step_index, requests), (10,))
+    works = [runner.execute(StepPlan(1, step_index, requests), (10,)).stats.work for step_index in range(3)]
     assert len(slept_s) == 3 and pace.work_s > 0
     assert sum(slept_s) == pytest.approx(pace.work_s / 0.25 - pace.work_s, rel=0.2)
+    assert all(work is not None and work.own_s > 0 for work in works)
+    assert sum(work.own_s + work.experts_s for work in works if work) == pytest.approx(pace.work_s / 0.25)
+
+
+def test_a_member_alone_works_for_experts_between_dispatch_and_combine() -> None:
+    placement, clock = contiguous_placement(3, 2, (2,)), MovedClock()
+    dispatcher, pace = LocalDispatcher(TorchKernels("cpu"), placement), Pace(1.0, clock, clock)
+    dispatcher.keep_pace(pace)
+    pace.begin_step()
+    run_step(dispatcher, placement, 5, (5,), clock)
+    pace.settle()
+    assert (pace.experts_work_s, pace.work_s) == (3 * EXPERTS_S, 3 * (BEFORE_S + EXPERTS_S + AFTER_S))
+
+
+@pytest.mark.multinode
+@pytest.mark.parametrize("mode", ["all_to_all", "gather"])
+@pytest.mark.parametrize("holders", [((0,), (1,)), ((0, 1), (0, 1))])       # rows travel; rows stay
+def test_members_work_for_experts_between_dispatch_and_combine(
+        worker_pool: ProcessPool, mode: str, holders: tuple[tuple[int, ...], ...]) -> None:
+    worker_pool.run("tests.cluster.group_jobs:join", [(free_rendezvous(), 2, 60.0)] * 2)
+    placement = Placement(2, (holders,) * 4)
+    counted = worker_pool.run("tests.model.pace_jobs:run_marked_steps", [(placement, (40, 1), mode)] * 2)
+    worker_pool.run("tests.cluster.group_jobs:leave", [()] * 2)
+    layers = 4 * NUM_STEPS
+    assert counted == [(layers * (BEFORE_S + EXPERTS_S + AFTER_S), layers * EXPERTS_S)] * 2
 
 
 @pytest.mark.multinode
