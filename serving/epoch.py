@@ -56,6 +56,15 @@ class DeviceProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkRatio:
+    """Seconds that a member worked in its steps over what its profile says for the same rows; older ones count less."""
+
+    own: float | None               # for its own rows; None: not enough was measured
+    experts: float | None           # for experts, whoever's rows they computed
+    num_steps: int                  # that were timed since the process began
+
+
+@dataclass(frozen=True, slots=True)
 class RequestShare:
     """A member's part in the requests: attention work and KV memory. share 0: experts only, no attention weights."""
 

@@ -1,0 +1,138 @@
+"""Measured over expected work, with steps and profiles of the test's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cluster.work_ratio import MIN_STEPS, RATIO_RANGE, WorkMeter, corrected
+from model.step import SamplingSpec, ScheduledRequest, StepPlan, StepStats, StepWork
+from serving.epoch import WorkRatio
+from tests.cluster.planned_members import model_args
+from tests.cluster.profiles import PROFILE
+
+HALF_LIFE_S = 10.0
+ARGS = model_args(num_layers=3)
+GREEDY = SamplingSpec(temperature=0.0)
+DECODE = ScheduledRequest("d", (7,), 99, (), GREEDY)            # attends to 100 tokens
+PREFILL = ScheduledRequest("p", (1,) * 63, 0, (), None)         # to 1 + 2 + ... + 63, and draws nothing
+PLAN = StepPlan(1, 0, (DECODE, PREFILL))
+ROWS = ((1, 0, 64), (0, 0, 1), (1, 1, 0))
+# By PROFILE: 64 rows, one of which draws.
+DENSE_S = 1e-4 + 63 / 255 * (2e-3 - 1e-4)
+OWN_S = 3 * (DENSE_S + 4e-8 * (100 + 63 * 64 // 2)) + 1e-3
+EXPERTS_S = 4 * 4e-5 + 3e-4 + 3 * 2e-5
+
+
+def meter() -> WorkMeter:
+    return WorkMeter(PROFILE, ARGS, HALF_LIFE_S, now_s=100.0)
+
+
+def stats(own: float = 1.0, experts: float = 1.0) -> StepStats:
+    """A step that took so many times as long as the profile says."""
+    return StepStats(expert_rows=ROWS, work=StepWork(own * OWN_S, experts * EXPERTS_S))
+
+
+def measured(own: float, experts: float) -> WorkRatio:
+    one = meter()
+    for _ in range(30):
+        one.add(PLAN, stats(own, experts), 100.0)
+    ratio = one.snapshot(100.0)
+    assert ratio is not None
+    return ratio
+
+
+@pytest.mark.parametrize(("own", "experts"), [(1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (0.5, 2.0)])
+def test_parts_are_measured_apart(own: float, experts: float) -> None:
+    ratio = measured(own, experts)
+    assert (ratio.own, ratio.experts, ratio.num_steps) == (pytest.approx(own), pytest.approx(experts), 30)
+
+
+def test_nothing_is_said_before_enough_was_measured() -> None:
+    one = meter()
+    for _ in range(int(MIN_STEPS) - 1):
+        one.add(PLAN, stats(), 100.0)
+    assert one.snapshot(100.0) is None
+    one.add(PLAN, stats(), 100.0)
+    assert one.snapshot(100.0) is not None
+    assert one.snapshot(101.0) is None          # they count for less by now
+
+
+def test_few_steps_are_enough_when_they_are_long() -> None:
+    one = meter()
+    one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(2.5, EXPERTS_S)), 100.0)
+    ratio = one.snapshot(100.0)
+    assert ratio is not None and ratio.own == pytest.approx(2.5 / OWN_S) and ratio.experts is None
+
+
+def test_a_part_without_rows_does_not_count() -> None:
+    hosts, asks = meter(), meter()
+    for _ in range(30):
+        hosts.add(StepPlan(1, 0, ()), stats(), 100.0)
+        asks.add(PLAN, replace(stats(), expert_rows=((), (), ())), 100.0)
+    of_host, of_asker = hosts.snapshot(100.0), asks.snapshot(100.0)
+    assert of_host is not None and of_host.own is None and of_host.experts == pytest.approx(1.0)
+    assert of_asker is not None and of_asker.own == pytest.approx(1.0) and of_asker.experts is None
+
+
+def test_steps_that_were_not_timed_do_not_count() -> None:
+    one = meter()
+    for _ in range(30):
+        one.add(PLAN, StepStats(expert_rows=ROWS), 100.0)
+    assert one.snapshot(100.0) is None
+
+
+def test_older_steps_count_for_less() -> None:
+    one = meter()
+    for _ in range(60):
+        one.add(PLAN, stats(own=4.0), 100.0)
+    for _ in range(60):
+        one.add(PLAN, stats(own=1.0), 100.0 + HALF_LIFE_S)
+    ratio = one.snapshot(100.0 + HALF_LIFE_S)
+    assert ratio is not None and ratio.own == pytest.approx((0.5 * 4.0 + 1.0) / 1.5)
+    for days in range(1, 4):
+        assert one.snapshot(100.0 + days * 86400.0) is None
+
+
+def test_long_steps_weigh_more() -> None:
+    one = meter()
+    big = ((64, 64, 64),) * 3
+    big_s = 9 * 3e-4 + 3 * 2e-5
+    for _ in range(20):
+        one.add(PLAN, stats(experts=2.0), 100.0)
+        one.add(PLAN, StepStats(expert_rows=big, work=StepWork(OWN_S, big_s)), 100.0)
+    ratio = one.snapshot(100.0)
+    assert ratio is not None and ratio.experts == pytest.approx((2 * EXPERTS_S + big_s) / (EXPERTS_S + big_s))
+
+
+def test_dense_layers_and_a_sliding_window_are_expected_too() -> None:
+    args = replace(model_args(num_layers=3, dense=(0,)), sliding_window=10)
+    one = WorkMeter(PROFILE, args, HALF_LIFE_S, 100.0)
+    mlp_s = 1024 / 512 * 3e-4
+    expected_s = 3 * (DENSE_S + 4e-8 * (10 + 55 + 53 * 10)) + 1e-3 + mlp_s
+    for _ in range(30):
+        one.add(PLAN, StepStats(expert_rows=ROWS[:2], work=StepWork(expected_s, 1.0)), 100.0)
+    ratio = one.snapshot(100.0)
+    assert ratio is not None and ratio.own == pytest.approx(1.0)
+
+
+def test_by_the_corrected_profile_the_steps_took_what_is_expected() -> None:
+    slow = corrected(PROFILE, measured(1.4, 1.9))
+    again = WorkMeter(slow, ARGS, HALF_LIFE_S, 100.0)
+    for _ in range(30):
+        again.add(PLAN, stats(1.4, 1.9), 100.0)
+    ratio = again.snapshot(100.0)
+    assert ratio is not None and (ratio.own, ratio.experts) == (pytest.approx(1.0), pytest.approx(1.0))
+
+
+def test_what_has_no_ratio_stays_and_what_is_out_of_range_is_cut() -> None:
+    assert corrected(PROFILE, None) == PROFILE
+    own = corrected(PROFILE, WorkRatio(2.0, None, 20))
+    assert own.expert_s == PROFILE.expert_s and own.layer_overhead_s == PROFILE.layer_overhead_s
+    assert own.dense_s[1] == (256, 4e-3) and own.head_s[0] == (1, 2e-3) and own.attention_s == 8e-8
+    experts = corrected(PROFILE, WorkRatio(None, 100.0, 20))
+    assert experts.dense_s == PROFILE.dense_s and experts.expert_s[0] == (1, pytest.approx(4e-5 * RATIO_RANGE[1]))
+    assert experts.read_bytes_per_s == PROFILE.read_bytes_per_s
+    low = corrected(PROFILE, WorkRatio(0.01, 0.01, 20))
+    assert low.attention_s == PROFILE.attention_s * RATIO_RANGE[0]
