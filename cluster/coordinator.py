@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cluster.group_plan import Rows, checked_placement, plan_change, predict_group
+from cluster.group_plan import Rows, checked_placement, plan_change, predict_group, slowdown_of_rates
 from cluster.membership import (
     UNKNOWN,
     GroupPhase,
@@ -29,8 +29,9 @@ from cluster.membership import (
 )
 from cluster.placement_change import ChangeState, advance, begin, find, running_change
 from cluster.placement_error import PlacementError
+from cluster.work_ratio import corrected
 from model.placement import Placement
-from serving.epoch import Epoch, Member, PlacementChange, PlannedPlacement, ShardStatus
+from serving.epoch import Epoch, Member, PlacementChange, PlannedPlacement, ShardStatus, WorkRatio
 from serving.errors import NotReadyError
 from serving.expert_load import ExpertLoad
 
@@ -71,11 +72,12 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True)
 class PlacementStatus:
-    """What runs, what is prepared, and what the experts compute."""
+    """What runs, what is prepared, what the experts compute, and how long the members work for it."""
 
     epoch: Epoch
     next_revision: int | None
     load: ExpertLoad            # of all members together, older rows counted for less
+    ratios: tuple[WorkRatio | None, ...]    # by rank; None: too little was timed
 
 
 class Coordinator:
@@ -86,6 +88,7 @@ class Coordinator:
         self._clock = clock
         self._reports: dict[str, Report] = {}
         self._loads: dict[str, ExpertLoad] = {}             # by shard id
+        self._ratios: dict[str, WorkRatio | None] = {}
         self._routers: dict[str, tuple[RouterReport, float]] = {}
         self._highest_epoch = 0
         self._known_epoch = 0
@@ -108,9 +111,9 @@ class Coordinator:
         self._refresh()
         return self._is_unknown(self._reports[member.shard_id])
 
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
-        """What the experts on a shard computed."""
-        self._loads[shard_id] = load
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None:
+        """What the experts on a shard computed, and its work over its profile; None: too little was timed."""
+        self._loads[shard_id], self._ratios[shard_id] = load, ratio
 
     async def report_router(self, report: RouterReport) -> PlacementStatus | None:
         """Returns what the router shows of the placement; None without an epoch."""
@@ -148,7 +151,8 @@ class Coordinator:
         return self._placement_status()
 
     async def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
-        """Change to `placement`; None: to the best for the load that was counted. The same id twice is one change.
+        """Change to `placement`; None: to the best for the counted load and the measured work. The same id twice is
+        one change.
 
         Returns at once; `placement()` tells how far it is. Raises PlacementError, NotReadyError.
         """
@@ -156,17 +160,15 @@ class Coordinator:
         known = _begun(epoch, operation_id)
         if known is not None:
             return known
-        measured, counted = self._with_reported_members(epoch), self._counted()
+        measured, counted = self._as_measured(epoch), self._counted()
         if placement is not None:
             target = await asyncio.to_thread(checked_placement, placement, measured, self._rules.plan, counted)
             return self._begin(epoch, operation_id, why, target)
-        running_s, target = await self._best_change(measured, counted)
-        if target.figures is None or target.figures.step_s >= running_s:       # what runs is as good
-            target = PlannedPlacement(epoch.placement, epoch.shares, epoch.figures)
+        _, target = await self._best_change(measured, counted)
         return self._begin(epoch, operation_id, why, target)
 
     async def rebalance(self) -> PlacementChange | None:
-        """Look once whether another placement would be faster by the margin for the load that was counted.
+        """Look once whether another placement would be faster by the margin, for the counted load and measured work.
 
         Not over a placement that somebody gave, and not again when the same change has failed.
         """
@@ -179,7 +181,7 @@ class Coordinator:
         if is_given or find(epoch, operation_id) or num_rows <= self._num_rows_considered:
             return None
         self._num_rows_considered = num_rows
-        running_s, target = await self._best_change(self._with_reported_members(epoch), counted)
+        running_s, target = await self._best_change(self._as_measured(epoch), counted)
         assert target.figures is not None
         gain = running_s / target.figures.step_s - 1.0
         logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned_step_s=%.6f", epoch.number,
@@ -187,7 +189,8 @@ class Coordinator:
         if gain < config.rebalance_margin:
             return None
         self._num_rows_considered = 0.0
-        return self._begin(epoch, operation_id, f"{gain:.0%} faster for the counted load", target)
+        measured = " and measured work" if any(self._ratios_of(epoch)) else ""
+        return self._begin(epoch, operation_id, f"{gain:.0%} faster for the counted load{measured}", target)
 
     async def rebalance_forever(self, interval_s: float) -> None:
         while True:
@@ -200,16 +203,34 @@ class Coordinator:
                 logger.exception("rebalance_failed")
 
     async def _best_change(self, epoch: Epoch, counted: Rows | None) -> tuple[float, PlannedPlacement]:
-        """What a step takes now, and the best that the running members can change to."""
+        """What a step takes now, and the best that the running members can change to: where nothing need be moved, only
+        the rates."""
         rules, slots = self._rules.plan, self._slots(epoch)
+        for member, ratio in zip(epoch.members, self._ratios_of(epoch), strict=True):
+            if ratio is not None:
+                logger.info("planned_with_work shard_id=%s %s", member.shard_id, ratio)
         running = await asyncio.to_thread(predict_group, epoch, rules, counted)
-        return running.step_s, await asyncio.to_thread(plan_change, epoch, rules, counted, slots)
+        target = await asyncio.to_thread(plan_change, epoch, rules, counted, slots)
+        rates, figures = target.placement.rates, target.figures
+        slowdown = await asyncio.to_thread(slowdown_of_rates, epoch, rules, counted, rates)
+        assert figures is not None
+        if figures.step_s >= running.step_s:        # what runs is as good
+            solver = epoch.figures.solver if epoch.figures else figures.solver
+            figures = replace(figures, step_s=running.step_s, bound_s=min(figures.bound_s, running.step_s),
+                              limit=running.limit, solver=solver)
+            target = PlannedPlacement(replace(epoch.placement, rates=rates), epoch.shares, figures)
+        return running.step_s * slowdown, target
 
-    def _with_reported_members(self, epoch: Epoch) -> Epoch:
-        """The epoch with what its members have measured since it began: their link."""
-        members = tuple(self._reports[member.shard_id].member if member.shard_id in self._reports else member
-                        for member in epoch.members)
-        return replace(epoch, members=members)
+    def _as_measured(self, epoch: Epoch) -> Epoch:
+        """The epoch with what its members have measured since it began: their link, and how long their work takes."""
+        reported = [self._reports[member.shard_id].member if member.shard_id in self._reports else member
+                    for member in epoch.members]
+        return replace(epoch, members=tuple(
+            replace(member, profile=corrected(member.profile, ratio)) if member.profile else member
+            for member, ratio in zip(reported, self._ratios_of(epoch), strict=True)))
+
+    def _ratios_of(self, epoch: Epoch) -> tuple[WorkRatio | None, ...]:
+        return tuple(self._ratios.get(member.shard_id) for member in epoch.members)
 
     def _begin(self, planned_for: Epoch, operation_id: str, why: str, target: PlannedPlacement) -> PlacementChange:
         self._refresh()
@@ -241,7 +262,7 @@ class Coordinator:
         if epoch is None:
             raise NotReadyError(f"no placement yet: {self._view.why}", fix="`moesaic status` says what is awaited")
         return PlacementStatus(epoch, self._view.next.revision if self._view.next else None,
-                               _packed(self._all_rows()))
+                               _packed(self._all_rows()), self._ratios_of(epoch))
 
     def _all_rows(self) -> Rows:
         """[layer][expert], of all members of the epoch."""
@@ -352,6 +373,7 @@ class Coordinator:
         self._reports = {shard_id: report for shard_id, report in self._reports.items()
                          if now_s - report.at_s <= FORGET_AFTER_S}
         self._loads = {shard_id: load for shard_id, load in self._loads.items() if shard_id in self._reports}
+        self._ratios = {shard_id: ratio for shard_id, ratio in self._ratios.items() if shard_id in self._reports}
         self._routers = {router_id: (report, at_s) for router_id, (report, at_s) in self._routers.items()
                          if now_s - at_s <= self._rules.lost_after_s}
 

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.coordinator import ClusterStatus, PlacementStatus, RouterReport
 from cluster.coordinator_client import WATCH_S, CoordinatorUnavailableError
 from cluster.membership import View
-from serving.epoch import Epoch, Member, ShardStatus
+from serving.epoch import Epoch, Member, ShardStatus, WorkRatio
 from serving.expert_load import ExpertLoad
 
 CALL_TIMEOUT_S = 10.0       # beyond what the call itself may wait
@@ -29,8 +29,8 @@ class CoordinatorHandle:
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
         return cast(bool, await self._call("report", member, status, epoch))
 
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
-        await self._call("report_expert_load", shard_id, load)
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None:
+        await self._call("report_expert_load", shard_id, load, ratio)
 
     async def report_router(self, report: RouterReport) -> PlacementStatus | None:
         return cast("PlacementStatus | None", await self._call("report_router", report))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cluster.membership import View
     from cluster.shard import Shard
     from model.placement import Placement
-    from serving.epoch import Epoch, Member, PlacementChange, ShardStatus
+    from serving.epoch import Epoch, Member, PlacementChange, ShardStatus, WorkRatio
     from serving.expert_load import ExpertLoad
 
 LOST_AFTER_S = 15.0         # a member that has not reported for so long is gone; it reports every second
@@ -86,8 +86,8 @@ class CoordinatorDeployment:
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None) -> bool:
         return await self._coordinator.report(member, status, epoch)
 
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
-        await self._coordinator.report_expert_load(shard_id, load)
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None:
+        await self._coordinator.report_expert_load(shard_id, load, ratio)
 
     async def report_router(self, report: RouterReport) -> PlacementStatus | None:
         return await self._coordinator.report_router(report)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.coordinator_client import ViewFollower
-from cluster.executor import GroupExecutor, PreparedRevision
+from cluster.executor import GroupExecutor, PreparedRevision, StepCounters
 from cluster.link_probe import measure_link
 from cluster.loaded_model import LoadedModel, new_dispatcher, new_pace, new_runner
 from cluster.memory_demand import max_model_len
@@ -23,7 +23,6 @@ from model.runner import Runner
 from serving.config import ServeConfig
 from serving.engine import Engine
 from serving.epoch import Epoch, Link
-from serving.expert_load import ExpertLoadCounter
 from serving.peer_ringer import PeerRinger
 from serving.scheduler import Scheduler
 from serving.shard_link_server import ShardLinkServer
@@ -49,7 +48,7 @@ class EpochRun:
         self._group: ProcessGroup | None = None
         self._closing = contextlib.AsyncExitStack()
 
-    async def join(self, model: LoadedModel, num_blocks: int, loads: ExpertLoadCounter, views: ViewFollower,
+    async def join(self, model: LoadedModel, num_blocks: int, counters: StepCounters, views: ViewFollower,
                    revision_changed: Callable[[], None]) -> None:
         """Form the group and open the link for routers. Raises GroupError.
 
@@ -61,7 +60,7 @@ class EpochRun:
         assert self._group is not None
         self.revisions = RevisionFollower(self._epoch, model, maker, views, revision_changed)
         self._closing.push_async_callback(self.revisions.close)
-        self._executor = GroupExecutor(runner, self._group, self._thread, self._epoch, loads, self._on_switch)
+        self._executor = GroupExecutor(runner, self._group, self._thread, self._epoch, counters, self._on_switch)
         scheduler = Scheduler(self._config.scheduler, num_blocks, max_model_len(model.decoder.args, self._config))
         self.engine = Engine(scheduler, self._executor, self._epoch.number, time.monotonic, self._ringer.ring_peers,
                              self._link.deliver)

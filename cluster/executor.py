@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from cluster.loaded_model import LoadedModel
 from cluster.process_group import ProcessGroup
+from cluster.work_ratio import WorkMeter
 from model.dispatch import Dispatcher
 from model.kernels.protocol import ExpertWeights
 from model.runner import Runner
-from model.step import StepHeader, StepPlan, StepResult
+from model.step import StepHeader, StepPlan, StepResult, StepStats
 from serving.epoch import Epoch
 from serving.expert_load import ExpertLoadCounter
 
@@ -28,25 +29,37 @@ class PreparedRevision:
     weights_of_layer: dict[int, ExpertWeights]
 
 
+@dataclass(frozen=True, slots=True)
+class StepCounters:
+    """What a member counts of its steps, over all its epochs and placements."""
+
+    loads: ExpertLoadCounter
+    work: WorkMeter
+
+    def add(self, plan: StepPlan, stats: StepStats, now_s: float) -> None:
+        self.loads.add(stats.expert_rows, now_s)
+        self.work.add(plan, stats, now_s)
+
+
 class GroupExecutor:
-    """See serving.engine.Executor. `thread` also loaded the weights and joined the group. Counts expert loads.
+    """See serving.engine.Executor. `thread` also loaded the weights and joined the group. Counts its steps.
 
     on_switch(prepared, the weights it replaced by layer) is called when a switch is done.
     """
 
     def __init__(self, runner: Runner, group: ProcessGroup, thread: ThreadPoolExecutor, epoch: Epoch,
-                 loads: ExpertLoadCounter,
+                 counters: StepCounters,
                  on_switch: Callable[[PreparedRevision, dict[int, ExpertWeights]], None]) -> None:
         self._runner = runner
         self._group = group
         self._thread = thread
         self._revision = epoch.revision
-        self._loads = loads
+        self._counters = counters
         self._on_switch = on_switch
         self._prepared: PreparedRevision | None = None
         self._settled = asyncio.Event()     # neither an agreement nor a switch is under way
         self._settled.set()
-        loads.use(epoch.placement, group.rank)
+        counters.loads.use(epoch.placement, group.rank)
 
     @property
     def prepared_revision(self) -> int:
@@ -80,7 +93,7 @@ class GroupExecutor:
             self._prepared, self._revision = None, revision
             replaced = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._runner.switch, prepared.dispatcher, prepared.weights_of_layer)
-            self._loads.use(prepared.epoch.placement, self._group.rank)
+            self._counters.loads.use(prepared.epoch.placement, self._group.rank)
             self._on_switch(prepared, replaced)
         finally:
             self._settled.set()
@@ -88,5 +101,5 @@ class GroupExecutor:
     async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
         result = await asyncio.get_running_loop().run_in_executor(
             self._thread, self._runner.execute, plan, num_tokens_of_member)
-        self._loads.add(result.stats.expert_rows, time.monotonic())
+        self._counters.add(plan, result.stats, time.monotonic())
         return result

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from cluster.memory_plan import MemberMemory, MemoryDemand, RunningMembers
 from cluster.placement_error import PlacementError
+from cluster.rates_split import split_by_rates
 from model.args import ModelArgs
-from model.placement import Placement
+from model.placement import ExpertRate, Placement
 from serving.config import PlacementConfig
-from serving.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlacement
+from serving.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlacement, RequestShare
 
 if TYPE_CHECKING:
     from cluster.cost_model import StepPrediction, Workload
@@ -84,6 +85,25 @@ def predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None = None) -
 
     return predict_running(rules.args, _planned_members(epoch.members), epoch.placement, epoch.shares,
                            _workload(rules, load_LE), rules.dtype_bytes)
+
+
+def slowdown_of_rates(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, rates: tuple[ExpertRate, ...]) -> float:
+    """How much longer a step takes while rows are split over copies by the rates that run than it would by others."""
+    from cluster.cost_model import predict_step
+    from cluster.device_curves import chosen_probability
+
+    args, workload = rules.args, _workload(rules, load_LE)
+    if rates == epoch.placement.rates:
+        return 1.0
+    loads = workload.expert_load or ((1.0,) * args.num_experts,) * args.num_moe_layers
+    num_rows_LE = np.array([chosen_probability(load_E, args.num_experts_per_tok) for load_E in loads])
+    num_rows_LE = np.rint(num_rows_LE * workload.num_rows).astype(np.int64)
+    even = RequestShare(1.0 / len(epoch.members), rules.max_batch_tokens)
+    now_s, then_s = (predict_step(
+        args, rules.dtype_bytes, [_profile_of(member) for member in epoch.members], epoch.placement,
+        split_by_rates(replace(epoch.placement, rates=by), num_rows_LE), epoch.shares or (even,) * len(epoch.members),
+        workload).step_s for by in (epoch.placement.rates, rates))
+    return now_s / then_s
 
 
 def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules,

@@ -22,12 +22,14 @@ from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableErr
 from cluster.device_facts import measure_device, num_threads_of, resident_memory_bytes, return_free_memory
 from cluster.device_profile import profile_device
 from cluster.epoch_run import EpochRun
+from cluster.executor import StepCounters
 from cluster.loaded_model import LoadedModel, load_model, num_kv_blocks
 from cluster.membership import GroupPhase, ShardLifecycle, ShardState, View
 from cluster.model_store import locate_checkpoint
 from cluster.node import NodeIdentity, ReservedPort
 from cluster.process_group import import_backend
 from cluster.profile_store import ProfileStore, default_profile_dir
+from cluster.work_ratio import WorkMeter
 from model.args import ModelArgs, read_model_args
 from model.errors import GroupError, ModelError
 from model.kernels.protocol import Kernels
@@ -63,7 +65,7 @@ class Shard:
         self._epoch: Epoch | None = None
         self._model: LoadedModel | None = None
         self._run: EpochRun | None = None
-        self._loads: ExpertLoadCounter
+        self._counters: StepCounters
         self._progress = (0, 0)         # bytes read, bytes to read
         self._detail = ""
         self._reporter = Reporter(self.status, self._send, _is_news)
@@ -74,8 +76,7 @@ class Shard:
         server, port = await start_link_server(self._link, f"{self._node.address}:0")
         try:
             kernels, args, profile = await self._in_thread(self._prepare)
-            self._loads = ExpertLoadCounter(args.num_moe_layers, args.num_experts,
-                                            self._config.placement.load_half_life_s, time.monotonic())
+            self._counters = self._new_counters(args, profile)
             facts = await self._in_thread(lambda: measure_device(self._pool, kernels.name))
             self._member = Member(self.shard_id, self._pool.name, self._node.node_id, self._node.name,
                                   f"{self._node.address}:{port}", facts, profile=profile)
@@ -84,7 +85,7 @@ class Shard:
                 tasks.create_task(self._reporter.run())
                 tasks.create_task(self._follower.run())
                 tasks.create_task(self._serve_forever(kernels, args))
-                tasks.create_task(self._report_loads())
+                tasks.create_task(self._report_steps())
         except ExceptionGroup as group:
             of_model = group.subgroup(ModelError)
             raise (of_model or group).exceptions[0] from None
@@ -108,6 +109,11 @@ class Shard:
         store = ProfileStore(default_profile_dir())
         gc.freeze()     # to look through what imports leave takes a tenth of a second each time
         return kernels, args, profile_device(args, self._config.model.dtype, kernels, self._pool, store)
+
+    def _new_counters(self, args: ModelArgs, profile: DeviceProfile) -> StepCounters:
+        half_life_s, now_s = self._config.placement.load_half_life_s, time.monotonic()
+        return StepCounters(ExpertLoadCounter(args.num_moe_layers, args.num_experts, half_life_s, now_s),
+                            WorkMeter(profile, args, half_life_s, now_s))
 
     async def _serve_forever(self, kernels: Kernels, args: ModelArgs) -> None:
         while True:
@@ -153,7 +159,7 @@ class Shard:
         self._advance(ShardState.JOINING, "all members have loaded")
         run = EpochRun(epoch, rank, self._config, self._link, self._thread)
         try:
-            await run.join(model, num_blocks, self._loads, self._follower, self._note_revision)
+            await run.join(model, num_blocks, self._counters, self._follower, self._note_revision)
             self._note_link(run.link)
             self._run = run
             self._advance(ShardState.READY, "the group is formed")
@@ -209,15 +215,17 @@ class Shard:
         if await self._coordinator.report(self._member, status):
             await self._coordinator.report(self._member, status, self._epoch)
 
-    async def _report_loads(self) -> None:
-        """Now and then, when steps have been made since."""
-        num_reported = 0
+    async def _report_steps(self) -> None:
+        """The load of the experts, and the work: now and then, when steps have been made since."""
+        counters, num_reported = self._counters, 0
         while True:
             await asyncio.sleep(LOAD_REPORT_S)
-            num_steps = self._loads.num_steps
+            num_steps = counters.loads.num_steps
             if num_steps != num_reported:
                 with contextlib.suppress(CoordinatorUnavailableError):
-                    await self._coordinator.report_expert_load(self.shard_id, self._loads.snapshot(time.monotonic()))
+                    now_s = time.monotonic()
+                    await self._coordinator.report_expert_load(self.shard_id, counters.loads.snapshot(now_s),
+                                                               counters.work.snapshot(now_s))
                     num_reported = num_steps
 
     def status(self) -> ShardStatus:

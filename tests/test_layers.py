@@ -34,6 +34,7 @@ PURE = {            # decide here, act elsewhere: no I/O, no clock, no torch, no
     "cluster/layer_greedy.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/layer_placement.py": {"torch", "ray", "time", "os", "asyncio"},
     "serving/device_curve.py": {"torch", "ray", "time", "os", "asyncio", "scipy"},
+    "cluster/rates_split.py": {"torch", "ray", "time", "os", "asyncio", "scipy"},
     "cluster/work_ratio.py": {"torch", "ray", "time", "os", "asyncio", "scipy"},
     "cluster/device_curves.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/exchange_cost.py": {"torch", "ray", "time", "os", "asyncio"},

@@ -16,16 +16,19 @@ import torch
 from cluster.coordinator import ClusterStatus, RouterReport
 from cluster.coordinator_client import ViewFollower
 from cluster.epoch_run import EpochRun
+from cluster.executor import StepCounters
 from cluster.loaded_model import load_model
 from cluster.membership import GroupPhase, View
+from cluster.work_ratio import WorkMeter
 from model.args import read_model_args
 from model.kernels.select import select_kernels
 from model.weights import WeightLoader
 from serving.config import ModelConfig, PoolConfig, SchedulerConfig, ServeConfig
-from serving.epoch import Epoch, Member, ShardStatus
+from serving.epoch import Epoch, Member, ShardStatus, WorkRatio
 from serving.expert_load import ExpertLoad, ExpertLoadCounter
 from serving.request import Submission, TokenEvent
 from serving.shard_link_server import ShardLinkServer, start_link_server
+from tests.cluster.profiles import PROFILE
 from tests.process_pool import Worker
 
 WAIT_S = 60.0
@@ -68,7 +71,7 @@ class ScriptedCoordinator:
 
     async def report_router(self, report: RouterReport) -> None: ...
     async def forget_router(self, router_id: str) -> None: ...
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None: ...
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None: ...
 
     async def status(self) -> ClusterStatus:
         return ClusterStatus(self._view, (), ())
@@ -105,7 +108,9 @@ class LiveMember:
         args, kernels = read_model_args(folder), select_kernels("cpu")
         config = ServeConfig(model=ModelConfig(path=str(folder)), pools=(PoolConfig(),),
                              scheduler=SchedulerConfig(max_batch_tokens=32, max_running_requests=8))
-        self.loads = ExpertLoadCounter(args.num_moe_layers, args.num_experts, 1e9, time.monotonic())
+        now_s = time.monotonic()
+        self.counters = StepCounters(ExpertLoadCounter(args.num_moe_layers, args.num_experts, 1e9, now_s),
+                                     WorkMeter(PROFILE, args, 1e9, now_s))
         self.coordinator = ScriptedCoordinator(epoch)
         views = ViewFollower(self.coordinator)
         self._over = asyncio.Event()
@@ -114,7 +119,7 @@ class LiveMember:
         self.run = EpochRun(epoch, rank, config, self.link, self._model_thread)
         num_blocks = NUM_BLOCKS if epoch.takes_requests(rank) else 0
         self.changed = asyncio.Event()
-        await self.run.join(model, num_blocks, self.loads, views, self.changed.set)
+        await self.run.join(model, num_blocks, self.counters, views, self.changed.set)
         self._follow_task = asyncio.create_task(views.run())
         self._run_task = asyncio.create_task(self.run.until(self._over.wait()))
 
@@ -163,7 +168,7 @@ class LiveMember:
             await self.run.close()
             self._follow_task.cancel()
             await self._server.stop(None)
-        return self.loads.snapshot(time.monotonic())
+        return self.counters.loads.snapshot(time.monotonic())
 
     def end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

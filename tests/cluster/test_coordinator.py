@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from cluster.coordinator import Coordinator, RouterReport
+from cluster.layer_problem import split_matrix
 from cluster.membership import GroupPhase, ShardState
 from cluster.placement_change import find
 from cluster.placement_error import PlacementError
+from cluster.rates_split import split_by_rates
 from model.placement import Placement
 from serving.config import PlacementConfig
-from serving.epoch import Epoch, Link
+from serving.epoch import Epoch, Link, WorkRatio
 from serving.errors import NotReadyError
 from serving.expert_load import ExpertLoad
 from tests.cluster.group_reports import member, rules, status_of
@@ -148,7 +150,7 @@ async def switch(coordinator: Coordinator) -> int:
 
 async def test_a_change_is_prepared_then_runs_and_is_remembered(coordinator: Coordinator) -> None:
     before = await bring_to_ready(coordinator)
-    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=2))
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=1), None)
     change = await coordinator.change_placement("op", "hot", None)
     assert (change.state, change.first_revision) == ("running", 0)
     view = await coordinator.watch("", 0.0)
@@ -159,12 +161,12 @@ async def test_a_change_is_prepared_then_runs_and_is_remembered(coordinator: Coo
     done = find(status.epoch, "op")
     assert done is not None and done.state == "done" and status.next_revision is None
     assert status.epoch.placement != before.placement and status.epoch.revision == done.last_revision
-    assert status.load.rows().tolist() == load_of(2).rows().tolist()
+    assert status.load.rows().tolist() == load_of(1).rows().tolist()
 
 
 async def test_the_same_operation_twice_is_one_change(coordinator: Coordinator) -> None:
     await bring_to_ready(coordinator)
-    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=2))
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=1), None)
     first = await coordinator.change_placement("op", "hot", None)
     assert await coordinator.change_placement("op", "again", None) == first
     with pytest.raises(PlacementError, match="op is under way"):
@@ -212,12 +214,12 @@ async def test_a_member_that_never_prepares_ends_the_change(coordinator: Coordin
 
 
 async def test_rebalancing_waits_for_a_gain_above_the_margin(clock: Clock) -> None:
-    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.02, context_tokens=1)), clock)
+    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.01, context_tokens=1)), clock)
     await bring_to_ready(coordinator)
     assert await coordinator.rebalance() is None                    # nothing was counted
-    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=25.0))
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=25.0), None)
     assert await coordinator.rebalance() is None                    # even loads: the running placement is right
-    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=500.0))
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=1, rows=500.0), None)
     change = await coordinator.rebalance()
     assert change is not None and change.operation_id == "auto-1-0" and "faster" in change.why
     assert await coordinator.rebalance() is None                    # one at a time
@@ -226,16 +228,16 @@ async def test_rebalancing_waits_for_a_gain_above_the_margin(clock: Clock) -> No
 
 
 async def test_rebalancing_leaves_a_given_placement_and_a_failed_change_alone(clock: Clock) -> None:
-    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.02, context_tokens=1)), clock)
+    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.01, context_tokens=1)), clock)
     await bring_to_ready(coordinator)
-    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=500.0))
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=1, rows=500.0), None)
     assert await coordinator.rebalance() is not None
     await coordinator.report(B, replace(status_of(B, ShardState.READY, epoch=1), failed_revision=1, detail="no room"))
-    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=900.0))
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=1, rows=900.0), None)
     assert await coordinator.rebalance() is None
     await coordinator.change_placement("mine", "", Placement(3, (((0,), (1,), (2,), (0,), (1,), (2,)),) * 2))
     await switch(coordinator)
-    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=2000.0))
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=1, rows=2000.0), None)
     assert await coordinator.rebalance() is None
 
 
@@ -305,6 +307,57 @@ async def test_a_restarted_coordinator_goes_on_with_a_change(coordinator: Coordi
     epoch = (await again.placement()).epoch
     assert epoch.placement.holders == target.holders
     assert [change.state for change in epoch.changes] == ["done"]
+
+
+def rows_of(placement: Placement) -> list[float]:
+    """The part of even loads that each member computes."""
+    splits = split_by_rates(placement, np.full((2, 6), 85))
+    return np.sum([split_matrix(holders, split, 3).sum(axis=0)
+                   for holders, split in zip(placement.holders, splits, strict=True)], axis=0).tolist()
+
+
+async def report_work(coordinator: Coordinator, *experts: float) -> None:
+    """Even loads, and how much longer than its profile says each member takes for experts."""
+    for one, ratio in zip((A, B, C), experts, strict=True):
+        await coordinator.report_expert_load(one.shard_id, load_of(hot_expert=0, rows=25.0), WorkRatio(1.0, ratio, 50))
+
+
+async def test_a_member_that_is_slower_than_its_profile_is_asked_for_less(coordinator: Coordinator) -> None:
+    before = await bring_to_ready(coordinator)
+    await report_work(coordinator, 1.0, 2.0, 1.0)
+    await coordinator.change_placement("op", "slow b", None)
+    await switch(coordinator)
+    status = await coordinator.placement()
+    of_a, of_b, of_c = rows_of(status.epoch.placement)
+    assert of_b < min(of_a, of_c) and status.epoch.placement.rates != before.placement.rates
+    assert [ratio.experts for ratio in status.ratios if ratio] == [1.0, 2.0, 1.0]
+    assert status.epoch.members == before.members       # the profiles that the ratios refer to
+
+
+async def test_rebalancing_moves_experts_off_a_slow_member(clock: Clock) -> None:
+    coordinator = Coordinator(rules(config=PlacementConfig(rebalance_margin=0.02, context_tokens=1)), clock)
+    await bring_to_ready(coordinator)
+    await report_work(coordinator, 1.0, 1.0, 1.0)
+    assert await coordinator.rebalance() is None
+    await report_work(coordinator, 1.0, 3.0, 1.0)
+    assert await coordinator.rebalance() is None                    # no rows were counted since
+    await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=0, rows=30.0), WorkRatio(1.0, 1.0, 60))
+    change = await coordinator.rebalance()
+    assert change is not None and change.why.endswith("% faster for the counted load and measured work")
+    await switch(coordinator)
+    of_a, of_b, of_c = rows_of((await coordinator.placement()).epoch.placement)
+    assert of_b < min(of_a, of_c)
+
+
+async def test_work_that_became_unknown_is_planned_by_the_profile(coordinator: Coordinator) -> None:
+    before = await bring_to_ready(coordinator)
+    await report_work(coordinator, 1.0, 2.0, 1.0)
+    for one in (A, B, C):
+        await coordinator.report_expert_load(one.shard_id, load_of(hot_expert=0, rows=25.0), None)
+    assert (await coordinator.placement()).ratios == (None, None, None)
+    change = await coordinator.change_placement("op", "", None)
+    await switch(coordinator)
+    assert change.moved_bytes == 0 and (await coordinator.placement()).epoch.placement == before.placement
 
 
 async def test_without_a_ready_group_there_is_nothing_to_change(coordinator: Coordinator) -> None:

@@ -11,7 +11,7 @@ from cluster import coordinator_client
 from cluster.coordinator import ClusterStatus, Coordinator, RouterReport
 from cluster.coordinator_client import CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.membership import GroupPhase, View
-from serving.epoch import Epoch, Member, ShardStatus
+from serving.epoch import Epoch, Member, ShardStatus, WorkRatio
 from serving.expert_load import ExpertLoad
 from tests.cluster.group_reports import member, rules, status_of
 
@@ -38,8 +38,8 @@ class Flaky:
     async def forget_router(self, router_id: str) -> None:
         await self.real.forget_router(router_id)
 
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad) -> None:
-        await self.real.report_expert_load(shard_id, load)
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None:
+        await self.real.report_expert_load(shard_id, load, ratio)
 
     async def watch(self, seen_key: str, timeout_s: float) -> View:
         self._fail_now_and_then()

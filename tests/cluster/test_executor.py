@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,16 +12,19 @@ from typing import cast
 
 import pytest
 
-from cluster.executor import GroupExecutor, PreparedRevision
+from cluster.executor import GroupExecutor, PreparedRevision, StepCounters
 from cluster.loaded_model import LoadedModel
 from cluster.process_group import ProcessGroup
+from cluster.work_ratio import MIN_STEPS, WorkMeter
 from model.dispatch import Dispatcher
 from model.kernels.protocol import ExpertWeights
 from model.placement import Placement
 from model.runner import Runner
-from model.step import StepHeader, StepPlan, StepResult, StepStats
+from model.step import StepHeader, StepPlan, StepResult, StepStats, StepWork
 from serving.epoch import Epoch
 from serving.expert_load import ExpertLoadCounter
+from tests.cluster.planned_members import model_args
+from tests.cluster.profiles import PROFILE
 
 BEFORE, AFTER = Placement(2, (((0,), (1,)),)), Placement(2, (((1,), (0,)),))
 WAIT_S = 20.0
@@ -48,16 +52,17 @@ class RecordingRunner:
         return {}
 
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
-        return StepResult(plan.epoch, plan.step_index, (), StepStats(expert_rows=((5,),)))
+        return StepResult(plan.epoch, plan.step_index, (), StepStats(expert_rows=((5,),), work=StepWork(0.0, 1e-3)))
 
 
 class Case:
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self.group, self.runner = HeldGroup(), RecordingRunner()
         self.loads = ExpertLoadCounter(1, 2, 1e9, 0.0)
+        self.work = WorkMeter(PROFILE, model_args(num_layers=1), 1e9, 0.0)
         self.done: list[int] = []
         self.executor = GroupExecutor(cast(Runner, self.runner), cast(ProcessGroup, self.group), thread,
-                                      Epoch(1, (), BEFORE, ""), self.loads,
+                                      Epoch(1, (), BEFORE, ""), StepCounters(self.loads, self.work),
                                       lambda prepared, replaced: self.done.append(prepared.epoch.revision))
 
     def offer(self, revision: int) -> None:
@@ -125,3 +130,16 @@ async def test_rows_are_counted_under_the_placement_of_the_step(case: Case) -> N
         await case.executor.execute(StepPlan(1, 1, ()), (1, 1))
     rows = case.loads.snapshot(0.0).rows()
     assert rows[0, 1] == pytest.approx(2 * rows[0, 0], rel=1e-3)
+
+
+async def test_the_work_is_metered_over_a_change_of_placement(case: Case) -> None:
+    case.group.may_end.set()
+    for step_index in range(int(MIN_STEPS) + 5):
+        if step_index == 10:
+            case.offer(1)
+            await case.step(step_index)
+        await case.executor.execute(StepPlan(1, step_index, ()), (1, 1))
+    ratio = case.work.snapshot(time.monotonic())
+    assert ratio is not None and ratio.num_steps == MIN_STEPS + 5
+    expected_s = 4e-5 + 4 * (3e-4 - 4e-5) / 63 + 2e-5
+    assert ratio.own is None and ratio.experts == pytest.approx(1e-3 / expected_s)
