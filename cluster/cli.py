@@ -43,7 +43,7 @@ def up(config: ConfigPath, state_dir: StateDir = None) -> None:
 
 @app.command()
 def status(application: Application = None, as_json: Annotated[bool, typer.Option("--json")] = False,
-           experts: Annotated[bool, typer.Option("--experts", help="Also the load of the experts")] = False,
+           experts: Annotated[bool, typer.Option("--experts", help="Also loads of experts, work of members")] = False,
            state_dir: StateDir = None) -> None:
     """Show nodes, shards, experts and memory, load and health. Exit code 1 when not healthy."""
     from cluster.cluster_client import ClusterClient
@@ -54,7 +54,7 @@ def status(application: Application = None, as_json: Annotated[bool, typer.Optio
         found = client.status()
         placement = client.placement() if experts else None
     if as_json:
-        typer.echo(status_json(found, placement.load if placement else None))
+        typer.echo(status_json(found, placement))
     else:
         console.print(status_view(found))
         if placement is not None:

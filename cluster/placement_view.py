@@ -15,7 +15,7 @@ from cluster.coordinator import PlacementStatus
 from cluster.placement_error import PlacementError
 from cluster.status_table import expert_ranges
 from model.placement import Placement
-from serving.epoch import Epoch, PlacementChange, PlanFigures
+from serving.epoch import Epoch, PlacementChange, PlanFigures, WorkRatio
 
 NUM_HOTTEST = 4
 _STATES = {"done": "green", "running": "yellow", "failed": "red"}
@@ -33,12 +33,23 @@ def placement_view(status: PlacementStatus) -> Group:
         name = member.node_name if speed is None else f"{member.node_name} (emulated {speed:g})"
         table.add_row(str(rank), name, member.pool, f"{share.share:.1%}" if share else "even",
                       str(share.token_budget) if share else "-", expert_ranges(epoch.placement, rank))
-    return Group(*parts, table)
+    return Group(*parts, table, *_work_lines(status))
 
 
 def _headline(status: PlacementStatus) -> str:
     coming = f", revision {status.next_revision} is prepared" if status.next_revision is not None else ""
     return f"epoch {status.epoch.number}, revision {status.epoch.revision}{coming}"
+
+
+def _work_lines(status: PlacementStatus) -> list[Text]:
+    """How long each member works, which shows one that is slow."""
+    return [Text(f"rank {rank}: {_work_words(ratio)}") for rank, ratio in enumerate(status.ratios)]
+
+
+def _work_words(ratio: WorkRatio | None) -> str:
+    parts = {"own rows": ratio.own, "experts": ratio.experts} if ratio else {}
+    known = [f"{part} {value:.2f} x" for part, value in parts.items() if value is not None]
+    return f"{', '.join(known)} the profile" if known else "work not measured yet"
 
 
 def figure_lines(figures: PlanFigures) -> list[str]:
@@ -76,7 +87,7 @@ def experts_view(status: PlacementStatus) -> Group:
         table.add_row(str(layer), f"{total:,.0f}", f"{float(rows_E.max()) / (total / rows_E.size):.2f}",
                       "  ".join(entries))
     names = "  ".join(f"{rank}={member.node_name}" for rank, member in enumerate(epoch.members))
-    return Group(Text(f"ranks: {names}"), Text("rows: counted, older ones for less"), table)
+    return Group(Text(f"ranks: {names}"), Text("rows: counted, older ones for less"), table, *_work_lines(status))
 
 
 def placement_json(status: PlacementStatus) -> str:
@@ -84,21 +95,23 @@ def placement_json(status: PlacementStatus) -> str:
     epoch = status.epoch
     return json.dumps({
         "epoch": epoch.number, "revision": epoch.revision, "next_revision": status.next_revision,
-        "members": [_member_json(epoch, rank) for rank in range(len(epoch.members))],
+        "members": [_member_json(status, rank) for rank in range(len(epoch.members))],
         "figures": None if epoch.figures is None else {
             **asdict(epoch.figures), "tokens_per_s": epoch.figures.tokens_per_s, "ratio": epoch.figures.ratio},
         "holders": epoch.placement.holders, "changes": history_content(epoch.changes),
         "expert_rows": status.load.rows().round(1).tolist()})
 
 
-def _member_json(epoch: Epoch, rank: int) -> dict[str, object]:
+def _member_json(status: PlacementStatus, rank: int) -> dict[str, object]:
+    epoch, ratio = status.epoch, status.ratios[rank]
     member = epoch.members[rank]
     share = epoch.shares[rank] if epoch.shares else None
     return {"rank": rank, "shard_id": member.shard_id, "node": member.node_name, "pool": member.pool,
             "request_share": share.share if share else 1.0 / len(epoch.members),
             "token_budget": share.token_budget if share else None,
             "expert_copies": epoch.placement.num_experts_of(rank),
-            "emulated_speed": member.profile.emulated_speed if member.profile else None}
+            "emulated_speed": member.profile.emulated_speed if member.profile else None,
+            "work_over_profile": asdict(ratio) if ratio else None}
 
 
 def history_content(changes: tuple[PlacementChange, ...]) -> list[dict[str, object]]:

@@ -101,7 +101,7 @@ class RouterReplica:
         """Say how this router is, and show what the coordinator answers of the placement."""
         status = await self._coordinator.report_router(report)
         if status is not None:
-            self._placement_metrics.observe(status.epoch, status.load)
+            self._placement_metrics.observe(status.epoch, status.load, status.ratios)
 
     def _report(self) -> RouterReport:
         snapshot = self._service.snapshot()

@@ -10,11 +10,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.coordinator import ClusterStatus
+from cluster.coordinator import ClusterStatus, PlacementStatus
 from cluster.expert_ranges import expert_id_ranges
 from model.placement import Placement
 from serving.epoch import Member
-from serving.expert_load import ExpertLoad
 
 _LONG_RANGES = 9        # characters
 _COLOURS = {"ready": "green", "failed": "red"}
@@ -85,10 +84,12 @@ def _mib(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:,.0f}"
 
 
-def status_json(status: ClusterStatus, load: ExpertLoad | None = None) -> str:
-    """One JSON object with everything the coordinator knows; `expert_rows` by layer and expert, if asked for."""
+def status_json(status: ClusterStatus, placement: PlacementStatus | None = None) -> str:
+    """One JSON object with everything the coordinator knows; if asked for, `expert_rows` by layer and expert, and
+    `work_over_profile` by rank."""
     content = asdict(status)
     content["is_ready"] = status.is_ready
-    if load is not None:
-        content["expert_rows"] = load.rows().round(1).tolist()
+    if placement is not None:
+        content["expert_rows"] = placement.load.rows().round(1).tolist()
+        content["work_over_profile"] = [asdict(ratio) if ratio else None for ratio in placement.ratios]
     return json.dumps(content)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.engine import ShardLoad
-from serving.epoch import Epoch, Member
+from serving.epoch import Epoch, Member, WorkRatio
 from serving.expert_load import ExpertLoad
 from serving.request import FinishReason
 
@@ -146,8 +146,11 @@ class PlacementMetrics:
         self.expert_copies = gauge("expert_copies", "Expert copies that a member holds", SHARD_LABELS)
         self.imbalance = gauge("expert_load_max_over_mean", "Rows of a layer's busiest expert over the layer's mean",
                                ("layer",))
+        self.work_over_profile = gauge("work_over_profile", "Seconds of a member's work over those that its profile "
+                                       "says, for own rows and for experts", (*SHARD_LABELS, "part"))
 
-    def observe(self, epoch: Epoch, load: ExpertLoad) -> None:
+    def observe(self, epoch: Epoch, load: ExpertLoad, ratios: tuple[WorkRatio | None, ...]) -> None:
+        """`ratios` by rank."""
         self.revision.set(epoch.revision)
         if epoch.figures is not None:
             self.predicted_step.set(epoch.figures.step_s)
@@ -159,6 +162,11 @@ class PlacementMetrics:
             share = epoch.shares[rank].share if epoch.shares else 1.0 / len(epoch.members)
             self.request_share.labels(member.shard_id, member.pool).set(share)
             self.expert_copies.labels(member.shard_id, member.pool).set(epoch.placement.num_experts_of(rank))
+        self.work_over_profile.clear()
+        for member, ratio in zip(epoch.members, ratios, strict=True):
+            for part, value in (("own", ratio.own), ("experts", ratio.experts)) if ratio else ():
+                if value is not None:
+                    self.work_over_profile.labels(member.shard_id, member.pool, part).set(value)
         for layer, rows_E in enumerate(load.rows()):
             mean = float(rows_E.mean())
             self.imbalance.labels(str(layer)).set(float(rows_E.max()) / mean if mean else 1.0)

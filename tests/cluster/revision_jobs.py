@@ -157,6 +157,9 @@ class LiveMember:
             await self._look()
         return self.link.events
 
+    async def work_ratio(self) -> WorkRatio | None:
+        return self.counters.work.snapshot(time.monotonic())
+
     async def pause(self) -> None:
         await self.run.engine.pause()
 

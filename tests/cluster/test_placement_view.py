@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cluster.coordinator import PlacementStatus
 from cluster.placement_error import PlacementError
 from cluster.placement_view import experts_view, history_view, placement_json, placement_view, read_placement
 from model.placement import Placement
-from serving.epoch import Epoch, PlacementChange, PlanFigures, RequestShare
+from serving.epoch import Epoch, PlacementChange, PlanFigures, RequestShare, WorkRatio
 from serving.expert_load import ExpertLoad
 from tests.cluster.group_reports import member
 
@@ -26,7 +27,8 @@ CHANGE = PlacementChange("op", "hot experts", 3 << 20, 0, 2, "failed", detail="n
 EPOCH = Epoch(4, (A, B, C), PLACEMENT, "", SHARES, PlanFigures(64, 100, 0.02, 0.016, "compute", "exact"), revision=2,
               changes=(CHANGE,))
 ROWS = np.array([[10, 60, 20, 10], [0, 0, 0, 0]], dtype=np.float32)
-STATUS = PlacementStatus(EPOCH, 3, ExpertLoad(2, 4, ROWS.tobytes()))
+RATIOS = (WorkRatio(1.04, 1.19, 50), WorkRatio(None, 2.5, 50), None)
+STATUS = PlacementStatus(EPOCH, 3, ExpertLoad(2, 4, ROWS.tobytes()), RATIOS)
 
 
 def shown(what: RenderableType) -> str:
@@ -52,6 +54,16 @@ def test_the_history_says_what_moved_and_why_it_failed() -> None:
 def test_the_busiest_experts_come_first_with_their_holders() -> None:
     text = shown(experts_view(STATUS))
     assert "2.40" in text and text.index("1: 60.0% @ 1") < text.index("2: 20.0% @ 0,2")
+
+
+@pytest.mark.parametrize("view", [placement_view, experts_view])
+def test_a_member_that_is_slower_than_its_profile_is_seen(view: Callable[[PlacementStatus], RenderableType]) -> None:
+    text = shown(view(STATUS))
+    assert "rank 0: own rows 1.04 x, experts 1.19 x the profile" in text
+    assert "rank 1: experts 2.50 x the profile" in text and "rank 2: work not measured yet" in text
+    members = json.loads(placement_json(STATUS))["members"]
+    assert members[0]["work_over_profile"] == {"own": 1.04, "experts": 1.19, "num_steps": 50}
+    assert members[2]["work_over_profile"] is None
 
 
 def test_json_goes_there_and_back(tmp_path: Path) -> None:

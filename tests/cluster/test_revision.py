@@ -23,7 +23,7 @@ from cluster.revision import RevisionError, RevisionFollower, RevisionMaker, ref
 from model.dispatch import Dispatcher
 from model.placement import Placement
 from model.step import SamplingSpec
-from serving.epoch import DeviceFacts, Epoch, Member, RequestShare
+from serving.epoch import DeviceFacts, Epoch, Member, RequestShare, WorkRatio
 from serving.request import FinishReason, Submission, TokenEvent
 from tests.cluster.revision_jobs import ScriptedCoordinator, Standing
 from tests.model.conftest import CONFIG, tiny_tensors
@@ -150,6 +150,9 @@ def test_streams_do_not_notice_that_placements_change(live_group: Callable[..., 
         assert all(each.num_steps < 120 for each in standings), "the streams ended too soon for this test"
     ended = group.call("ended", (3,), (3,), (0,))
     assert outputs_of([event for events in ended for event in events]) == expected  # type: ignore[attr-defined]
+    of_0, of_1, of_host = cast("list[WorkRatio]", group.call("work_ratio"))      # over all those placements
+    assert of_0.own is not None and of_0.own > 0 and of_1.own is not None and of_1.own > 0
+    assert of_host.own is None and of_host.experts is not None and of_host.experts > 0
     num_rows = sum(len(each.prompt_token_ids) + each.max_tokens - 1 for each in submissions(0) + submissions(1))
     assert sum(group.leave()) == pytest.approx(num_rows * NUM_LAYERS * 2, rel=1e-5)     # each to 2 experts
 

@@ -6,13 +6,15 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 from rich.console import Console
 
-from cluster.coordinator import ClusterStatus, RouterReport
+from cluster.coordinator import ClusterStatus, PlacementStatus, RouterReport
 from cluster.membership import GroupPhase, ShardState, View
 from cluster.status_table import expert_ranges, status_json, status_view
 from model.placement import Placement, contiguous_placement
-from serving.epoch import Epoch, ShardStatus
+from serving.epoch import Epoch, ShardStatus, WorkRatio
+from serving.expert_load import ExpertLoad
 from tests.cluster.group_reports import member
 from tests.cluster.profiles import PROFILE
 
@@ -73,3 +75,10 @@ def test_expert_ranges() -> None:
 def test_json_holds_everything() -> None:
     content = json.loads(status_json(a_status()))
     assert content["is_ready"] and content["view"]["epoch"]["number"] == 1 and len(content["shards"]) == 3
+    assert "expert_rows" not in content
+    load = ExpertLoad(1, 2, np.array([3, 1], np.float32).tobytes())
+    placement = PlacementStatus(Epoch(1, MEMBERS[:2], contiguous_placement(1, 2, (1, 1)), ""), None, load,
+                                (WorkRatio(1.5, None, 30), None))
+    content = json.loads(status_json(a_status(), placement))
+    assert content["expert_rows"] == [[3.0, 1.0]]
+    assert content["work_over_profile"] == [{"own": 1.5, "experts": None, "num_steps": 30}, None]

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.placement import Placement
 from serving.engine import ShardLoad
-from serving.epoch import DeviceFacts, DeviceProfile, Member
+from serving.epoch import DeviceFacts, DeviceProfile, Epoch, Member, WorkRatio
 from serving.errors import OverloadedError
+from serving.expert_load import ExpertLoad
 from serving.metrics import RouterMetrics
 from serving.request import FinishReason
 
@@ -68,6 +71,20 @@ def test_an_emulated_speed_is_shown_as_long_as_the_shard_is_there() -> None:
     assert found["moesaic:emulated_speed", ("slow", "s2")] == 1.0
     metrics.shards.forget("s1", "slow")
     assert not any("s1" in labels for _, labels in samples(metrics))
+
+
+def test_work_over_the_profile_is_shown_for_the_members_there_are() -> None:
+    facts = DeviceFacts("cpu", "a CPU", "packed-cpu", 10, 10, 1)
+    members = tuple(Member(name, "cpu", "id", "node", "a:1", facts) for name in ("s1", "s2", "s3"))
+    placement, load = Placement(3, (((0,), (1,), (2,)),)), ExpertLoad(1, 3, np.ones((1, 3), np.float32).tobytes())
+    metrics = RouterMetrics()
+    metrics.placement.observe(Epoch(1, members, placement, ""), load,
+                              (WorkRatio(1.25, 2.5, 50), WorkRatio(None, 1.5, 50), None))
+    found = {key: value for key, value in samples(metrics).items() if key[0] == "moesaic:work_over_profile"}
+    assert {labels: value for (_, labels), value in found.items()} == {
+        ("own", "cpu", "s1"): 1.25, ("experts", "cpu", "s1"): 2.5, ("experts", "cpu", "s2"): 1.5}
+    metrics.placement.observe(Epoch(2, members[2:], Placement(1, (((0,),) * 3,)), ""), load, (None,))
+    assert not any(name == "moesaic:work_over_profile" for name, _ in samples(metrics))
 
 
 def test_replicas_in_one_process_do_not_share_a_registry() -> None:
