@@ -2,12 +2,14 @@
 
 Speeds are emulated (every shard computes for real, then waits as if slower): one run starts, one after the other,
 * alone: one shard of each different speed that holds the whole model
-* even: all shards, experts and requests alike for all, as systems without unequal shards do
 * speed: all shards, placed and shared out by what was measured, then once more for the expert load that was counted
   and the work that was timed
+* again: the fastest shard alone once more: how much faster or slower the machine has become meanwhile
+* fewer: as `speed`, without the last node: a slow node more is to make no group slower
+* even: all shards, experts and requests alike for all, as systems without unequal shards do
 each at every number of rows a step. The bound is the sum of what the nodes make alone at as many rows. With `speed` a
-node has memory for its part of the experts by speed and --spare more, so that none holds the whole model; with `even`
-all have the same, and as much in all.
+node has memory for its part of the experts by speed and --spare more, so that none holds the whole model (without the
+last node the others have its part too); with `even` all have the same, and as much in all.
 
   python benchmarks/unequal.py --speeds 4:2:1:1
 """
@@ -51,6 +53,7 @@ WARM_TOKENS = 12
 WAIT_S = 900.0
 PROCESS_BYTES = 480 << 20
 KV_CACHE_BYTES = 256 << 20
+KINDS = ("alone", "speed", "again", "fewer", "even")
 _numbers = itertools.count()
 
 
@@ -200,11 +203,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", default="vast", help="of make_checkpoint.py")
     parser.add_argument("--rows", type=lambda text: [int(rows) for rows in text.split(",")], default=[256, 64])
     parser.add_argument("--prompt-tokens", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=24, help="decoded by the groups in each repeat")
-    parser.add_argument("--alone-steps", type=int, default=7, help="decoded by a node alone in each repeat")
+    parser.add_argument("--steps", type=int, default=16, help="decoded by the groups in each repeat")
+    parser.add_argument("--alone-steps", type=int, default=6, help="decoded by a node alone in each repeat")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--spare", type=float, default=0.25, help="memory for copies, of a node's part of the experts")
-    parser.add_argument("--only", choices=["alone", "even", "speed"], help=argparse.SUPPRESS)
+    parser.add_argument("--spare", type=float, default=0.15, help="memory for copies, of a node's part of the experts")
+    parser.add_argument("--only", choices=KINDS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -222,31 +225,47 @@ def run_apart(options: argparse.Namespace, kind: str) -> dict[str, Any]:
     return found
 
 
+def measure(options: argparse.Namespace, speeds: list[float], kind: str) -> dict[str, Any]:
+    """One kind of the module's list."""
+    if kind == "alone":
+        return {f"{speed:g}": measure_alone(options, speed) for speed in sorted(set(speeds), reverse=True)}
+    if kind == "again":
+        return measure_alone(options, max(speeds))
+    if kind == "fewer":
+        return measure_group(options, speeds[:-1], "speed")
+    return measure_group(options, speeds, kind)
+
+
+def compare(options: argparse.Namespace, speeds: list[float],
+            found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """A row of the table for each number of rows."""
+    table: dict[str, dict[str, float]] = {}
+    fastest = f"{max(speeds):g}"
+    for rows in options.rows:
+        key = f"rows_{rows}"
+        bound = sum(found["alone"][f"{speed:g}"][key] for speed in speeds)
+        even, ours, fewer = (found[kind][key]["tokens_per_s"] for kind in ("even", "speed", "fewer"))
+        table[key] = {"bound": bound, "even": even, "speed": ours, "speed/bound": ours / bound,
+                      "even/bound": even / bound, "speed/even": ours / even, "speed/fewer": ours / fewer,
+                      "speed/predicted": ours / found["speed"][key]["predicted_tokens_per_s"],
+                      "again/alone": found["again"][key] / found["alone"][fastest][key]}
+        print(f"{rows} rows a step: " + ", ".join(f"{name} {value:.3f}" for name, value in table[key].items()))
+    return table
+
+
 def main() -> None:
     options = parse_options()
     relative = [float(part) for part in options.speeds.split(":")]
     speeds = [part * options.sum_of_speeds / sum(relative) for part in relative]
     if not default_dir(options.model).exists():
         make(options.model, default_dir(options.model), 0)
-    if options.only == "alone":
-        print(json.dumps({f"{speed:g}": measure_alone(options, speed) for speed in sorted(set(speeds), reverse=True)}))
-        return
     if options.only:
-        print(json.dumps(measure_group(options, speeds, options.only)))
+        print(json.dumps(measure(options, speeds, options.only)))
         return
-    alone, even, ours = (run_apart(options, kind) for kind in ("alone", "even", "speed"))
-    table: dict[str, dict[str, float]] = {}
-    for rows in options.rows:
-        key = f"rows_{rows}"
-        bound = sum(alone[f"{speed:g}"][key] for speed in speeds)
-        of_even, of_ours = even[key]["tokens_per_s"], ours[key]["tokens_per_s"]
-        table[key] = {"bound": bound, "even": of_even, "speed": of_ours, "speed/bound": of_ours / bound,
-                      "even/bound": of_even / bound, "speed/even": of_ours / of_even,
-                      "speed/predicted": of_ours / ours[key]["predicted_tokens_per_s"]}
-        print(f"{rows} rows a step: " + ", ".join(f"{name} {value:.3f}" for name, value in table[key].items()))
+    found = {kind: run_apart(options, kind) for kind in KINDS}
+    table = compare(options, speeds, found)
     print(json.dumps({"benchmark": "unequal", "speeds": options.speeds, "emulated_speeds": speeds,
-                      "model": options.model, "tokens_per_s": table, "alone": alone, "even": even, "speed": ours,
-                      "machine": describe()}))
+                      "model": options.model, "tokens_per_s": table, **found, "machine": describe()}))
 
 
 if __name__ == "__main__":
