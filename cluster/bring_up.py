@@ -59,6 +59,7 @@ class BringUp:
         self._nodes: list[str] = []
         self._node_errors: list[BaseException] = []
         self._grpc_address = ""
+        self._saving = threading.Lock()
         self._client = ClusterClient(config.application)
         self._other_nodes = threading.Thread(target=self._start_other_nodes, name="local-nodes")
 
@@ -163,7 +164,9 @@ class BringUp:
                               self._local.log_dir if is_local else "", self._local.marks() if is_local else ())
 
     def _save(self) -> None:
-        write_state(self._running(), self._state_dir)
+        """Called by both threads; what the later one knows must not be overwritten by what the earlier one knew."""
+        with self._saving:
+            write_state(self._running(), self._state_dir)
 
     def _undo(self) -> None:
         logger.info("start_undone application=%s", self._config.application)

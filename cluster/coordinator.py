@@ -12,8 +12,6 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from cluster.group_plan import Rows, checked_placement, plan_change, predict_group, slowdown_of_rates
 from cluster.membership import (
     UNKNOWN,
@@ -29,7 +27,7 @@ from cluster.membership import (
 )
 from cluster.placement_change import ChangeState, advance, begin, find, running_change
 from cluster.placement_error import PlacementError
-from cluster.work_ratio import corrected
+from cluster.work_reports import WorkReports
 from model.placement import Placement
 from serving.epoch import Epoch, Member, PlacementChange, PlannedPlacement, ShardStatus, WorkRatio
 from serving.errors import NotReadyError
@@ -40,7 +38,6 @@ logger = logging.getLogger(__name__)
 FORGET_AFTER_S = 60.0       # reports of members and routers that are gone
 PREPARE_TIMEOUT_S = 600.0   # of one stage of a change
 _REVISION_JUMP = 1_000_000
-MIN_ROWS_PER_EXPERT = 20.0  # that must have been counted before a placement is changed for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +84,7 @@ class Coordinator:
         self._rules = rules
         self._clock = clock
         self._reports: dict[str, Report] = {}
-        self._loads: dict[str, ExpertLoad] = {}             # by shard id
-        self._ratios: dict[str, WorkRatio | None] = {}
+        self._work = WorkReports(rules.plan.args.num_moe_layers, rules.plan.args.num_experts)
         self._routers: dict[str, tuple[RouterReport, float]] = {}
         self._highest_epoch = 0
         self._known_epoch = 0
@@ -113,7 +109,7 @@ class Coordinator:
 
     async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None:
         """What the experts on a shard computed, and its work over its profile; None: too little was timed."""
-        self._loads[shard_id], self._ratios[shard_id] = load, ratio
+        self._work.add(shard_id, load, ratio)
 
     async def report_router(self, report: RouterReport) -> PlacementStatus | None:
         """Returns what the router shows of the placement; None without an epoch."""
@@ -160,7 +156,7 @@ class Coordinator:
         known = _begun(epoch, operation_id)
         if known is not None:
             return known
-        measured, counted = self._as_measured(epoch), self._counted()
+        measured, counted = self._as_measured(epoch), self._work.counted(epoch)
         if placement is not None:
             target = await asyncio.to_thread(checked_placement, placement, measured, self._rules.plan, counted)
             return self._begin(epoch, operation_id, why, target)
@@ -172,7 +168,8 @@ class Coordinator:
 
         Not over a placement that somebody gave, and not again when the same change has failed.
         """
-        config, epoch, counted = self._rules.plan.config, self._view.epoch, self._counted()
+        config, epoch = self._rules.plan.config, self._view.epoch
+        counted = self._work.counted(epoch)
         if (config.rebalance_margin is None or config.policy != "speed" or self._view.phase is not GroupPhase.READY
                 or epoch is None or running_change(epoch) or counted is None):
             return None
@@ -189,7 +186,7 @@ class Coordinator:
         if gain < config.rebalance_margin:
             return None
         self._num_rows_considered = 0.0
-        measured = " and measured work" if any(self._ratios_of(epoch)) else ""
+        measured = " and measured work" if any(self._work.ratios(epoch)) else ""
         return self._begin(epoch, operation_id, f"{gain:.0%} faster for the counted load{measured}", target)
 
     async def rebalance_forever(self, interval_s: float) -> None:
@@ -206,7 +203,7 @@ class Coordinator:
         """What a step takes now, and the best that the running members can change to: where nothing need be moved, only
         the rates."""
         rules, slots = self._rules.plan, self._slots(epoch)
-        for member, ratio in zip(epoch.members, self._ratios_of(epoch), strict=True):
+        for member, ratio in zip(epoch.members, self._work.ratios(epoch), strict=True):
             if ratio is not None:
                 logger.info("planned_with_work shard_id=%s %s", member.shard_id, ratio)
         running = await asyncio.to_thread(predict_group, epoch, rules, counted)
@@ -222,15 +219,7 @@ class Coordinator:
         return running.step_s * slowdown, target
 
     def _as_measured(self, epoch: Epoch) -> Epoch:
-        """The epoch with what its members have measured since it began: their link, and how long their work takes."""
-        reported = [self._reports[member.shard_id].member if member.shard_id in self._reports else member
-                    for member in epoch.members]
-        return replace(epoch, members=tuple(
-            replace(member, profile=corrected(member.profile, ratio)) if member.profile else member
-            for member, ratio in zip(reported, self._ratios_of(epoch), strict=True)))
-
-    def _ratios_of(self, epoch: Epoch) -> tuple[WorkRatio | None, ...]:
-        return tuple(self._ratios.get(member.shard_id) for member in epoch.members)
+        return self._work.as_measured(epoch, {shard_id: report.member for shard_id, report in self._reports.items()})
 
     def _begin(self, planned_for: Epoch, operation_id: str, why: str, target: PlannedPlacement) -> PlacementChange:
         self._refresh()
@@ -262,23 +251,7 @@ class Coordinator:
         if epoch is None:
             raise NotReadyError(f"no placement yet: {self._view.why}", fix="`moesaic status` says what is awaited")
         return PlacementStatus(epoch, self._view.next.revision if self._view.next else None,
-                               _packed(self._all_rows()), self._ratios_of(epoch))
-
-    def _all_rows(self) -> Rows:
-        """[layer][expert], of all members of the epoch."""
-        args = self._rules.plan.args
-        total_LE = np.zeros((args.num_moe_layers, args.num_experts))
-        members = {member.shard_id for member in self._view.epoch.members} if self._view.epoch else set()
-        for shard_id, load in self._loads.items():
-            if shard_id in members and load.rows().shape == total_LE.shape:
-                total_LE += load.rows()
-        return total_LE
-
-    def _counted(self) -> Rows | None:
-        """None while too little was counted to say anything."""
-        rows_LE = self._all_rows()
-        enough = MIN_ROWS_PER_EXPERT * rows_LE.shape[1]
-        return rows_LE if rows_LE.size and float(rows_LE.sum(axis=1).min()) >= enough else None
+                               self._work.load(epoch), self._work.ratios(epoch))
 
     # Epochs.
 
@@ -372,8 +345,7 @@ class Coordinator:
         now_s = self._clock()
         self._reports = {shard_id: report for shard_id, report in self._reports.items()
                          if now_s - report.at_s <= FORGET_AFTER_S}
-        self._loads = {shard_id: load for shard_id, load in self._loads.items() if shard_id in self._reports}
-        self._ratios = {shard_id: ratio for shard_id, ratio in self._ratios.items() if shard_id in self._reports}
+        self._work.forget_others(self._reports)
         self._routers = {router_id: (report, at_s) for router_id, (report, at_s) in self._routers.items()
                          if now_s - at_s <= self._rules.lost_after_s}
 
@@ -391,8 +363,3 @@ def _begun(epoch: Epoch, operation_id: str) -> PlacementChange | None:
     """The change of this id that runs or is done. One that has failed may begin anew."""
     known = find(epoch, operation_id)
     return known if known is not None and known.state != "failed" else None
-
-
-def _packed(rows_LE: Rows) -> ExpertLoad:
-    num_layers, num_experts = rows_LE.shape
-    return ExpertLoad(num_layers, num_experts, rows_LE.astype(np.float32).tobytes())

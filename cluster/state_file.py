@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def default_state_dir() -> Path:
 def write_state(cluster: RunningCluster, state_dir: Path) -> None:
     state_dir.mkdir(parents=True, exist_ok=True)
     path = _path(state_dir, cluster.application)
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(f".unfinished-{os.getpid()}-{threading.get_ident()}")     # several threads may write
     unfinished.write_text(json.dumps(asdict(cluster), indent=1))
     os.replace(unfinished, path)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_state(ONE, tmp_path / "state")
     assert read_state(tmp_path / "state") == read_state(tmp_path / "state", "one") == ONE
     assert ONE.http_address == "127.0.0.1:8000/m"
+
+
+def test_threads_may_write_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        writes = [threads.submit(write_state, ONE, tmp_path) for _ in range(400)]
+        assert [write.result() for write in writes] == [None] * 400
+    assert read_state(tmp_path) == ONE and [path.name for path in tmp_path.iterdir()] == ["one.json"]
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
