@@ -163,9 +163,8 @@ def _with_spare_copies(planner: MemoryPlanner, options: PlanOptions, problems: S
     """Experts that have several copies anyway are levelled as they are. A replan loads no more than it must."""
     if options.min_copies > 1:
         return tuple(layer.holders for layer in layers)
-    may_load = options.exact
     return tuple(add_spare_copies(solved.holders, problem.slots_M, planner.costs.probability(layer), problem.previous,
-                                  may_load)
+                                  may_load=options.exact or problem.previous is None)
                  for layer, (problem, solved) in enumerate(zip(problems, layers, strict=True)))
 
 

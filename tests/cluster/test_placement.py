@@ -19,6 +19,7 @@ from cluster.placement import (
     predict_running,
     surviving_holders,
 )
+from cluster.spare_copies import SPARE_PART
 from cluster.step_costs import Workload
 from model.placement import Placement, contiguous_placement
 from tests.cluster.planned_members import budget, demand, member, model_args, profile
@@ -212,3 +213,20 @@ def test_a_running_group_keeps_its_roles_and_its_room() -> None:
     assert all(result.placement.num_experts_of(rank) <= slots for rank, slots in enumerate(running.slots_M))
     with pytest.raises(PlacementError, match="room for 47 expert copies, 48 are wanted"):
         plan(members, replace(QUICK, running=replace(running, slots_M=(30, 12, 5))), hot)
+
+
+def test_free_slots_hold_copies_that_level_steps() -> None:
+    members = [member(name, budget_bytes=budget(ARGS, 30)) for name in "abc"]
+    result = plan(members)
+    assert_sound(result, members)
+    num_spare = round(16 * SPARE_PART) + 3
+    assert sum(one.num_expert_copies for one in result.members) == 3 * (16 + num_spare)
+    twice = plan(members, replace(EXACT, min_copies=2))
+    assert {len(ranks) for layer in twice.placement.holders for ranks in layer} == {2}
+
+
+def test_spare_copies_leave_the_kv_memory_that_is_asked_for() -> None:
+    workload = Workload(64, 100)
+    members = [member(name, budget_bytes=budget(ARGS, 24)) for name in "abc"]
+    result = plan(members, EXACT, workload)
+    assert sum(one.num_expert_copies for one in result.members) > 3 * 16 and result.kv_rows >= 64
