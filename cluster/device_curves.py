@@ -16,6 +16,7 @@ from scipy.special import gammaln
 
 from cluster.placement_error import PlacementError
 from model.placement import ExpertRate
+from serving.device_curve import seconds_at
 from serving.epoch import Curve, DeviceProfile
 
 FloatArray = NDArray[np.float64]
@@ -25,16 +26,7 @@ MANY_ROWS = 4096            # above it the number of an expert's rows is taken a
 
 def curve_seconds(curve: Curve, rows: float) -> float:
     """Straight lines between the points, the last slope beyond. Less than one row: that part of one row's time."""
-    return float(_seconds_at(curve, np.array([rows]))[0])
-
-
-def _seconds_at(curve: Curve, rows_N: FloatArray) -> FloatArray:
-    first, last = curve[0], curve[-1]
-    before = curve[-2] if len(curve) > 1 else (0, 0.0)
-    slope = max(0.0, (last[1] - before[1]) / (last[0] - before[0]))
-    seconds_N = np.interp(rows_N, [point[0] for point in curve], [point[1] for point in curve])
-    seconds_N = seconds_N + slope * np.maximum(0.0, rows_N - last[0])
-    return np.where(rows_N < 1, np.clip(rows_N, 0, 1) * first[1], seconds_N)
+    return float(seconds_at(curve, np.array([rows]))[0])
 
 
 def fit_rate(curve: Curve) -> ExpertRate:
@@ -74,7 +66,7 @@ class ExpertTimes:
 
     def expected(self, probability_E: FloatArray) -> FloatArray:
         if self.num_rows > MANY_ROWS:
-            return _seconds_at(self.curve, self.num_rows * probability_E)
+            return seconds_at(self.curve, self.num_rows * probability_E)
         return np.interp(probability_E, self.probabilities, self.seconds)
 
 
@@ -87,7 +79,7 @@ def expert_times(curve: Curve, num_rows: int) -> ExpertTimes:
         log_p, log_q = np.log(probability_P[1:-1, None]), np.log1p(-probability_P[1:-1, None])
     ways_N = gammaln(num_rows + 1) - gammaln(hits_N + 1) - gammaln(num_rows - hits_N + 1)
     chance_PN = np.exp(ways_N + hits_N * log_p + (num_rows - hits_N) * log_q)
-    seconds_N = _seconds_at(curve, hits_N.astype(np.float64))
+    seconds_N = seconds_at(curve, hits_N.astype(np.float64))
     return ExpertTimes(curve, num_rows, probability_P, np.r_[0.0, chance_PN @ seconds_N, seconds_N[-1]])
 
 
