@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 
 from cluster.device_curves import FloatArray, fit_rate
-from cluster.device_curves import curve_seconds as curve_seconds
 from cluster.device_curves import expert_rate as expert_rate
 from cluster.exchange_cost import exchange_seconds
 from cluster.layer_model import best_split

@@ -24,11 +24,6 @@ START_PARTS = tuple(step / 16 for step in range(17))     # of read_s, that are t
 MANY_ROWS = 4096            # above it the number of an expert's rows is taken as its mean
 
 
-def curve_seconds(curve: Curve, rows: float) -> float:
-    """Straight lines between the points, the last slope beyond. Less than one row: that part of one row's time."""
-    return float(seconds_at(curve, np.array([rows]))[0])
-
-
 def fit_rate(curve: Curve) -> ExpertRate:
     """max(read_s, start_s + row_s * rows) nearest to the curve: the points up to some one give read_s, the others row_s
     for each of some parts of read_s as start_s."""

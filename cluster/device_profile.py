@@ -18,6 +18,7 @@ from model.device_probe import WAKING, DeviceProbe, DeviceTimes, Timings
 from model.kernels.protocol import Kernels
 from model.memory import expert_bytes
 from serving.config import PoolConfig
+from serving.device_curve import scaled
 from serving.epoch import Curve, DeviceProfile
 
 logger = logging.getLogger(__name__)
@@ -70,13 +71,9 @@ def emulated(profile: DeviceProfile, speed: float | None) -> DeviceProfile:
     return replace(
         profile, read_bytes_per_s=profile.read_bytes_per_s * speed,
         gemm_flop_per_s=tuple((rows, rate * speed) for rows, rate in profile.gemm_flop_per_s),
-        expert_s=_slower(profile.expert_s, speed), dense_s=_slower(profile.dense_s, speed),
-        head_s=_slower(profile.head_s, speed), attention_s=profile.attention_s / speed,
+        expert_s=scaled(profile.expert_s, 1 / speed), dense_s=scaled(profile.dense_s, 1 / speed),
+        head_s=scaled(profile.head_s, 1 / speed), attention_s=profile.attention_s / speed,
         layer_overhead_s=profile.layer_overhead_s / speed, emulated_speed=speed)
-
-
-def _slower(curve: Curve, speed: float) -> Curve:
-    return tuple((rows, seconds / speed) for rows, seconds in curve)
 
 
 @dataclass(frozen=True, slots=True)

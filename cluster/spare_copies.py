@@ -32,8 +32,9 @@ def add_spare_copies(holders: Holders, slots_M: Sequence[int], probability_E: Fl
     held = [set(ranks) for ranks in holders]
     num_held = Counter(rank for ranks in held for rank in ranks)
     hottest_first = np.argsort(-probability_E, kind="stable").tolist()
-    for expert in hottest_first if before is not None else ():
-        for rank in before[expert] if before is not None else ():
+    had = before or ((),) * len(holders)
+    for expert in hottest_first:
+        for rank in had[expert]:
             if rank not in held[expert] and 0 < num_held[rank] < slots_M[rank]:
                 held[expert].add(rank)
                 num_held[rank] += 1

@@ -16,11 +16,11 @@ from cluster.device_curves import (
     FloatArray,
     check_profile,
     chosen_probability,
-    curve_seconds,
     expert_times,
 )
 from cluster.placement_error import PlacementError
 from model.args import ModelArgs
+from serving.device_curve import curve_seconds
 from serving.epoch import DeviceProfile
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from model.args import ModelArgs
 from model.step import ScheduledRequest, StepPlan, StepStats
-from serving.device_curve import seconds_at
-from serving.epoch import Curve, DeviceProfile, WorkRatio
+from serving.device_curve import curve_seconds, scaled, seconds_at
+from serving.epoch import DeviceProfile, WorkRatio
 
 MIN_STEPS, MIN_WORK_S = 20.0, 2.0   # one of them, recently, before a ratio says anything
 RATIO_RANGE = (0.25, 4.0)           # beyond it something else is wrong, and no plan may rest on it
@@ -72,12 +72,12 @@ class WorkMeter:
         args, profile, num_rows = self._args, self._profile, plan.num_tokens
         attended = sum(_num_attended(request, args.sliding_window) for request in plan.requests)
         num_drawn = sum((request.sampling is not None) + len(request.prompt_targets) for request in plan.requests)
-        own_s = args.num_layers * (_seconds(profile.dense_s, num_rows) + profile.attention_s * attended)
-        own_s += _seconds(profile.head_s, num_drawn)
+        own_s = args.num_layers * (curve_seconds(profile.dense_s, num_rows) + profile.attention_s * attended)
+        own_s += curve_seconds(profile.head_s, num_drawn)
         num_dense = args.num_layers - args.num_moe_layers
         if num_dense:
             scale = args.intermediate_size / args.moe_intermediate_size
-            own_s += num_dense * scale * _seconds(profile.expert_s, num_rows)
+            own_s += num_dense * scale * curve_seconds(profile.expert_s, num_rows)
         return own_s
 
     def _experts_s(self, expert_rows: Sequence[Sequence[int]]) -> float:
@@ -101,21 +101,13 @@ def corrected(profile: DeviceProfile, ratio: WorkRatio | None) -> DeviceProfile:
         return profile
     own, experts = _within_range(ratio.own), _within_range(ratio.experts)
     return replace(
-        profile, expert_s=_times(profile.expert_s, experts), layer_overhead_s=profile.layer_overhead_s * experts,
-        dense_s=_times(profile.dense_s, own), head_s=_times(profile.head_s, own),
+        profile, expert_s=scaled(profile.expert_s, experts), layer_overhead_s=profile.layer_overhead_s * experts,
+        dense_s=scaled(profile.dense_s, own), head_s=scaled(profile.head_s, own),
         attention_s=profile.attention_s * own)
 
 
 def _within_range(ratio: float | None) -> float:
     return 1.0 if ratio is None else min(max(ratio, RATIO_RANGE[0]), RATIO_RANGE[1])
-
-
-def _times(curve: Curve, factor: float) -> Curve:
-    return tuple((rows, seconds * factor) for rows, seconds in curve)
-
-
-def _seconds(curve: Curve, num_rows: int) -> float:
-    return float(seconds_at(curve, np.array([num_rows], dtype=np.float64))[0])
 
 
 def _num_attended(request: ScheduledRequest, window: int | None) -> int:

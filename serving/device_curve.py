@@ -13,6 +13,16 @@ from serving.epoch import Curve
 FloatArray = npt.NDArray[np.float64]
 
 
+def scaled(curve: Curve, factor: float) -> Curve:
+    """Where everything takes so many times as long."""
+    return tuple((rows, seconds * factor) for rows, seconds in curve)
+
+
+def curve_seconds(curve: Curve, num_rows: float) -> float:
+    """`seconds_at` one number of rows."""
+    return float(seconds_at(curve, np.array([num_rows], dtype=np.float64))[0])
+
+
 def seconds_at(curve: Curve, rows_N: FloatArray) -> FloatArray:
     """Straight lines between the points, the last slope beyond. Less than one row: that part of one row's time."""
     first, last = curve[0], curve[-1]

@@ -10,12 +10,12 @@ import pytest
 from cluster.device_curves import (
     check_profile,
     chosen_probability,
-    curve_seconds,
     expert_rate,
     expert_times,
     fit_rate,
 )
 from cluster.placement_error import PlacementError
+from serving.device_curve import curve_seconds
 from serving.epoch import DeviceProfile, Link
 from tests.cluster.planned_members import curve, profile
 
