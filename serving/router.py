@@ -1,9 +1,11 @@
 """Request + shard snapshots -> shard. Pure: the longest cached prefix is weighed against the work that already waits.
 
-Both are tokens to compute until the request is done, over the shard's share of the requests: the plan gives each member
-the share that fits its speed and memory, so all are done at the same time when open work stands as the shares do. The
-router keeps its own approximate index of which prefixes it sent where, as the cache-aware policies of SGLang's router
-and the vLLM production stack do: shards are never asked.
+Both are tokens to compute until the request is done, its own included, over the shard's share of the requests: the plan
+gives each member the share that fits its speed and memory, so all are done at the same time when open work stands as
+the shares do. Because a request counts itself, a slow member is not given one more that everybody would then wait for:
+equal requests are handed out so that the last member is done as early as possible (the rule of D'Hondt). The router
+keeps its own approximate index of which prefixes it sent where, as the cache-aware policies of SGLang's router and the
+vLLM production stack do: shards are never asked.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class RoutedRequest:
 
     block_hashes: tuple[int, ...]   # of all known tokens' full blocks
     num_tokens: int                 # known: prompt and journal
+    num_output_tokens: int          # still to come, as expected; at least 1
     num_tokens_at_least: int        # a shard that cannot hold so many is no choice
 
 
@@ -90,6 +93,7 @@ def choose_shard(request: RoutedRequest, shards: Sequence[ShardSnapshot], index:
         num_uncached = request.num_tokens - num_cached
         num_waiting = shard.num_open_tokens + shard.num_foreign_sequences * EXPECTED_OUTPUT_TOKENS
         must_wait_for_blocks = shard.kv_blocks_free * block_size < num_uncached
-        return must_wait_for_blocks, (num_waiting + num_uncached) / shard.share, num_waiting
+        num_to_compute = num_waiting + num_uncached + request.num_output_tokens
+        return must_wait_for_blocks, num_to_compute / shard.share, num_waiting
 
     return min(able, key=cost, default=None)

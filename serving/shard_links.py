@@ -51,10 +51,15 @@ class PlacedSequence:
     @property
     def num_open_tokens(self) -> int:
         """Tokens that the shard probably still has to compute for it."""
-        journal = self.submission.journal_token_ids
-        num_prefill = 0 if self.num_new_tokens else len(self.submission.prompt_token_ids) + len(journal)
-        num_left = self.submission.max_tokens - len(journal) - self.num_new_tokens
-        return num_prefill + max(1, min(num_left, EXPECTED_OUTPUT_TOKENS))
+        submission = self.submission
+        num_known = len(submission.prompt_token_ids) + len(submission.journal_token_ids)
+        return (0 if self.num_new_tokens else num_known) + expected_output_tokens(submission, self.num_new_tokens)
+
+
+def expected_output_tokens(submission: Submission, num_new_tokens: int = 0) -> int:
+    """Tokens that a sequence probably still has to draw, when it has drawn so many on its shard."""
+    num_left = submission.max_tokens - len(submission.journal_token_ids) - num_new_tokens
+    return max(1, min(num_left, EXPECTED_OUTPUT_TOKENS))
 
 
 class ShardLinks:
@@ -142,7 +147,8 @@ class ShardLinks:
         at_least = num_prompt + submission.max_tokens
         if may_shorten:
             at_least = max(num_known + 1, min(at_least, num_known + EXPECTED_OUTPUT_TOKENS, largest))
-        chosen = choose_shard(RoutedRequest(hashes, num_known, at_least), shards, self._index, self._block_size)
+        request = RoutedRequest(hashes, num_known, expected_output_tokens(submission), at_least)
+        chosen = choose_shard(request, shards, self._index, self._block_size)
         if chosen is None:
             raise ContextLengthError(
                 f"{num_prompt} prompt tokens + max_tokens={submission.max_tokens} do not fit into any shard's KV cache "

@@ -17,7 +17,7 @@ def shard(shard_id: str, **fields: float) -> ShardSnapshot:
 
 
 def request(token_ids: range, num_output: int = 10) -> RoutedRequest:
-    return RoutedRequest(block_hashes(token_ids, BLOCK), len(token_ids), len(token_ids) + num_output)
+    return RoutedRequest(block_hashes(token_ids, BLOCK), len(token_ids), num_output, len(token_ids) + num_output)
 
 
 def choose(asked: RoutedRequest, shards: list[ShardSnapshot], index: PrefixIndex | None = None) -> str | None:
@@ -53,6 +53,20 @@ def test_many_requests_are_shared_out_as_the_plan_says() -> None:
         assert chosen is not None
         counts[chosen] += 1
     assert counts == {"a": 40, "b": 30, "c": 10}
+
+
+def test_a_slow_member_is_not_given_the_request_that_all_would_wait_for() -> None:
+    """256 requests, the shares of six nodes at 8:4:2:1:1:1: no way to hand them out has an earlier last member."""
+    shares = {"a": 0.5133, "b": 0.2417, "c": 0.1112, "d": 0.0462, "e": 0.0442, "f": 0.0433}
+    counts = dict.fromkeys(shares, 0)
+    for _ in range(256):
+        chosen = choose(request(range(2), num_output=8), [
+            shard(name, share=share, num_open_tokens=10 * counts[name]) for name, share in shares.items()])
+        assert chosen is not None
+        counts[chosen] += 1
+    assert counts == {"a": 133, "b": 62, "c": 28, "d": 11, "e": 11, "f": 11}
+    last = max(counts[name] / shares[name] for name in shares)
+    assert all((counts[name] + 1) / shares[name] >= last for name in shares)
 
 
 def test_members_without_a_share_get_nothing() -> None:
