@@ -1,9 +1,10 @@
-"""Time of planning one MoE layer's dispatch, in one process: numpy only, nothing is sent or computed.
+"""Time of planning one MoE layer's dispatch, in one process, in numpy and in C: nothing is sent or computed.
 
 `python benchmarks/dispatch_plan.py [--rows 8,64,2048] [--experts 64] [--copied 0,32,64] [--speeds 4,2,1,1]`.
 A row of the table is one (copied experts, rows of each member): microseconds of the split of the rows over the copies
-alone, and of all that the gather and the all-to-all plan in a layer on one member (first quartile); and how much sooner
-the slowest member is done than if the first holder computed all rows of an expert.
+alone, in numpy and Python, and of all that a member plans in a layer, in numpy and in C (first quartile), the latter
+also with cold caches, as after a layer's experts (median); and how much sooner the slowest member is done than if the
+first holder computed all rows of an expert.
 The last line of stdout is one JSON object.
 """
 
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +27,14 @@ from benchmarks.dispatch import numbers, placement_with_copies  # noqa: E402
 from benchmarks.machine import describe  # noqa: E402
 from model import dispatch_plan as plan  # noqa: E402
 from model.expert_copies import layer_copies, split_rows  # noqa: E402
+from model.kernels.compiled_row_planner import CompiledRowPlanner  # noqa: E402
+from model.kernels.packed_cpu_library import KernelLibrary  # noqa: E402
 from model.placement import ExpertRate, Placement  # noqa: E402
+from model.row_planner import NumpyRowPlanner, RowPlanner  # noqa: E402
 
 ROWS_WHILE_READING = 12.0
+COLD_BYTES = 256 << 20
+COLD_REPEATS = 21
 
 
 def expert_ids(num_rows: int, num_experts: int, num_per_token: int) -> plan.Ids:
@@ -44,6 +51,18 @@ def first_quartile_us(function: Callable[[], object], repeats: int) -> float:
     return round(statistics.quantiles(seconds, n=4)[0] * 1e6, 1)
 
 
+def cold_us(function: Callable[[], object]) -> float:
+    """Median, each time after all caches were filled with something else."""
+    other = np.zeros(COLD_BYTES // 8)
+    seconds = []
+    for _ in range(COLD_REPEATS):
+        other += 1.0
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return round(statistics.median(seconds) * 1e6, 1)
+
+
 def finish_seconds(num_rows: np.ndarray, placement: Placement) -> float:
     return max(sum(rate.seconds(rows) for rows in num_rows[:, rank].tolist())
                for rank, rate in enumerate(placement.rates))
@@ -57,25 +76,17 @@ def measure(placement: Placement, num_rows: int, num_per_token: int) -> dict[str
     copies = layer_copies(placement.holders[0], num_members, placement.rates)
     counts = np.bincount(ids.ravel(), minlength=num_experts)
 
-    def gather() -> None:
-        holders = plan.choose_holders(routing, ids, owners)
-        plan.plan_arrivals(routing, ids, holders, owners)
-        plan.plan_returns(routing, holders[:num_rows])
-
-    def all_to_all() -> None:
-        holders = plan.choose_holders(routing, ids, owners)
-        plan.plan_sends(routing, holders[:num_rows])
-        places, _ = plan.plan_receipts(routing, holders, owners)
-        places.take(plan.plan_arrivals(routing, ids, holders, owners).source_row_R)
-        plan.plan_returns(routing, holders[:num_rows])
-
     repeats = 300 if num_rows <= 64 else 40
     first_holders = np.zeros((num_experts, num_members), dtype=np.int64)
     first_holders[np.arange(num_experts), [ranks[0] for ranks in placement.holders[0]]] = counts
     gain = finish_seconds(first_holders, placement) / finish_seconds(split_rows(copies, counts), placement)
-    return {"split_us": first_quartile_us(lambda: split_rows(copies, counts), repeats),
-            "gather_us": first_quartile_us(gather, repeats),
-            "all_to_all_us": first_quartile_us(all_to_all, repeats), "gain": round(gain, 3)}
+    found = {"split_us": first_quartile_us(lambda: split_rows(copies, counts), repeats)}
+    planners: dict[str, RowPlanner] = {"numpy": NumpyRowPlanner(routing),
+                                       "c": CompiledRowPlanner(routing, KernelLibrary())}
+    for name, planner in planners.items():
+        call = partial(planner.plan, ids, owners, slice(0, num_rows))
+        found |= {f"{name}_us": first_quartile_us(call, repeats), f"{name}_cold_us": cold_us(call)}
+    return {**found, "gain": round(gain, 3)}
 
 
 def main() -> None:
@@ -87,7 +98,7 @@ def main() -> None:
     parser.add_argument("--copied", type=numbers, default=[0, 32, 64], help="experts that have a second copy")
     options = parser.parse_args()
     rates = tuple(ExpertRate(ROWS_WHILE_READING / speed, 1.0 / speed) for speed in options.speeds)
-    print("| copied experts | rows | split us | gather us | all_to_all us | gain |\n|---|---|---|---|---|---|")
+    print(f"| copied experts | rows | split us | numpy us | cold | C us | cold | gain |\n{'|---' * 8}|")
     results = []
     for copied in options.copied:
         placement = placement_with_copies(len(options.speeds), options.experts, copied, rates)

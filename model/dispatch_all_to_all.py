@@ -15,7 +15,7 @@ from torch import Tensor
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
 from model.dispatch_exchange import RowExchange, Scratch, pick_rows
-from model.dispatch_plan import Ids, choose_holders, plan_arrivals, plan_receipts, plan_returns, plan_sends
+from model.dispatch_plan import Ids
 from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.pace import Pace
@@ -55,22 +55,14 @@ class AllToAllDispatcher:
         exchange = self._exchange
         if not exchange.travels(layer):
             return exchange.stay(layer, x_TD, expert_ids_TK)
-        routing, owner_S = exchange.routing[layer], self._owner_S
         ids_SK = self._exchange_ids(expert_ids_TK)
         exchange.begin_experts()
-        holder_SK = choose_holders(routing, ids_SK, owner_S)
-        own_holder_TK = holder_SK[exchange.own(self._num_tokens_M)]
-        token_S, num_sent_M = plan_sends(routing, own_holder_TK)
-        place_S, num_received_M = plan_receipts(routing, holder_SK, owner_S)
-
-        sent_SD = exchange.sent.take(len(token_S), x_TD.shape[1], x_TD.dtype)
-        received_SD = exchange.received.take(sum(num_received_M), x_TD.shape[1], x_TD.dtype)
-        pick_rows(x_TD, torch.from_numpy(token_S).to(x_TD.device), sent_SD)
-        self._collectives.all_to_all(received_SD, sent_SD, num_received_M, num_sent_M)
-
-        arrivals = plan_arrivals(routing, ids_SK, holder_SK, owner_S)
-        return exchange.arrive(received_SD, place_S.take(arrivals.source_row_R), arrivals,
-                               plan_returns(routing, own_holder_TK))
+        plan = exchange.planners[layer].plan(ids_SK, self._owner_S, exchange.own(self._num_tokens_M))
+        sent_SD = exchange.sent.take(len(plan.token_S), x_TD.shape[1], x_TD.dtype)
+        received_SD = exchange.received.take(sum(plan.num_received_M), x_TD.shape[1], x_TD.dtype)
+        pick_rows(x_TD, torch.from_numpy(plan.token_S).to(x_TD.device), sent_SD)
+        self._collectives.all_to_all(received_SD, sent_SD, plan.num_received_M, plan.num_sent_M)
+        return exchange.arrive(received_SD, plan.place_R, plan)
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         return self._exchange.combine(rows_RD, weights_TK, handle)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
-from model.dispatch_plan import Arrivals, Returns, layer_routing, plan_arrivals
+from model.dispatch_plan import RowPlan, plan_arrivals
 from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.placement import Placement
+from model.row_planner import row_planners
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class RowExchange:
         self.rank = rank
         self.num_members = placement.num_members
         self.collectives = collectives
-        self.routing = [layer_routing(placement, layer, rank) for layer in range(placement.num_layers)]
+        self.planners = row_planners(placement, rank)
         self.sent = Scratch(collectives.wire_device)
         self.received = Scratch(collectives.wire_device)
         self._kernels = kernels
@@ -86,7 +87,7 @@ class RowExchange:
         self.begin_experts()
         ids_TK: Ints = expert_ids_TK.cpu().numpy()
         here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
-        arrivals = plan_arrivals(self.routing[layer], ids_TK, here_TK, np.full(len(ids_TK), self.rank))
+        arrivals = plan_arrivals(self.planners[layer].routing, ids_TK, here_TK, np.full(len(ids_TK), self.rank))
         rows_RD = x_TD.index_select(0, self._index(arrivals.source_row_R))
         # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
         return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
@@ -101,10 +102,10 @@ class RowExchange:
         first = sum(num_rows_M[:self.rank])
         return slice(first, first + self._num_tokens_M[self.rank])
 
-    def arrive(self, received_SD: Tensor, source_row_R: Ints, arrivals: Arrivals, returns: Returns,
-               ) -> tuple[Tensor, ExchangeHandle]:
+    def arrive(self, received_SD: Tensor, received_row_R: Ints, plan: RowPlan) -> tuple[Tensor, ExchangeHandle]:
         """Pick this member's pairs from what arrived -> rows [R, D] sorted by slot, and the handle for the way back."""
-        rows_RD = received_SD.index_select(0, torch.from_numpy(source_row_R).to(received_SD.device))
+        rows_RD = received_SD.index_select(0, torch.from_numpy(received_row_R).to(received_SD.device))
+        arrivals, returns = plan.arrivals, plan.returns
         return rows_RD if self._on_cpu else rows_RD.to(self._kernels.device), ExchangeHandle(
             arrivals.num_rows_E, self._index(returns.row_of_TK), self._index(arrivals.departure_R),
             arrivals.num_departures_M, returns.num_returns_M)

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
 from model.dispatch_exchange import RowExchange, Scratch
-from model.dispatch_plan import Ids, choose_holders, plan_arrivals, plan_returns
+from model.dispatch_plan import Ids
 from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.pace import Pace
@@ -39,8 +39,8 @@ class WireBuffer:
         self._ids_view_SK: Ids | None = self.ids_SK.numpy() if self.ids_SK.device.type == "cpu" else None
 
     def ids_on_host(self) -> Ids:
-        """A copy of the ids as they are now; waits for an accelerator."""
-        return np.array(self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK)
+        """The ids, valid until the next collective; waits for an accelerator."""
+        return self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +105,15 @@ class GatherDispatcher:
         buffers.sent_ids_CTK.copy_(expert_ids_TK)
         sent_SW, received_SW = buffers.sent.everything_SW, buffers.received.everything_SW
         if self.fixed_shapes:
-            buffers.sent_padding_ids.fill_(exchange.routing[layer].padding_id)
+            buffers.sent_padding_ids.fill_(exchange.planners[layer].routing.padding_id)
             self._collectives.all_gather(received_SW, sent_SW)
         else:
             self._collectives.all_to_all(received_SW, sent_SW, self._num_rows_M,
                                          [x_TD.shape[0]] * exchange.num_members)
         exchange.begin_experts()
-        routing, ids_SK = exchange.routing[layer], buffers.received.ids_on_host()
-        holder_SK = choose_holders(routing, ids_SK, self._owner_S)
-        arrivals = plan_arrivals(routing, ids_SK, holder_SK, self._owner_S)
-        returns = plan_returns(routing, holder_SK[exchange.own(self._num_rows_M)])
-        return exchange.arrive(buffers.received.rows_SD, arrivals.source_row_R, arrivals, returns)
+        plan = exchange.planners[layer].plan(buffers.received.ids_on_host(), self._owner_S,
+                                             exchange.own(self._num_rows_M))
+        return exchange.arrive(buffers.received.rows_SD, plan.arrivals.source_row_R, plan)
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         return self._exchange.combine(rows_RD, weights_TK, handle)

@@ -1,6 +1,7 @@
 """Which rows go to which member, and in what order their outputs come back. Pure: numpy, no torch, no collectives.
 
 Every member computes these from the same facts, the expert ids of all rows, so sizes and orders need not be sent.
+The oracle of model/kernels/row_plan.h, which computes the same in C, and what runs where that is not built.
 
 M members of the group, E experts of the layer, T tokens of this member, K experts per token, S rows of all members,
 R (row, expert) pairs computed here
@@ -57,6 +58,18 @@ class Returns:
     num_returns_M: list[int]        # outputs from each holder
 
 
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """All that a member plans for one layer of a step. The gather has no use for what follows `returns`."""
+
+    arrivals: Arrivals
+    returns: Returns
+    token_S: Ints                   # own tokens to send, sorted by member and then token
+    num_sent_M: list[int]
+    place_R: Ints                   # of each pair's row among the rows that arrive
+    num_received_M: list[int]
+
+
 def layer_routing(placement: Placement, layer: int, rank: int) -> LayerRouting:
     """Tables of `layer` for the member `rank`. Raises ValueError when expert ids do not fit into 16 bits."""
     holders, num_members = placement.holders[layer], placement.num_members
@@ -72,6 +85,16 @@ def layer_routing(placement: Placement, layer: int, rank: int) -> LayerRouting:
         rank, num_members, local.size, num_experts, holder_of_X, slot_of_X,
         np.tile(np.arange(num_members, dtype=np.int16), num_experts), np.tile([False, True], num_experts * num_members),
         layer_copies(holders, num_members, placement.rates) if copied else None)
+
+
+def plan_rows(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints, own: slice) -> RowPlan:
+    """The plan for the rows of the group, sorted by owner and then token; `own` are this member's, without padding."""
+    holder_SK = choose_holders(routing, expert_ids_SK, owner_S)
+    token_S, num_sent_M = plan_sends(routing, holder_SK[own])
+    place_S, num_received_M = plan_receipts(routing, holder_SK, owner_S)
+    arrivals = plan_arrivals(routing, expert_ids_SK, holder_SK, owner_S)
+    return RowPlan(arrivals, plan_returns(routing, holder_SK[own]), token_S, num_sent_M,
+                   place_S.take(arrivals.source_row_R), num_received_M)
 
 
 def choose_holders(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints) -> Ids:

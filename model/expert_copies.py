@@ -1,8 +1,8 @@
 """How the rows of an expert are shared out over its copies in a step. Pure, no torch: the same answer on every member.
 
 A member takes the sum of rate.seconds(rows) over its experts; the split is to make the slowest member done early. It
-uses only IEEE additions, multiplications, divisions and comparisons in a fixed order, and math.fsum, which is exact
-where sum() differs between versions of Python: so different members agree.
+uses only IEEE additions, multiplications, divisions and comparisons in a fixed order (not sum(), which differs between
+versions of Python): so different members agree, also those that compute it in C (model/kernels/row_split.h).
 
 E experts of the layer, M members, F experts with one holder, C experts with several copies
 """
@@ -149,7 +149,10 @@ class _Pouring:
         """Smaller is better: the latest finish among the members of both, then the seconds spent."""
         latest = max(max(self._finish_M[rank] + seconds for rank, _, seconds in parts),
                      max(self._finish_M[rank] for rank, _, _ in others))
-        return latest, math.fsum(seconds for _, _, seconds in parts)
+        spent_s = 0.0
+        for _, _, seconds in parts:
+            spent_s += seconds
+        return latest, spent_s
 
     def _place(self, c: int) -> tuple[Part, ...]:
         """The best parts for an expert that nobody has yet; split only where no holder reads more than it computes."""

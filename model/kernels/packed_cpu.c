@@ -1,4 +1,4 @@
-// The CPU kernels behind model/kernels/packed_cpu.py. This file: packing, linear, experts.
+// The CPU kernels behind model/kernels/packed_cpu.py, and the planning of rows. This file: packing, linear, experts.
 // M rows, N outputs, K inputs, D hidden size, I expert intermediate size, E experts
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 #include "packed_gemm.h"
 #include "packed_parallel.h"
 #include "packed_rows.h"
+#include "row_plan.h"
 
 #define EXPORT __attribute__((visibility("default")))
 enum { OK = 0, NO_MEMORY = 1 };
@@ -238,6 +239,23 @@ EXPORT long packed_attention(const Attention *call, long num_threads) {
     AttentionJob job = {call, tasks};
     parallel_for(num_tasks, num_threads, attention_task, &job);
     free(tasks);
+    return OK;
+}
+
+// ---- rows of a MoE layer between members: model/kernels/compiled_row_planner.py
+
+EXPORT long row_plan(const Routing *routing, const int16_t *ids, long ids_step, long num_rows, long num_per_row,
+                     const int64_t *owner, long own_first, long own_count, int64_t *numbers) {
+    StepRows rows = {ids, owner, ids_step, num_rows, num_per_row, own_first, own_count};
+    RowPlanOut out = plan_out(routing, &rows, numbers);
+    PlanSpace space;
+    char *memory = malloc(lay_out(&space, routing, &rows, 0) + 64);
+    if (!memory) return NO_MEMORY;
+    lay_out(&space, routing, &rows, memory + (-(uintptr_t)memory & 63));
+    choose_holders(routing, &rows, &space);
+    plan_arrivals(routing, &rows, &space, &out);
+    plan_departures(routing, &rows, &space, &out);
+    free(memory);
     return OK;
 }
 

@@ -24,6 +24,7 @@ _SHORT_FUNCTIONS: _Functions = {
     "packed_combine": [c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long],
     "packed_write_kv": [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_long, c_long, c_long, c_long, c_long],
     "packed_panel_bytes": [c_long, c_long],
+    "row_plan": [c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long, c_void_p],
 }
 _LONG_FUNCTIONS: _Functions = {
     "packed_pack": [c_void_p, c_void_p, c_long, c_long, c_long, c_long, c_long, c_long, c_long],
@@ -31,7 +32,7 @@ _LONG_FUNCTIONS: _Functions = {
     "packed_experts": [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p, c_long],
     "packed_attention": [c_void_p, c_long],
 }
-_RETURNS_LONG = {"packed_panel_bytes", "packed_experts", "packed_attention"}
+_RETURNS_LONG = {"packed_panel_bytes", "packed_experts", "packed_attention", "row_plan"}
 
 
 class LinearStruct(ctypes.Structure):
@@ -54,6 +55,22 @@ class AttentionStruct(ctypes.Structure):
                 ("context_lens", c_void_p), ("block_tables", c_void_p), ("q_step", c_long), ("num_seqs", c_long),
                 ("table_width", c_long), ("num_heads", c_long), ("num_kv_heads", c_long), ("head_dim", c_long),
                 ("block_size", c_long), ("dtype", c_long), ("sliding_window", c_long), ("scale", c_float)]
+
+
+class CopiesStruct(ctypes.Structure):
+    """`Copies` of row_split.h"""
+
+    _fields_ = [*((name, c_void_p) for name in ("fixed", "holder", "read_F", "row_F", "start_F", "copied",
+                                                "first_holder", "holders", "short_up_to", "splits_from", "read", "row",
+                                                "start")),
+                *((name, c_long) for name in ("num_members", "num_experts", "num_fixed", "num_copied"))]
+
+
+class RoutingStruct(ctypes.Structure):
+    """`Routing` of row_plan.h"""
+
+    _fields_ = [("copies", c_void_p), ("holder_of", c_void_p), ("slot_of", c_void_p), ("rank", c_long),
+                ("num_members", c_long), ("num_experts", c_long), ("num_slots", c_long)]
 
 
 class KernelLibraryError(ModelError, OSError):
