@@ -47,9 +47,11 @@ def _work_lines(status: PlacementStatus) -> list[Text]:
 
 
 def _work_words(ratio: WorkRatio | None) -> str:
-    parts = {"own rows": ratio.own, "experts": ratio.experts} if ratio else {}
-    known = [f"{part} {value:.2f} x" for part, value in parts.items() if value is not None]
-    return f"{', '.join(known)} the profile" if known else "work not measured yet"
+    if ratio is None:
+        return "work not measured yet"
+    parts = (("own rows", ratio.own, ratio.own_spread), ("experts", ratio.experts, ratio.experts_spread))
+    known = [f"{part} {mean:.2f} ± {spread:.2f} x" for part, mean, spread in parts if mean is not None]
+    return f"{', '.join(known)} the profile"
 
 
 def figure_lines(figures: PlanFigures) -> list[str]:

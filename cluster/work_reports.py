@@ -54,7 +54,7 @@ class WorkReports:
         """
         now = [reported.get(member.shard_id, member) for member in epoch.members]
         return replace(epoch, members=tuple(
-            replace(member, profile=corrected(member.profile, ratio)) if member.profile else member
+            replace(member, profile=corrected(member.profile, ratio, len(now))) if member.profile else member
             for member, ratio in zip(now, self.ratios(epoch), strict=True)))
 
     def _rows(self, epoch: Epoch | None) -> Rows:

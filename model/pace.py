@@ -53,7 +53,7 @@ class Pace:
             raise ValueError(f"emulated speed {speed} is not within (0, 1]: nobody computes faster than the device")
         self.speed = speed
         self.work_s = 0.0           # since construction, as the device computed it
-        self.experts_work_s = 0.0   # the part of it that was for experts
+        self.experts_work_s: list[float] = []   # of this step: for experts, one number for each layer that had any
         self._work_clock = work_clock
         self._clock = clock
         self._sleep = sleep
@@ -68,6 +68,7 @@ class Pace:
     def begin_step(self) -> None:
         """A step begins, whatever has become of the one before."""
         self._is_for_experts = False
+        self.experts_work_s = []
         self.begin()
 
     def begin(self) -> None:
@@ -82,6 +83,7 @@ class Pace:
     def begin_experts(self) -> None:
         self._count()
         self._is_for_experts = True
+        self.experts_work_s.append(0.0)
 
     def end_experts(self) -> None:
         self._count()
@@ -109,7 +111,7 @@ class Pace:
         work_s, self._counted_work_s = now_s - self._counted_work_s, now_s
         self.work_s += work_s
         if self._is_for_experts:
-            self.experts_work_s += work_s
+            self.experts_work_s[-1] += work_s
 
 
 def work_clock_of(device: torch.device, num_threads: int) -> Callable[[], float]:

@@ -62,18 +62,19 @@ class Runner:
             work=self._end_work(worked_s), forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
         return StepResult(plan.epoch, plan.step_index, tokens, stats)
 
-    def _begin_work(self) -> tuple[float, float]:
+    def _begin_work(self) -> float:
         if self.pace is None:
-            return 0.0, 0.0
+            return 0.0
         self.pace.begin_step()
-        return self.pace.work_s, self.pace.experts_work_s
+        return self.pace.work_s
 
-    def _end_work(self, worked_s: tuple[float, float]) -> StepWork | None:
-        if self.pace is None:
+    def _end_work(self, worked_s: float) -> StepWork | None:
+        pace = self.pace
+        if pace is None:
             return None
-        self.pace.settle()
-        work_s, experts_s = self.pace.work_s - worked_s[0], self.pace.experts_work_s - worked_s[1]
-        return StepWork((work_s - experts_s) / self.pace.speed, experts_s / self.pace.speed)
+        pace.settle()
+        own_s = pace.work_s - worked_s - sum(pace.experts_work_s)
+        return StepWork(own_s / pace.speed, tuple(work_s / pace.speed for work_s in pace.experts_work_s))
 
     def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
         """Go on with another placement, between two steps -> the weights that it replaces, by layer too. Freeing those

@@ -106,8 +106,8 @@ class SampledToken:
 class StepWork:
     """Seconds that a member worked in a step, waiting for others not included; an emulated speed is."""
 
-    own_s: float            # for its own rows
-    experts_s: float        # for experts, whoever's rows they computed: planned, picked, computed, and ready to go back
+    own_s: float                    # for its own rows
+    experts_s: tuple[float, ...]    # by MoE layer, for whoever's rows: planned, picked, computed, and ready to go back
 
 
 @dataclass(frozen=True, slots=True)

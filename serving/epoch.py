@@ -57,11 +57,16 @@ class DeviceProfile:
 
 @dataclass(frozen=True, slots=True)
 class WorkRatio:
-    """Seconds that a member worked in its steps over what its profile says for the same rows; older ones count less."""
+    """Seconds that a member worked in its steps over what its profile says for the same rows; older ones count less.
+
+    Both means come with a standard deviation, that of a step and that of a layer.
+    """
 
     own: float | None               # for its own rows; None: not enough was measured
     experts: float | None           # for experts, whoever's rows they computed
     num_steps: int                  # that were timed since the process began
+    own_spread: float = 0.0
+    experts_spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

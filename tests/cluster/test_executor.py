@@ -52,7 +52,7 @@ class RecordingRunner:
         return {}
 
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
-        return StepResult(plan.epoch, plan.step_index, (), StepStats(expert_rows=((5,),), work=StepWork(0.0, 1e-3)))
+        return StepResult(plan.epoch, plan.step_index, (), StepStats(expert_rows=((5,),), work=StepWork(0.0, (2e-4,))))
 
 
 class Case:
@@ -142,4 +142,4 @@ async def test_the_work_is_metered_over_a_change_of_placement(case: Case) -> Non
     ratio = case.work.snapshot(time.monotonic())
     assert ratio is not None and ratio.num_steps == MIN_STEPS + 5
     expected_s = 4e-5 + 4 * (3e-4 - 4e-5) / 63 + 2e-5
-    assert ratio.own is None and ratio.experts == pytest.approx(1e-3 / expected_s)
+    assert ratio.own is None and ratio.experts == pytest.approx(2e-4 / expected_s)

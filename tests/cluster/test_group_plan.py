@@ -17,7 +17,7 @@ from tests.cluster.profiles import PROFILE
 
 PLAN = rules().plan
 OLD = (expert_rate(PROFILE),) * 3
-SLOW_B = corrected(PROFILE, WorkRatio(1.0, 3.0, 50))
+SLOW_B = corrected(PROFILE, WorkRatio(1.0, 3.0, 50), 2)
 NEW = (expert_rate(PROFILE), expert_rate(SLOW_B), expert_rate(PROFILE))
 HOLDERS = (((0, 1), (1, 2), (0, 1), (1, 2), (0, 1), (1, 2)),) * 2
 SHARES = (RequestShare(0.5, 64), RequestShare(0.0, 0), RequestShare(0.5, 64))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from cluster.work_ratio import MIN_STEPS, RATIO_RANGE, WorkMeter, corrected
+from cluster.work_ratio import MIN_STEPS, RATIO_RANGE, WorkMeter, corrected, highest_of
 from model.step import SamplingSpec, ScheduledRequest, StepPlan, StepStats, StepWork
 from serving.epoch import WorkRatio
 from tests.cluster.planned_members import model_args
@@ -22,7 +23,7 @@ ROWS = ((1, 0, 64), (0, 0, 1), (1, 1, 0))
 # By PROFILE: 64 rows, one of which draws.
 DENSE_S = 1e-4 + 63 / 255 * (2e-3 - 1e-4)
 OWN_S = 3 * (DENSE_S + 4e-8 * (100 + 63 * 64 // 2)) + 1e-3
-EXPERTS_S = 4 * 4e-5 + 3e-4 + 3 * 2e-5
+EXPERTS_L = (4e-5 + 3e-4 + 2e-5, 4e-5 + 2e-5, 2 * 4e-5 + 2e-5)      # seconds of each layer
 
 
 def meter() -> WorkMeter:
@@ -31,7 +32,7 @@ def meter() -> WorkMeter:
 
 def stats(own: float = 1.0, experts: float = 1.0) -> StepStats:
     """A step that took so many times as long as the profile says."""
-    return StepStats(expert_rows=ROWS, work=StepWork(own * OWN_S, experts * EXPERTS_S))
+    return StepStats(expert_rows=ROWS, work=StepWork(own * OWN_S, tuple(experts * layer_s for layer_s in EXPERTS_L)))
 
 
 def measured(own: float, experts: float) -> WorkRatio:
@@ -61,16 +62,16 @@ def test_nothing_is_said_before_enough_was_measured() -> None:
 
 def test_few_steps_are_enough_when_they_are_long() -> None:
     one = meter()
-    one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(2.5, EXPERTS_S)), 100.0)
+    one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(2.5, EXPERTS_L)), 100.0)
     ratio = one.snapshot(100.0)
-    assert ratio is not None and ratio.own == pytest.approx(2.5 / OWN_S) and ratio.experts is None
+    assert ratio is not None and ratio.own == RATIO_RANGE[1] and ratio.experts is None
 
 
 def test_a_part_without_rows_does_not_count() -> None:
     hosts, asks = meter(), meter()
     for _ in range(30):
         hosts.add(StepPlan(1, 0, ()), stats(), 100.0)
-        asks.add(PLAN, replace(stats(), expert_rows=((), (), ())), 100.0)
+        asks.add(PLAN, replace(stats(), expert_rows=((), (0, 0), ())), 100.0)
     of_host, of_asker = hosts.snapshot(100.0), asks.snapshot(100.0)
     assert of_host is not None and of_host.own is None and of_host.experts == pytest.approx(1.0)
     assert of_asker is not None and of_asker.own == pytest.approx(1.0) and of_asker.experts is None
@@ -98,12 +99,13 @@ def test_older_steps_count_for_less() -> None:
 def test_long_steps_weigh_more() -> None:
     one = meter()
     big = ((64, 64, 64),) * 3
-    big_s = 9 * 3e-4 + 3 * 2e-5
+    big_s = 3 * 3e-4 + 2e-5
     for _ in range(20):
         one.add(PLAN, stats(experts=2.0), 100.0)
-        one.add(PLAN, StepStats(expert_rows=big, work=StepWork(OWN_S, big_s)), 100.0)
+        one.add(PLAN, StepStats(expert_rows=big, work=StepWork(OWN_S, (big_s,) * 3)), 100.0)
     ratio = one.snapshot(100.0)
-    assert ratio is not None and ratio.experts == pytest.approx((2 * EXPERTS_S + big_s) / (EXPERTS_S + big_s))
+    assert ratio is not None and ratio.experts == pytest.approx(
+        (2 * sum(EXPERTS_L) + 3 * big_s) / (sum(EXPERTS_L) + 3 * big_s))
 
 
 def test_dense_layers_and_a_sliding_window_are_expected_too() -> None:
@@ -112,13 +114,13 @@ def test_dense_layers_and_a_sliding_window_are_expected_too() -> None:
     mlp_s = 1024 / 512 * 3e-4
     expected_s = 3 * (DENSE_S + 4e-8 * (10 + 55 + 53 * 10)) + 1e-3 + mlp_s
     for _ in range(30):
-        one.add(PLAN, StepStats(expert_rows=ROWS[:2], work=StepWork(expected_s, 1.0)), 100.0)
+        one.add(PLAN, StepStats(expert_rows=ROWS[:2], work=StepWork(expected_s, (1.0, 1.0))), 100.0)
     ratio = one.snapshot(100.0)
     assert ratio is not None and ratio.own == pytest.approx(1.0)
 
 
 def test_by_the_corrected_profile_the_steps_took_what_is_expected() -> None:
-    slow = corrected(PROFILE, measured(1.4, 1.9))
+    slow = corrected(PROFILE, measured(1.4, 1.9), 8)
     again = WorkMeter(slow, ARGS, HALF_LIFE_S, 100.0)
     for _ in range(30):
         again.add(PLAN, stats(1.4, 1.9), 100.0)
@@ -127,12 +129,47 @@ def test_by_the_corrected_profile_the_steps_took_what_is_expected() -> None:
 
 
 def test_what_has_no_ratio_stays_and_what_is_out_of_range_is_cut() -> None:
-    assert corrected(PROFILE, None) == PROFILE
-    own = corrected(PROFILE, WorkRatio(2.0, None, 20))
+    assert corrected(PROFILE, None, 3) == PROFILE
+    own = corrected(PROFILE, WorkRatio(2.0, None, 20), 3)
     assert own.expert_s == PROFILE.expert_s and own.layer_overhead_s == PROFILE.layer_overhead_s
     assert own.dense_s[1] == (256, 4e-3) and own.head_s[0] == (1, 2e-3) and own.attention_s == 8e-8
-    experts = corrected(PROFILE, WorkRatio(None, 100.0, 20))
+    experts = corrected(PROFILE, WorkRatio(None, 100.0, 20), 3)
     assert experts.dense_s == PROFILE.dense_s and experts.expert_s[0] == (1, pytest.approx(4e-5 * RATIO_RANGE[1]))
     assert experts.read_bytes_per_s == PROFILE.read_bytes_per_s
-    low = corrected(PROFILE, WorkRatio(0.01, 0.01, 20))
+    low = corrected(PROFILE, WorkRatio(0.01, 0.01, 20), 3)
     assert low.attention_s == PROFILE.attention_s * RATIO_RANGE[0]
+
+
+def test_work_that_varies_has_a_spread() -> None:
+    one, of_layer_0 = meter(), (1.5, 1.0, 1.0)
+    for own in (0.9, 1.1) * 15:
+        layers_s = tuple(ratio * layer_s for ratio, layer_s in zip(of_layer_0, EXPERTS_L, strict=True))
+        one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(own * OWN_S, layers_s)), 100.0)
+    ratio, weight = one.snapshot(100.0), EXPERTS_L[0] / sum(EXPERTS_L)
+    assert ratio is not None and (ratio.own, ratio.own_spread) == (pytest.approx(1.0), pytest.approx(0.1))
+    assert ratio.experts == pytest.approx(1.0 + 0.5 * weight)
+    assert ratio.experts_spread == pytest.approx(0.5 * (weight * (1.0 - weight)) ** 0.5)
+
+
+def test_one_step_out_of_range_counts_as_the_limit() -> None:
+    one = meter()
+    for own in (1.0,) * 39 + (1e6,):
+        one.add(PLAN, stats(own=own), 100.0)
+    ratio = one.snapshot(100.0)
+    assert ratio is not None and ratio.own == pytest.approx((39 + RATIO_RANGE[1]) / 40)
+
+
+def test_who_varies_more_is_planned_as_slower() -> None:
+    steady, varied = (corrected(PROFILE, WorkRatio(1.2, 1.2, 50, spread, spread), 6) for spread in (0.0, 0.1))
+    assert steady == corrected(PROFILE, WorkRatio(1.2, 1.2, 50), 6)
+    for curve in ("dense_s", "head_s", "expert_s"):
+        seconds, steady_s = (getattr(profile, curve)[0][1] for profile in (varied, steady))
+        assert seconds == pytest.approx(steady_s * (1.2 + 0.1282) / 1.2, rel=1e-4)
+    alone = corrected(PROFILE, WorkRatio(1.2, 1.2, 50, 0.1, 0.1), 1)
+    assert alone == corrected(PROFILE, WorkRatio(1.2, 1.2, 50), 1)      # nobody waits for it
+
+
+@pytest.mark.parametrize("num_members", [2, 3, 6, 20])
+def test_the_highest_of_several_is_what_draws_say(num_members: int) -> None:
+    draws = np.random.default_rng(0).standard_normal((40_000, num_members))
+    assert highest_of(num_members) == pytest.approx(draws.max(axis=1).mean(), abs=0.03)

@@ -49,8 +49,8 @@ def run_steps(worker: Worker, placement: Placement, num_tokens: tuple[int, ...],
 
 
 def run_marked_steps(worker: Worker, placement: Placement, num_tokens: tuple[int, ...],
-                     mode: Literal["all_to_all", "gather"]) -> tuple[float, float]:
-    """The same with a clock that only the test moves -> seconds of work, and of work for experts."""
+                     mode: Literal["all_to_all", "gather"]) -> tuple[float, list[float]]:
+    """The same with a clock that only the test moves -> seconds of work, and the last step's for experts, by layer."""
     rank, group = worker.index, worker.kept["group"]
     dispatcher, clock = AutoDispatcher(TorchKernels("cpu"), placement, rank, group.group, mode), MovedClock()
     pace = Pace(1.0, clock, clock)

@@ -133,7 +133,7 @@ def test_work_is_counted_for_own_rows_and_for_experts_apart() -> None:
     pace.end_experts()
     device.work(0.03)
     pace.settle()
-    assert pace.experts_work_s == pytest.approx(0.006) and pace.work_s == pytest.approx(0.046)
+    assert pace.experts_work_s == [pytest.approx(0.006)] and pace.work_s == pytest.approx(0.046)
     assert device.slept_s == [pytest.approx(0.012), pytest.approx(0.034)]
 
 
@@ -151,7 +151,7 @@ def test_a_step_that_failed_among_the_experts_leaves_the_next_one_alone() -> Non
     device.work(0.004)
     pace.end_experts()
     pace.settle()
-    assert pace.work_s == pytest.approx(0.016) and pace.experts_work_s == pytest.approx(0.014)
+    assert pace.work_s == pytest.approx(0.016) and pace.experts_work_s == [pytest.approx(0.004)]
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, 1.5, float("nan")])
@@ -173,13 +173,16 @@ def test_a_runner_takes_its_work_divided_by_the_speed(write_tiny: Callable[..., 
     decoder, _ = load_decoder(folder, args, torch.float32, kernels, placement, 0)
     slept_s: list[float] = []
     pace = Pace(0.25, time.thread_time, lambda: time.thread_time() + sum(slept_s), slept_s.append)
-    runner = Runner(decoder, LocalDispatcher(kernels, placement), 64, 4, pace)
+    dispatcher = LocalDispatcher(kernels, placement)
+    dispatcher.keep_pace(pace)
+    runner = Runner(decoder, dispatcher, 64, 4, pace)
     requests = (ScheduledRequest("r", tuple(range(1, 11)), 0, (4, 1, 7, 2), SamplingSpec(temperature=0.0)),)
     works = [runner.execute(StepPlan(1, step_index, requests), (10,)).stats.work for step_index in range(3)]
     assert len(slept_s) == 3 and pace.work_s > 0
     assert sum(slept_s) == pytest.approx(pace.work_s / 0.25 - pace.work_s, rel=0.2)
     assert all(work is not None and work.own_s > 0 for work in works)
-    assert sum(work.own_s + work.experts_s for work in works if work) == pytest.approx(pace.work_s / 0.25)
+    assert all(work is not None and len(work.experts_s) == args.num_moe_layers for work in works)
+    assert sum(work.own_s + sum(work.experts_s) for work in works if work) == pytest.approx(pace.work_s / 0.25)
 
 
 def test_a_member_alone_works_for_experts_between_dispatch_and_combine() -> None:
@@ -189,7 +192,7 @@ def test_a_member_alone_works_for_experts_between_dispatch_and_combine() -> None
     pace.begin_step()
     run_step(dispatcher, placement, 5, (5,), clock)
     pace.settle()
-    assert (pace.experts_work_s, pace.work_s) == (3 * EXPERTS_S, 3 * (BEFORE_S + EXPERTS_S + AFTER_S))
+    assert (pace.experts_work_s, pace.work_s) == ([EXPERTS_S] * 3, 3 * (BEFORE_S + EXPERTS_S + AFTER_S))
 
 
 @pytest.mark.multinode
@@ -202,7 +205,7 @@ def test_members_work_for_experts_between_dispatch_and_combine(
     counted = worker_pool.run("tests.model.pace_jobs:run_marked_steps", [(placement, (40, 1), mode)] * 2)
     worker_pool.run("tests.cluster.group_jobs:leave", [()] * 2)
     layers = 4 * NUM_STEPS
-    assert counted == [(layers * (BEFORE_S + EXPERTS_S + AFTER_S), layers * EXPERTS_S)] * 2
+    assert counted == [(layers * (BEFORE_S + EXPERTS_S + AFTER_S), [EXPERTS_S] * 4)] * 2
 
 
 @pytest.mark.multinode
