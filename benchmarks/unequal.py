@@ -49,7 +49,7 @@ from serving.config import ServeConfig  # noqa: E402
 from serving.proto import inference_pb2, inference_pb2_grpc  # noqa: E402
 
 LOAD_REPORT_S = 6.0         # shards tell the coordinator their expert loads every 5 s
-WARM_TOKENS = 12
+WARM_TOKENS = 20
 WAIT_S = 900.0
 PROCESS_BYTES = 480 << 20
 KV_CACHE_BYTES = 256 << 20

@@ -23,28 +23,48 @@ from serving.device_curve import FloatArray, curve_seconds, scaled, seconds_at
 from serving.epoch import DeviceProfile, WorkRatio
 
 MIN_STEPS, MIN_WORK_S = 20.0, 2.0   # one of them, recently, before a ratio says anything
+ALIKE = 0.1                         # steps whose expected work differs by so small a part of it are alike
 RATIO_RANGE = (0.25, 4.0)           # beyond it something else is wrong, and no plan may rest on it
 
 
 class _Ratios:
-    """Mean and spread of measured over expected seconds, weighed by the expected ones: long work counts for more."""
+    """Mean and spread of measured over expected seconds, weighed by the expected ones: long work counts for more.
+
+    The spread is that between a step and the next one if they are alike: what differs between prefill and decode, or
+    drifts, is no surprise to wait for. From absolute differences, which one hiccup cannot spoil.
+    """
 
     def __init__(self) -> None:
         self.num_steps = 0.0
         self._measured_s = 0.0
-        self._sums = np.zeros(3)        # of the weights, weighed ratios, and weighed squares of ratios
+        self._expected_s = self._ratios_s = self._alike_s = self._differences_s = 0.0
+        self._last: tuple[FloatArray, FloatArray] | None = None     # expected seconds and ratios of the last step
 
     def age(self, remains: float) -> None:
         self.num_steps *= remains
         self._measured_s *= remains
-        self._sums *= remains
+        self._expected_s *= remains
+        self._ratios_s *= remains
+        self._alike_s *= remains
+        self._differences_s *= remains
 
-    def add_step(self, measured_s: FloatArray, expected_s: FloatArray) -> None:
-        """One number for each piece of work. A ratio out of range, as of a node that was suspended, is the limit."""
-        ratios = np.clip(measured_s / expected_s, *RATIO_RANGE)
+    def add_step(self, measured_P: FloatArray, expected_P: FloatArray) -> None:
+        """P pieces of work, the same ones in every step; what is not expected does not count. A ratio out of range, as
+        of a node that was suspended, is the limit."""
+        expects_P = expected_P > 0
+        if not expects_P.any():
+            return
+        ratios_P = np.clip(measured_P / np.where(expects_P, expected_P, 1.0), *RATIO_RANGE)
         self.num_steps += 1
-        self._measured_s += float(measured_s.sum())
-        self._sums += np.array([expected_s.sum(), expected_s @ ratios, expected_s @ ratios**2])
+        self._measured_s += float(measured_P[expects_P].sum())
+        self._expected_s += float(expected_P.sum())
+        self._ratios_s += float(expected_P @ ratios_P)
+        if self._last is not None:
+            last_expected_P, last_ratios_P = self._last
+            weights_P = expected_P * (np.abs(expected_P - last_expected_P) <= ALIKE * expected_P)
+            self._alike_s += float(weights_P.sum())
+            self._differences_s += float(weights_P @ np.abs(ratios_P - last_ratios_P))
+        self._last = expected_P, ratios_P
 
     @property
     def is_enough(self) -> bool:
@@ -52,11 +72,12 @@ class _Ratios:
 
     @property
     def mean(self) -> float:
-        return float(self._sums[1] / self._sums[0])
+        return self._ratios_s / self._expected_s
 
     @property
     def spread(self) -> float:
-        return math.sqrt(max(0.0, float(self._sums[2] / self._sums[0]) - self.mean**2))
+        """As a standard deviation: two normal numbers differ by 2 / sqrt(pi) of it on average."""
+        return math.sqrt(math.pi) / 2 * self._differences_s / self._alike_s if self._alike_s else 0.0
 
 
 class WorkMeter:
@@ -81,10 +102,7 @@ class WorkMeter:
         self._num_steps += 1
         if plan.requests:
             self._own.add_step(np.array([stats.work.own_s]), np.array([self._own_rows_s(plan)]))
-        expected_L = self._experts_s(stats.expert_rows)
-        has_rows_L = expected_L > 0         # elsewhere nothing but overhead was measured
-        if has_rows_L.any():
-            self._experts.add_step(np.array(stats.work.experts_s)[has_rows_L], expected_L[has_rows_L])
+        self._experts.add_step(np.array(stats.work.experts_s), self._experts_s(stats.expert_rows))
 
     def snapshot(self, now_s: float) -> WorkRatio | None:
         """None until enough was measured of any part."""
@@ -118,7 +136,7 @@ class WorkMeter:
     def _experts_s(self, expert_rows: Sequence[Sequence[int]]) -> FloatArray:
         """Of each layer, with its overhead, most of which is the planning of whose rows go to which expert.
 
-        0 where no expert here has rows.
+        0 where no expert here has rows: there nothing but overhead is measured.
         """
         rows_N = np.fromiter(chain.from_iterable(expert_rows), np.float64)
         layer_N = np.repeat(np.arange(len(expert_rows)), [len(rows) for rows in expert_rows])

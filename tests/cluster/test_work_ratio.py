@@ -141,14 +141,25 @@ def test_what_has_no_ratio_stays_and_what_is_out_of_range_is_cut() -> None:
 
 
 def test_work_that_varies_has_a_spread() -> None:
-    one, of_layer_0 = meter(), (1.5, 1.0, 1.0)
-    for own in (0.9, 1.1) * 15:
-        layers_s = tuple(ratio * layer_s for ratio, layer_s in zip(of_layer_0, EXPERTS_L, strict=True))
-        one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(own * OWN_S, layers_s)), 100.0)
-    ratio, weight = one.snapshot(100.0), EXPERTS_L[0] / sum(EXPERTS_L)
-    assert ratio is not None and (ratio.own, ratio.own_spread) == (pytest.approx(1.0), pytest.approx(0.1))
-    assert ratio.experts == pytest.approx(1.0 + 0.5 * weight)
-    assert ratio.experts_spread == pytest.approx(0.5 * (weight * (1.0 - weight)) ** 0.5)
+    one, draw = meter(), np.random.default_rng(0)
+    for own, of_layers in zip(draw.normal(1.0, 0.1, 400), draw.normal(1.5, (0.2, 0.0, 0.1), (400, 3)), strict=True):
+        one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(own * OWN_S, tuple(of_layers * EXPERTS_L))), 100.0)
+    ratio, weights_L = one.snapshot(100.0), np.array(EXPERTS_L) / sum(EXPERTS_L)
+    assert ratio is not None and ratio.own_spread == pytest.approx(0.1, rel=0.15)
+    assert ratio.experts_spread == pytest.approx(weights_L @ (0.2, 0.0, 0.1), rel=0.15)
+
+
+def test_what_drifts_or_differs_between_kinds_of_steps_is_no_spread() -> None:
+    one, decode = meter(), StepPlan(1, 0, (DECODE,))
+    for slowness in np.linspace(1.0, 2.0, 100):
+        one.add(PLAN, stats(own=slowness, experts=slowness), 100.0)
+        one.add(decode, StepStats(expert_rows=((1,), (0,), (0,)), work=StepWork(3e-3, (9e-5, 0.0, 0.0))), 100.0)
+    ratio = one.snapshot(100.0)
+    assert ratio is not None and (ratio.own_spread, ratio.experts_spread) == (0.0, 0.0)
+    for slowness in np.linspace(2.0, 1.0, 100):
+        one.add(PLAN, stats(own=slowness, experts=slowness), 100.0)
+    ratio = one.snapshot(100.0)
+    assert ratio is not None and max(ratio.own_spread, ratio.experts_spread) < 0.02
 
 
 def test_one_step_out_of_range_counts_as_the_limit() -> None:
