@@ -208,14 +208,14 @@ class Coordinator:
                 logger.info("planned_with_work shard_id=%s %s", member.shard_id, ratio)
         running = await asyncio.to_thread(predict_group, epoch, rules, counted)
         target = await asyncio.to_thread(plan_change, epoch, rules, counted, slots)
-        rates, figures = target.placement.rates, target.figures
-        slowdown = await asyncio.to_thread(slowdown_of_rates, epoch, rules, counted, rates)
+        figures = target.figures
+        slowdown = await asyncio.to_thread(slowdown_of_rates, epoch, rules, counted, target.placement.rates)
         assert figures is not None
         if figures.step_s >= running.step_s:        # what runs is as good
             solver = epoch.figures.solver if epoch.figures else figures.solver
             figures = replace(figures, step_s=running.step_s, bound_s=min(figures.bound_s, running.step_s),
                               limit=running.limit, solver=solver)
-            target = PlannedPlacement(replace(epoch.placement, rates=rates), epoch.shares, figures)
+            target = PlannedPlacement(replace(target.placement, holders=epoch.placement.holders), epoch.shares, figures)
         return running.step_s * slowdown, target
 
     def _as_measured(self, epoch: Epoch) -> Epoch:

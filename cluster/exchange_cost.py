@@ -17,6 +17,16 @@ FloatArray = NDArray[np.float64]
 NUM_COLLECTIVES = 2         # there and back
 
 
+def collective_bytes(profiles: Sequence[DeviceProfile]) -> int | None:
+    """What the member with the slowest link sends in the time that one collective less saves all: a collective, and the
+    wait for the member that is slowest to plan what comes next. None when a link is not known."""
+    links = [profile.link for profile in profiles if profile.link is not None]
+    if not links or len(links) < len(profiles):
+        return None
+    saved_s = max(link.latency_s for link in links) + max(profile.layer_overhead_s for profile in profiles)
+    return int(saved_s * min(link.bytes_per_s for link in links))
+
+
 def exchange_seconds(profiles: Sequence[DeviceProfile], rows_M: FloatArray, probability_E: FloatArray,
                      split_EM: FloatArray, row_bytes: int) -> FloatArray:
     """Of one layer, for each member: two collectives of the slowest latency, and what leaves the member over its link.

@@ -121,8 +121,7 @@ def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules,
     if copies < min(rules.config.min_copies, len(epoch.members)):
         raise PlacementError(f"the placement has an expert with {copies} copies, placement.min_copies is "
                              f"{rules.config.min_copies}", fix="give every expert so many holders")
-    rates = epoch.placement.rates
-    given = replace(epoch, placement=replace(placement, rates=rates))
+    given = replace(epoch, placement=replace(epoch.placement, holders=placement.holders))
     prediction = predict_group(given, rules, load_LE)
     bound_s = min(epoch.figures.bound_s if epoch.figures else prediction.step_s, prediction.step_s)
     return PlannedPlacement(given.placement, epoch.shares, _figures(rules, prediction, bound_s, "given"))

@@ -12,7 +12,7 @@ from typing import Literal
 from cluster.cost_model import StepPrediction, predict
 from cluster.device_curves import FloatArray, expert_rate
 from cluster.even_placement import even_holders
-from cluster.exchange_cost import least_exchange_seconds
+from cluster.exchange_cost import collective_bytes, least_exchange_seconds
 from cluster.layer_greedy import solve_greedy
 from cluster.layer_placement import lower_bound, solve_exact
 from cluster.layer_problem import Holders, LayerProblem, LayerSolution, Split
@@ -232,7 +232,8 @@ def _finish(members: Sequence[PlannedMember], planner: MemoryPlanner, layers: _L
             before: Sequence[Holders] | None) -> PlacementPlan:
     costs, is_even = planner.costs, layers.solver == "even"
     rates = () if is_even else tuple(expert_rate(member.profile) for member in members)
-    placement = Placement(len(members), layers.holders, rates)
+    placement = Placement(len(members), layers.holders, rates,
+                          None if is_even else collective_bytes([member.profile for member in members]))
     copies = [placement.num_experts_of(rank) for rank in range(len(members))]
     max_rows_M = planner.max_rows(layers.takes_requests, copies)
     rows_M = layers.rows_M or share_rows(costs, layers.takes_requests, max_rows_M)[0].tolist()

@@ -99,7 +99,7 @@ def next_stage(running: Placement, target: Placement, room_bytes: Sequence[int],
         holders[layer] = wanted
         taken = [had + need for had, need in zip(taken, needed, strict=True)]
         num_changed += 1
-    return Placement(running.num_members, tuple(holders), target.rates)
+    return replace(target, holders=tuple(holders))
 
 
 def _new_bytes(running: Placement, target: Placement, layer: int, rank: int, expert_bytes: int) -> int:

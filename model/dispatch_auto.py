@@ -3,10 +3,11 @@
 The gather saves one collective, the exchange of expert ids; the all-to-all saves rows that members get without need. In
 a step, the member that would send the most such rows decides:
 
-    gather  <=>  max over owners of (rows gathered - reach * rows owned) * row bytes  <=  COLLECTIVE_BYTES
+    gather  <=>  max over owners of (rows gathered - reach * rows owned) * row bytes  <=  collective_bytes
 
 where reach is the expected number of other members that a row of that owner must go to when experts are equally
-likely under the placement, and COLLECTIVE_BYTES is what moves in the time of one small collective.
+likely under the placement, and collective_bytes is what moves in the time of one small collective: the placement says
+it when the members' links are known.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ COLLECTIVE_BYTES = 1 << 20
 
 
 def prefers_gather(num_tokens_of_member: tuple[int, ...], reach_of_member: tuple[float, ...], row_bytes: int,
-                   fixed_shapes: bool) -> bool:
+                   fixed_shapes: bool, collective_bytes: int = COLLECTIVE_BYTES) -> bool:
     """The cost rule above. Pure. With fixed shapes every member sends as many rows as the one that has the most."""
     others = len(num_tokens_of_member) - 1
     most = max(num_tokens_of_member)
     wasted_rows = max(others * (most if fixed_shapes else num_tokens) - reach * num_tokens
                       for num_tokens, reach in zip(num_tokens_of_member, reach_of_member, strict=True))
-    return wasted_rows * row_bytes <= COLLECTIVE_BYTES
+    return wasted_rows * row_bytes <= collective_bytes
 
 
 class AutoDispatcher:
@@ -50,6 +51,7 @@ class AutoDispatcher:
         self._gather = GatherDispatcher(kernels, placement, rank, group)
         self._mode = mode
         self._gather_max_rows = gather_max_rows
+        self._collective_bytes = COLLECTIVE_BYTES if placement.collective_bytes is None else placement.collective_bytes
         # Known before the first step, which is not to wait for it.
         self._shares_LMM = [expected_shares(layer_routing(placement, layer, rank))
                             for layer in range(placement.num_layers)]
@@ -92,7 +94,7 @@ class AutoDispatcher:
         reach = self._reach_of_K.get(num_experts_per_token)
         if reach is None:
             reach = self._reach_of_K[num_experts_per_token] = self._mean_reach(num_experts_per_token)
-        gather = prefers_gather(self._num_tokens_M, reach, row_bytes, self._gather.fixed_shapes)
+        gather = prefers_gather(self._num_tokens_M, reach, row_bytes, self._gather.fixed_shapes, self._collective_bytes)
         return self._gather if gather else self._all_to_all
 
     def _mean_reach(self, num_experts_per_token: int) -> tuple[float, ...]:

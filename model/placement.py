@@ -24,13 +24,17 @@ class Placement:
 
     `layer` counts MoE layers only (dense layers between them have no experts). Any rank may hold any number of experts,
     none included. `rates` by rank: what the split of an expert's rows over its copies goes by; empty: all alike.
+    `collective_bytes`: what a member could send in the time that one collective less saves; None: not measured.
     """
 
     num_members: int
     holders: tuple[tuple[tuple[int, ...], ...], ...]
     rates: tuple[ExpertRate, ...] = ()
+    collective_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.collective_bytes is not None and self.collective_bytes < 0:
+            raise ValueError(f"collective_bytes={self.collective_bytes} is below zero; give None when it is not known")
         if self.rates and len(self.rates) != self.num_members:
             raise ValueError(f"{len(self.rates)} rates for {self.num_members} members; give each its own, or none")
         for rank, rate in enumerate(self.rates):

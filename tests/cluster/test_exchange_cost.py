@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.exchange_cost import exchange_seconds, least_exchange_seconds
+from cluster.exchange_cost import collective_bytes, exchange_seconds, least_exchange_seconds
 from tests.cluster.planned_members import profile
 
 PROFILES = [profile(latency_s=1e-3, bytes_per_s=1e6), profile(latency_s=2e-3, bytes_per_s=1e5)]
@@ -71,3 +71,9 @@ def test_the_least_is_reached_by_members_alike() -> None:
 
 def test_one_member_that_can_hold_all_needs_no_exchange() -> None:
     assert least_exchange_seconds(PROFILES, 8, np.array([0.5, 0.5]), (2, 1), 100) == 0.0
+
+
+def test_a_collective_is_worth_what_the_slowest_link_sends_meanwhile() -> None:
+    slow = replace(PROFILES[1], layer_overhead_s=3e-3)
+    assert collective_bytes([replace(PROFILES[0], layer_overhead_s=1e-3), slow]) == 500     # (2 + 3) ms at 1e5 bytes/s
+    assert collective_bytes([PROFILES[0], replace(slow, link=None)]) is None

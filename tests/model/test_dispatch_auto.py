@@ -12,6 +12,13 @@ def test_small_steps_gather_and_large_ones_go_all_to_all() -> None:
     assert not prefers_gather((1, 0, enough), (1.0, 1.0, 1.0), row_bytes, fixed_shapes=False)
 
 
+def test_what_a_collective_is_worth_decides() -> None:
+    wasted_bytes = 4 * 1000 * 2048          # 1000 rows go to 5 others, of whom each row needs 1
+    ask = ((1000, 0, 0, 0, 0, 0), (1.0,) * 6, 2048, False)
+    assert prefers_gather(*ask, collective_bytes=wasted_bytes)
+    assert not prefers_gather(*ask, collective_bytes=wasted_bytes - 1)
+
+
 def test_rows_that_must_reach_everybody_always_gather() -> None:
     assert prefers_gather((100_000, 5, 0), (2.0, 2.0, 2.0), 8192, fixed_shapes=False)
 
