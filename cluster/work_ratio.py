@@ -4,7 +4,7 @@ Pure.
 A profile is measured by one quiet process. While it serves, a member is slower: others use the same memory and caches,
 steps differ from the probe's. It is not always equally slow, and a step waits for whoever is slowest just then: so
 plans count what the slowest of as many members is likely to take, and one whose work varies more is given less of it.
-L MoE layers, N (layer, local expert) pairs
+L MoE layers, P pieces of a member's work for its own rows: L + 1; N (layer, local expert) pairs
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serving.device_curve import FloatArray, curve_seconds, scaled, seconds_at
 from serving.epoch import DeviceProfile, WorkRatio
 
 MIN_STEPS, MIN_WORK_S = 20.0, 2.0   # one of them, recently, before a ratio says anything
-ALIKE = 0.1                         # steps whose expected work differs by so small a part of it are alike
+ALIKE = 0.1                         # steps and pieces whose expected work differs by so small a part of it
 RATIO_RANGE = (0.25, 4.0)           # beyond it something else is wrong, and no plan may rest on it
 
 
@@ -62,6 +62,7 @@ class _Ratios:
         if self._last is not None:
             last_expected_P, last_ratios_P = self._last
             weights_P = expected_P * (np.abs(expected_P - last_expected_P) <= ALIKE * expected_P)
+            weights_P *= abs(float(expected_P.sum() - last_expected_P.sum())) <= ALIKE * float(expected_P.sum())
             self._alike_s += float(weights_P.sum())
             self._differences_s += float(weights_P @ np.abs(ratios_P - last_ratios_P))
         self._last = expected_P, ratios_P
@@ -93,6 +94,10 @@ class WorkMeter:
         self._at_s = now_s
         self._num_steps = 0
         self._own, self._experts = _Ratios(), _Ratios()
+        # Between the experts of one MoE layer and the next: attentions, and dense layers' MLPs.
+        ends = np.array([*args.moe_layers, args.num_layers])
+        self._num_dense_P = np.diff(ends, prepend=-1) - 1
+        self._num_attentions_P = self._num_dense_P + np.array([1] * args.num_moe_layers + [0])
 
     def add(self, plan: StepPlan, stats: StepStats, now_s: float) -> None:
         """A step that was done. One that was not timed does not count."""
@@ -101,7 +106,7 @@ class WorkMeter:
         self._age(now_s)
         self._num_steps += 1
         if plan.requests:
-            self._own.add_step(np.array([stats.work.own_s]), np.array([self._own_rows_s(plan)]))
+            self._own.add_step(np.array(stats.work.own_s), self._own_rows_s(plan))
         self._experts.add_step(np.array(stats.work.experts_s), self._experts_s(stats.expert_rows))
 
     def snapshot(self, now_s: float) -> WorkRatio | None:
@@ -120,17 +125,16 @@ class WorkMeter:
         self._own.age(remains)
         self._experts.age(remains)
 
-    def _own_rows_s(self, plan: StepPlan) -> float:
-        """As StepCosts.own_rows_s, without the overhead."""
+    def _own_rows_s(self, plan: StepPlan) -> FloatArray:
+        """As StepCosts.own_rows_s, without the overhead: before every MoE layer's experts, and after the last's."""
         args, profile, num_rows = self._args, self._profile, plan.num_tokens
         attended = sum(_num_attended(request, args.sliding_window) for request in plan.requests)
         num_drawn = sum((request.sampling is not None) + len(request.prompt_targets) for request in plan.requests)
-        own_s = args.num_layers * (curve_seconds(profile.dense_s, num_rows) + profile.attention_s * attended)
-        own_s += curve_seconds(profile.head_s, num_drawn)
-        num_dense = args.num_layers - args.num_moe_layers
-        if num_dense:
-            scale = args.intermediate_size / args.moe_intermediate_size
-            own_s += num_dense * scale * curve_seconds(profile.expert_s, num_rows)
+        attention_s = curve_seconds(profile.dense_s, num_rows) + profile.attention_s * attended
+        scale = args.intermediate_size / args.moe_intermediate_size
+        own_s: FloatArray = self._num_attentions_P * attention_s
+        own_s += self._num_dense_P * scale * curve_seconds(profile.expert_s, num_rows)
+        own_s[-1] += curve_seconds(profile.head_s, num_drawn)
         return own_s
 
     def _experts_s(self, expert_rows: Sequence[Sequence[int]]) -> FloatArray:

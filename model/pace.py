@@ -53,7 +53,9 @@ class Pace:
             raise ValueError(f"emulated speed {speed} is not within (0, 1]: nobody computes faster than the device")
         self.speed = speed
         self.work_s = 0.0           # since construction, as the device computed it
-        self.experts_work_s: list[float] = []   # of this step: for experts, one number for each layer that had any
+        # Of this step: for experts, of each layer that had any; and for own rows, before, between and after them.
+        self.experts_work_s: list[float] = []
+        self.own_work_s: list[float] = [0.0]
         self._work_clock = work_clock
         self._clock = clock
         self._sleep = sleep
@@ -68,7 +70,7 @@ class Pace:
     def begin_step(self) -> None:
         """A step begins, whatever has become of the one before."""
         self._is_for_experts = False
-        self.experts_work_s = []
+        self.experts_work_s, self.own_work_s = [], [0.0]
         self.begin()
 
     def begin(self) -> None:
@@ -88,6 +90,7 @@ class Pace:
     def end_experts(self) -> None:
         self._count()
         self._is_for_experts = False
+        self.own_work_s.append(0.0)
 
     def settle(self) -> None:
         """Work ends: a collective comes, or the step is over. Sleeps until begin + work / speed."""
@@ -110,8 +113,8 @@ class Pace:
         now_s = self._work_clock()
         work_s, self._counted_work_s = now_s - self._counted_work_s, now_s
         self.work_s += work_s
-        if self._is_for_experts:
-            self.experts_work_s[-1] += work_s
+        part_s = self.experts_work_s if self._is_for_experts else self.own_work_s
+        part_s[-1] += work_s
 
 
 def work_clock_of(device: torch.device, num_threads: int) -> Callable[[], float]:

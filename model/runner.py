@@ -47,7 +47,8 @@ class Runner:
         Changes only the KV slots of the plan's own tokens, so a step that failed can be run again. Raises GroupError.
         """
         began_s = time.perf_counter()
-        worked_s = self._begin_work()
+        if self.pace is not None:
+            self.pace.begin_step()
         dispatcher = self.dispatcher
         collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
         dispatcher.begin_step(num_tokens_of_member)
@@ -59,22 +60,17 @@ class Runner:
         stats = StepStats(
             num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
             num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
-            work=self._end_work(worked_s), forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
+            work=self._end_work(), forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
         return StepResult(plan.epoch, plan.step_index, tokens, stats)
 
-    def _begin_work(self) -> float:
-        if self.pace is None:
-            return 0.0
-        self.pace.begin_step()
-        return self.pace.work_s
-
-    def _end_work(self, worked_s: float) -> StepWork | None:
+    def _end_work(self) -> StepWork | None:
         pace = self.pace
         if pace is None:
             return None
         pace.settle()
-        own_s = pace.work_s - worked_s - sum(pace.experts_work_s)
-        return StepWork(own_s / pace.speed, tuple(work_s / pace.speed for work_s in pace.experts_work_s))
+        own_s, experts_s = (tuple(work_s / pace.speed for work_s in part_s)
+                            for part_s in (pace.own_work_s, pace.experts_work_s))
+        return StepWork(own_s, experts_s)
 
     def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
         """Go on with another placement, between two steps -> the weights that it replaces, by layer too. Freeing those

@@ -106,7 +106,7 @@ class SampledToken:
 class StepWork:
     """Seconds that a member worked in a step, waiting for others not included; an emulated speed is."""
 
-    own_s: float                    # for its own rows
+    own_s: tuple[float, ...]        # for its own rows: up to the first layer's experts, ..., and after the last's
     experts_s: tuple[float, ...]    # by MoE layer, for whoever's rows: planned, picked, computed, and ready to go back
 
 

@@ -59,7 +59,7 @@ class DeviceProfile:
 class WorkRatio:
     """Seconds that a member worked in its steps over what its profile says for the same rows; older ones count less.
 
-    Both means come with a standard deviation, that of a step and that of a layer.
+    Both means come with a standard deviation, that of one piece of work: what is done between two exchanges of rows.
     """
 
     own: float | None               # for its own rows; None: not enough was measured

@@ -52,7 +52,8 @@ class RecordingRunner:
         return {}
 
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
-        return StepResult(plan.epoch, plan.step_index, (), StepStats(expert_rows=((5,),), work=StepWork(0.0, (2e-4,))))
+        work = StepWork((0.0, 0.0), (2e-4,))
+        return StepResult(plan.epoch, plan.step_index, (), StepStats(expert_rows=((5,),), work=work))
 
 
 class Case:

@@ -22,7 +22,8 @@ PLAN = StepPlan(1, 0, (DECODE, PREFILL))
 ROWS = ((1, 0, 64), (0, 0, 1), (1, 1, 0))
 # By PROFILE: 64 rows, one of which draws.
 DENSE_S = 1e-4 + 63 / 255 * (2e-3 - 1e-4)
-OWN_S = 3 * (DENSE_S + 4e-8 * (100 + 63 * 64 // 2)) + 1e-3
+ATTENTION_S = DENSE_S + 4e-8 * (100 + 63 * 64 // 2)
+OWN_P = (ATTENTION_S,) * 3 + (1e-3,)                                # seconds before each layer's experts, and after all
 EXPERTS_L = (4e-5 + 3e-4 + 2e-5, 4e-5 + 2e-5, 2 * 4e-5 + 2e-5)      # seconds of each layer
 
 
@@ -32,7 +33,11 @@ def meter() -> WorkMeter:
 
 def stats(own: float = 1.0, experts: float = 1.0) -> StepStats:
     """A step that took so many times as long as the profile says."""
-    return StepStats(expert_rows=ROWS, work=StepWork(own * OWN_S, tuple(experts * layer_s for layer_s in EXPERTS_L)))
+    return StepStats(expert_rows=ROWS, work=StepWork(times(own, OWN_P), times(experts, EXPERTS_L)))
+
+
+def times(ratio: float, seconds: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(ratio * part_s for part_s in seconds)
 
 
 def measured(own: float, experts: float) -> WorkRatio:
@@ -62,9 +67,11 @@ def test_nothing_is_said_before_enough_was_measured() -> None:
 
 def test_few_steps_are_enough_when_they_are_long() -> None:
     one = meter()
-    one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(2.5, EXPERTS_L)), 100.0)
+    one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork((2.5, *OWN_P[1:]), EXPERTS_L)), 100.0)
     ratio = one.snapshot(100.0)
-    assert ratio is not None and ratio.own == RATIO_RANGE[1] and ratio.experts is None
+    weight = OWN_P[0] / sum(OWN_P)
+    assert ratio is not None and ratio.experts is None
+    assert ratio.own == pytest.approx(1.0 - weight + RATIO_RANGE[1] * weight)      # not more than that counts
 
 
 def test_a_part_without_rows_does_not_count() -> None:
@@ -102,7 +109,7 @@ def test_long_steps_weigh_more() -> None:
     big_s = 3 * 3e-4 + 2e-5
     for _ in range(20):
         one.add(PLAN, stats(experts=2.0), 100.0)
-        one.add(PLAN, StepStats(expert_rows=big, work=StepWork(OWN_S, (big_s,) * 3)), 100.0)
+        one.add(PLAN, StepStats(expert_rows=big, work=StepWork(OWN_P, (big_s,) * 3)), 100.0)
     ratio = one.snapshot(100.0)
     assert ratio is not None and ratio.experts == pytest.approx(
         (2 * sum(EXPERTS_L) + 3 * big_s) / (sum(EXPERTS_L) + 3 * big_s))
@@ -112,11 +119,12 @@ def test_dense_layers_and_a_sliding_window_are_expected_too() -> None:
     args = replace(model_args(num_layers=3, dense=(0,)), sliding_window=10)
     one = WorkMeter(PROFILE, args, HALF_LIFE_S, 100.0)
     mlp_s = 1024 / 512 * 3e-4
-    expected_s = 3 * (DENSE_S + 4e-8 * (10 + 55 + 53 * 10)) + 1e-3 + mlp_s
+    attention_s = DENSE_S + 4e-8 * (10 + 55 + 53 * 10)
+    expected_s = (2 * attention_s + mlp_s, attention_s, 1e-3)
     for _ in range(30):
         one.add(PLAN, StepStats(expert_rows=ROWS[:2], work=StepWork(expected_s, (1.0, 1.0))), 100.0)
     ratio = one.snapshot(100.0)
-    assert ratio is not None and ratio.own == pytest.approx(1.0)
+    assert ratio is not None and (ratio.own, ratio.own_spread) == (pytest.approx(1.0), pytest.approx(0.0))
 
 
 def test_by_the_corrected_profile_the_steps_took_what_is_expected() -> None:
@@ -142,8 +150,9 @@ def test_what_has_no_ratio_stays_and_what_is_out_of_range_is_cut() -> None:
 
 def test_work_that_varies_has_a_spread() -> None:
     one, draw = meter(), np.random.default_rng(0)
-    for own, of_layers in zip(draw.normal(1.0, 0.1, 400), draw.normal(1.5, (0.2, 0.0, 0.1), (400, 3)), strict=True):
-        one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(own * OWN_S, tuple(of_layers * EXPERTS_L))), 100.0)
+    own_P, of_layers_L = draw.normal(1.0, 0.1, (400, 4)), draw.normal(1.5, (0.2, 0.0, 0.1), (400, 3))
+    for own, of_layers in zip(own_P * OWN_P, of_layers_L * EXPERTS_L, strict=True):
+        one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(tuple(own), tuple(of_layers))), 100.0)
     ratio, weights_L = one.snapshot(100.0), np.array(EXPERTS_L) / sum(EXPERTS_L)
     assert ratio is not None and ratio.own_spread == pytest.approx(0.1, rel=0.15)
     assert ratio.experts_spread == pytest.approx(weights_L @ (0.2, 0.0, 0.1), rel=0.15)
@@ -153,7 +162,7 @@ def test_what_drifts_or_differs_between_kinds_of_steps_is_no_spread() -> None:
     one, decode = meter(), StepPlan(1, 0, (DECODE,))
     for slowness in np.linspace(1.0, 2.0, 100):
         one.add(PLAN, stats(own=slowness, experts=slowness), 100.0)
-        one.add(decode, StepStats(expert_rows=((1,), (0,), (0,)), work=StepWork(3e-3, (9e-5, 0.0, 0.0))), 100.0)
+        one.add(decode, StepStats(expert_rows=((1,), (0,), (0,)), work=StepWork((1e-4,) * 4, (9e-5, 0.0, 0.0))), 100.0)
     ratio = one.snapshot(100.0)
     assert ratio is not None and (ratio.own_spread, ratio.experts_spread) == (0.0, 0.0)
     for slowness in np.linspace(2.0, 1.0, 100):

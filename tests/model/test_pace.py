@@ -134,6 +134,7 @@ def test_work_is_counted_for_own_rows_and_for_experts_apart() -> None:
     device.work(0.03)
     pace.settle()
     assert pace.experts_work_s == [pytest.approx(0.006)] and pace.work_s == pytest.approx(0.046)
+    assert pace.own_work_s == [pytest.approx(0.01), pytest.approx(0.03)]
     assert device.slept_s == [pytest.approx(0.012), pytest.approx(0.034)]
 
 
@@ -152,6 +153,7 @@ def test_a_step_that_failed_among_the_experts_leaves_the_next_one_alone() -> Non
     pace.end_experts()
     pace.settle()
     assert pace.work_s == pytest.approx(0.016) and pace.experts_work_s == [pytest.approx(0.004)]
+    assert pace.own_work_s == [pytest.approx(0.002), pytest.approx(0.0)]
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, 1.5, float("nan")])
@@ -180,9 +182,10 @@ def test_a_runner_takes_its_work_divided_by_the_speed(write_tiny: Callable[..., 
     works = [runner.execute(StepPlan(1, step_index, requests), (10,)).stats.work for step_index in range(3)]
     assert len(slept_s) == 3 and pace.work_s > 0
     assert sum(slept_s) == pytest.approx(pace.work_s / 0.25 - pace.work_s, rel=0.2)
-    assert all(work is not None and work.own_s > 0 for work in works)
+    assert all(work is not None and min(work.own_s) > 0 and len(work.own_s) == args.num_moe_layers + 1
+               for work in works)
     assert all(work is not None and len(work.experts_s) == args.num_moe_layers for work in works)
-    assert sum(work.own_s + sum(work.experts_s) for work in works if work) == pytest.approx(pace.work_s / 0.25)
+    assert sum(sum(work.own_s) + sum(work.experts_s) for work in works if work) == pytest.approx(pace.work_s / 0.25)
 
 
 def test_a_member_alone_works_for_experts_between_dispatch_and_combine() -> None:
