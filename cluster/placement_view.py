@@ -51,7 +51,8 @@ def _work_words(ratio: WorkRatio | None) -> str:
         return "work not measured yet"
     parts = (("own rows", ratio.own, ratio.own_spread), ("experts", ratio.experts, ratio.experts_spread))
     known = [f"{part} {mean:.2f} ± {spread:.2f} x" for part, mean, spread in parts if mean is not None]
-    return f"{', '.join(known)} the profile"
+    planning = "" if ratio.planning_s is None else f"; planning {ratio.planning_s * 1e3:.2g} ms"
+    return f"{', '.join(known)} the profile{planning}"
 
 
 def figure_lines(figures: PlanFigures) -> list[str]:

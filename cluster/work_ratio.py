@@ -94,6 +94,7 @@ class WorkMeter:
         self._at_s = now_s
         self._num_steps = 0
         self._own, self._experts = _Ratios(), _Ratios()
+        self._planning_s = self._num_planned = 0.0
         # Between the experts of one MoE layer and the next: attentions, and dense layers' MLPs.
         ends = np.array([*args.moe_layers, args.num_layers])
         self._num_dense_P = np.diff(ends, prepend=-1) - 1
@@ -108,6 +109,8 @@ class WorkMeter:
         if plan.requests:
             self._own.add_step(np.array(stats.work.own_s), self._own_rows_s(plan))
         self._experts.add_step(np.array(stats.work.experts_s), self._experts_s(stats.expert_rows))
+        self._planning_s += sum(stats.work.planning_s)
+        self._num_planned += len(stats.work.planning_s)
 
     def snapshot(self, now_s: float) -> WorkRatio | None:
         """None until enough was measured of any part."""
@@ -117,11 +120,14 @@ class WorkMeter:
             return None
         return WorkRatio(own.mean if own.is_enough else None, experts.mean if experts.is_enough else None,
                          self._num_steps, own.spread if own.is_enough else 0.0,
-                         experts.spread if experts.is_enough else 0.0)
+                         experts.spread if experts.is_enough else 0.0,
+                         self._planning_s / self._num_planned if self._num_planned else None)
 
     def _age(self, now_s: float) -> None:
         remains = 0.5 ** ((now_s - self._at_s) / self._half_life_s)
         self._at_s = now_s
+        self._planning_s *= remains
+        self._num_planned *= remains
         self._own.age(remains)
         self._experts.age(remains)
 
@@ -138,29 +144,27 @@ class WorkMeter:
         return own_s
 
     def _experts_s(self, expert_rows: Sequence[Sequence[int]]) -> FloatArray:
-        """Of each layer, with its overhead, most of which is the planning of whose rows go to which expert.
-
-        0 where no expert here has rows: there nothing but overhead is measured.
-        """
+        """Of each layer; 0 where no expert here has rows: there nothing but overhead is measured."""
         rows_N = np.fromiter(chain.from_iterable(expert_rows), np.float64)
         layer_N = np.repeat(np.arange(len(expert_rows)), [len(rows) for rows in expert_rows])
-        experts_L = np.bincount(layer_N, seconds_at(self._profile.expert_s, rows_N), minlength=len(expert_rows))
-        overhead_s = self._args.num_layers * self._profile.layer_overhead_s / max(1, len(expert_rows))
-        return np.where(experts_L > 0, experts_L + overhead_s, 0.0)
+        seconds_N = seconds_at(self._profile.expert_s, rows_N)
+        return np.bincount(layer_N, seconds_N, minlength=len(expert_rows)).astype(np.float64)
 
 
 def corrected(profile: DeviceProfile, ratio: WorkRatio | None, num_members: int) -> DeviceProfile:
     """The profile by which the measured work takes as long as the slowest of so many members is likely to take, if all
     vary as this one does. Ratios are kept within RATIO_RANGE.
 
-    What has no ratio, and the speeds, which say what limits a step, stay as they are.
+    A layer's overhead is at least what its planning took. What has no ratio, and the speeds, which say what limits a
+    step, stay as they are.
     """
     if ratio is None:
         return profile
     own, experts = (_planned_ratio(mean, spread, num_members)
                     for mean, spread in ((ratio.own, ratio.own_spread), (ratio.experts, ratio.experts_spread)))
     return replace(
-        profile, expert_s=scaled(profile.expert_s, experts), layer_overhead_s=profile.layer_overhead_s * experts,
+        profile, expert_s=scaled(profile.expert_s, experts),
+        layer_overhead_s=max(profile.layer_overhead_s, ratio.planning_s or 0.0),
         dense_s=scaled(profile.dense_s, own), head_s=scaled(profile.head_s, own),
         attention_s=profile.attention_s * own)
 

@@ -90,6 +90,8 @@ class LocalDispatcher:
             self._pace.begin_experts()
         num_experts_per_token = expert_ids_TK.shape[1]
         order_N, place_N, num_rows_E = sort_by_expert(expert_ids_TK.reshape(-1), self._num_experts[layer])
+        if self._pace is not None:
+            self._pace.end_planning()
         rows_RD = x_TD[torch.div(order_N, num_experts_per_token, rounding_mode="floor")]
         return rows_RD, DispatchHandle(num_rows_E, place_N.view(-1, num_experts_per_token))
 

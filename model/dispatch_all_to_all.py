@@ -55,9 +55,7 @@ class AllToAllDispatcher:
         exchange = self._exchange
         if not exchange.travels(layer):
             return exchange.stay(layer, x_TD, expert_ids_TK)
-        ids_SK = self._exchange_ids(expert_ids_TK)
-        exchange.begin_experts()
-        plan = exchange.planners[layer].plan(ids_SK, self._owner_S, exchange.own(self._num_tokens_M))
+        plan = exchange.plan(layer, self._exchange_ids(expert_ids_TK), self._owner_S, self._num_tokens_M)
         sent_SD = exchange.sent.take(len(plan.token_S), x_TD.shape[1], x_TD.dtype)
         received_SD = exchange.received.take(sum(plan.num_received_M), x_TD.shape[1], x_TD.dtype)
         pick_rows(x_TD, torch.from_numpy(plan.token_S).to(x_TD.device), sent_SD)

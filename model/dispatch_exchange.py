@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.dispatch import DispatchHandle
 from model.dispatch_collectives import Collectives
-from model.dispatch_plan import RowPlan, plan_arrivals
+from model.dispatch_plan import Ids, RowPlan, plan_arrivals
 from model.expert_copies import Ints
 from model.kernels.protocol import Kernels
 from model.placement import Placement
@@ -84,18 +84,29 @@ class RowExchange:
 
     def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
         """`dispatch` of a layer whose rows do not travel: this member holds all that its rows need."""
-        self.begin_experts()
+        self._begin_experts()
         ids_TK: Ints = expert_ids_TK.cpu().numpy()
         here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
         arrivals = plan_arrivals(self.planners[layer].routing, ids_TK, here_TK, np.full(len(ids_TK), self.rank))
+        self._end_planning()
         rows_RD = x_TD.index_select(0, self._index(arrivals.source_row_R))
         # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
         return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
 
-    def begin_experts(self) -> None:
-        """From here on this member works for experts, until `combine` has what comes back."""
+    def plan(self, layer: int, ids_SK: Ids, owner_S: Ints, num_rows_M: list[int]) -> RowPlan:
+        """From here on this member works for experts, until `combine` has what comes back. num_rows_M: see `own`."""
+        self._begin_experts()
+        plan = self.planners[layer].plan(ids_SK, owner_S, self.own(num_rows_M))
+        self._end_planning()
+        return plan
+
+    def _begin_experts(self) -> None:
         if self.collectives.pace is not None:
             self.collectives.pace.begin_experts()
+
+    def _end_planning(self) -> None:
+        if self.collectives.pace is not None:
+            self.collectives.pace.end_planning()
 
     def own(self, num_rows_M: list[int]) -> slice:
         """This member's tokens among the rows of all members, of which num_rows_M count the padding too."""

@@ -110,9 +110,7 @@ class GatherDispatcher:
         else:
             self._collectives.all_to_all(received_SW, sent_SW, self._num_rows_M,
                                          [x_TD.shape[0]] * exchange.num_members)
-        exchange.begin_experts()
-        plan = exchange.planners[layer].plan(buffers.received.ids_on_host(), self._owner_S,
-                                             exchange.own(self._num_rows_M))
+        plan = exchange.plan(layer, buffers.received.ids_on_host(), self._owner_S, self._num_rows_M)
         return exchange.arrive(buffers.received.rows_SD, plan.arrivals.source_row_R, plan)
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:

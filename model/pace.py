@@ -53,9 +53,7 @@ class Pace:
             raise ValueError(f"emulated speed {speed} is not within (0, 1]: nobody computes faster than the device")
         self.speed = speed
         self.work_s = 0.0           # since construction, as the device computed it
-        # Of this step: for experts, of each layer that had any; and for own rows, before, between and after them.
-        self.experts_work_s: list[float] = []
-        self.own_work_s: list[float] = [0.0]
+        self._forget_step()
         self._work_clock = work_clock
         self._clock = clock
         self._sleep = sleep
@@ -65,12 +63,18 @@ class Pace:
         self._begin_s = 0.0
         self._begin_work_s = 0.0
         self._counted_work_s = 0.0
-        self._is_for_experts = False
+
+    def _forget_step(self) -> None:
+        # Of this step: for own rows, before, between and after the layers with experts; for each of these, to plan
+        # whose rows go where, and then for its experts.
+        self.own_work_s: list[float] = [0.0]
+        self.planning_work_s: list[float] = []
+        self.experts_work_s: list[float] = []
+        self._part_s = self.own_work_s          # whose last number is counted on
 
     def begin_step(self) -> None:
         """A step begins, whatever has become of the one before."""
-        self._is_for_experts = False
-        self.experts_work_s, self.own_work_s = [], [0.0]
+        self._forget_step()
         self.begin()
 
     def begin(self) -> None:
@@ -83,14 +87,19 @@ class Pace:
         self._begin_work_s = self._counted_work_s = self._work_clock()
 
     def begin_experts(self) -> None:
-        self._count()
-        self._is_for_experts = True
-        self.experts_work_s.append(0.0)
+        """Of a layer, with the planning of its rows."""
+        self._begin_part(self.planning_work_s)
+
+    def end_planning(self) -> None:
+        self._begin_part(self.experts_work_s)
 
     def end_experts(self) -> None:
+        self._begin_part(self.own_work_s)
+
+    def _begin_part(self, part_s: list[float]) -> None:
         self._count()
-        self._is_for_experts = False
-        self.own_work_s.append(0.0)
+        part_s.append(0.0)
+        self._part_s = part_s
 
     def settle(self) -> None:
         """Work ends: a collective comes, or the step is over. Sleeps until begin + work / speed."""
@@ -113,8 +122,7 @@ class Pace:
         now_s = self._work_clock()
         work_s, self._counted_work_s = now_s - self._counted_work_s, now_s
         self.work_s += work_s
-        part_s = self.experts_work_s if self._is_for_experts else self.own_work_s
-        part_s[-1] += work_s
+        self._part_s[-1] += work_s
 
 
 def work_clock_of(device: torch.device, num_threads: int) -> Callable[[], float]:

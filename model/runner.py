@@ -68,9 +68,9 @@ class Runner:
         if pace is None:
             return None
         pace.settle()
-        own_s, experts_s = (tuple(work_s / pace.speed for work_s in part_s)
-                            for part_s in (pace.own_work_s, pace.experts_work_s))
-        return StepWork(own_s, experts_s)
+        own_s, planning_s, experts_s = (tuple(work_s / pace.speed for work_s in part_s) for part_s in (
+            pace.own_work_s, pace.planning_work_s, pace.experts_work_s))
+        return StepWork(own_s, planning_s, experts_s)
 
     def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
         """Go on with another placement, between two steps -> the weights that it replaces, by layer too. Freeing those

@@ -107,7 +107,8 @@ class StepWork:
     """Seconds that a member worked in a step, waiting for others not included; an emulated speed is."""
 
     own_s: tuple[float, ...]        # for its own rows: up to the first layer's experts, ..., and after the last's
-    experts_s: tuple[float, ...]    # by MoE layer, for whoever's rows: planned, picked, computed, and ready to go back
+    planning_s: tuple[float, ...]   # by MoE layer: whose rows go to which expert, whatever their number
+    experts_s: tuple[float, ...]    # by MoE layer, for whoever's rows: picked, computed, and ready to go back
 
 
 @dataclass(frozen=True, slots=True)

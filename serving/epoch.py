@@ -67,6 +67,7 @@ class WorkRatio:
     num_steps: int                  # that were timed since the process began
     own_spread: float = 0.0
     experts_spread: float = 0.0
+    planning_s: float | None = None     # to plan whose rows go to which expert, of one layer
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class RecordingRunner:
         return {}
 
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
-        work = StepWork((0.0, 0.0), (2e-4,))
+        work = StepWork((0.0, 0.0), (5e-5,), (2e-4,))
         return StepResult(plan.epoch, plan.step_index, (), StepStats(expert_rows=((5,),), work=work))
 
 
@@ -142,5 +142,6 @@ async def test_the_work_is_metered_over_a_change_of_placement(case: Case) -> Non
         await case.executor.execute(StepPlan(1, step_index, ()), (1, 1))
     ratio = case.work.snapshot(time.monotonic())
     assert ratio is not None and ratio.num_steps == MIN_STEPS + 5
-    expected_s = 4e-5 + 4 * (3e-4 - 4e-5) / 63 + 2e-5
+    expected_s = 4e-5 + 4 * (3e-4 - 4e-5) / 63
     assert ratio.own is None and ratio.experts == pytest.approx(2e-4 / expected_s)
+    assert ratio.planning_s == pytest.approx(5e-5)

@@ -27,7 +27,7 @@ CHANGE = PlacementChange("op", "hot experts", 3 << 20, 0, 2, "failed", detail="n
 EPOCH = Epoch(4, (A, B, C), PLACEMENT, "", SHARES, PlanFigures(64, 100, 0.02, 0.016, "compute", "exact"), revision=2,
               changes=(CHANGE,))
 ROWS = np.array([[10, 60, 20, 10], [0, 0, 0, 0]], dtype=np.float32)
-RATIOS = (WorkRatio(1.04, 1.19, 50, 0.02, 0.05), WorkRatio(None, 2.5, 50), None)
+RATIOS = (WorkRatio(1.04, 1.19, 50, 0.02, 0.05, 2.5e-4), WorkRatio(None, 2.5, 50), None)
 STATUS = PlacementStatus(EPOCH, 3, ExpertLoad(2, 4, ROWS.tobytes()), RATIOS)
 
 
@@ -59,11 +59,12 @@ def test_the_busiest_experts_come_first_with_their_holders() -> None:
 @pytest.mark.parametrize("view", [placement_view, experts_view])
 def test_a_member_that_is_slower_than_its_profile_is_seen(view: Callable[[PlacementStatus], RenderableType]) -> None:
     text = shown(view(STATUS))
-    assert "rank 0: own rows 1.04 ± 0.02 x, experts 1.19 ± 0.05 x the profile" in text
+    assert "rank 0: own rows 1.04 ± 0.02 x, experts 1.19 ± 0.05 x the profile; planning 0.25 ms" in text
     assert "rank 1: experts 2.50 ± 0.00 x the profile" in text and "rank 2: work not measured yet" in text
     members = json.loads(placement_json(STATUS))["members"]
     assert members[0]["work_over_profile"] == {
-        "own": 1.04, "experts": 1.19, "num_steps": 50, "own_spread": 0.02, "experts_spread": 0.05}
+        "own": 1.04, "experts": 1.19, "num_steps": 50, "own_spread": 0.02, "experts_spread": 0.05,
+        "planning_s": 2.5e-4}
     assert members[2]["work_over_profile"] is None
 
 

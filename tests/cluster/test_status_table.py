@@ -82,4 +82,4 @@ def test_json_holds_everything() -> None:
     content = json.loads(status_json(a_status(), placement))
     assert content["expert_rows"] == [[3.0, 1.0]]
     assert content["work_over_profile"] == [{"own": 1.5, "experts": None, "num_steps": 30, "own_spread": 0.0,
-                                                "experts_spread": 0.0}, None]
+                                                "experts_spread": 0.0, "planning_s": None}, None]

@@ -24,7 +24,8 @@ ROWS = ((1, 0, 64), (0, 0, 1), (1, 1, 0))
 DENSE_S = 1e-4 + 63 / 255 * (2e-3 - 1e-4)
 ATTENTION_S = DENSE_S + 4e-8 * (100 + 63 * 64 // 2)
 OWN_P = (ATTENTION_S,) * 3 + (1e-3,)                                # seconds before each layer's experts, and after all
-EXPERTS_L = (4e-5 + 3e-4 + 2e-5, 4e-5 + 2e-5, 2 * 4e-5 + 2e-5)      # seconds of each layer
+EXPERTS_L = (4e-5 + 3e-4, 4e-5, 2 * 4e-5)                           # seconds of each layer
+PLANNING_L = (1e-5, 2e-5, 6e-5)
 
 
 def meter() -> WorkMeter:
@@ -33,7 +34,7 @@ def meter() -> WorkMeter:
 
 def stats(own: float = 1.0, experts: float = 1.0) -> StepStats:
     """A step that took so many times as long as the profile says."""
-    return StepStats(expert_rows=ROWS, work=StepWork(times(own, OWN_P), times(experts, EXPERTS_L)))
+    return StepStats(expert_rows=ROWS, work=StepWork(times(own, OWN_P), PLANNING_L, times(experts, EXPERTS_L)))
 
 
 def times(ratio: float, seconds: tuple[float, ...]) -> tuple[float, ...]:
@@ -67,7 +68,7 @@ def test_nothing_is_said_before_enough_was_measured() -> None:
 
 def test_few_steps_are_enough_when_they_are_long() -> None:
     one = meter()
-    one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork((2.5, *OWN_P[1:]), EXPERTS_L)), 100.0)
+    one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork((2.5, *OWN_P[1:]), PLANNING_L, EXPERTS_L)), 100.0)
     ratio = one.snapshot(100.0)
     weight = OWN_P[0] / sum(OWN_P)
     assert ratio is not None and ratio.experts is None
@@ -106,10 +107,10 @@ def test_older_steps_count_for_less() -> None:
 def test_long_steps_weigh_more() -> None:
     one = meter()
     big = ((64, 64, 64),) * 3
-    big_s = 3 * 3e-4 + 2e-5
+    big_s = 3 * 3e-4
     for _ in range(20):
         one.add(PLAN, stats(experts=2.0), 100.0)
-        one.add(PLAN, StepStats(expert_rows=big, work=StepWork(OWN_P, (big_s,) * 3)), 100.0)
+        one.add(PLAN, StepStats(expert_rows=big, work=StepWork(OWN_P, PLANNING_L, (big_s,) * 3)), 100.0)
     ratio = one.snapshot(100.0)
     assert ratio is not None and ratio.experts == pytest.approx(
         (2 * sum(EXPERTS_L) + 3 * big_s) / (sum(EXPERTS_L) + 3 * big_s))
@@ -122,7 +123,7 @@ def test_dense_layers_and_a_sliding_window_are_expected_too() -> None:
     attention_s = DENSE_S + 4e-8 * (10 + 55 + 53 * 10)
     expected_s = (2 * attention_s + mlp_s, attention_s, 1e-3)
     for _ in range(30):
-        one.add(PLAN, StepStats(expert_rows=ROWS[:2], work=StepWork(expected_s, (1.0, 1.0))), 100.0)
+        one.add(PLAN, StepStats(expert_rows=ROWS[:2], work=StepWork(expected_s, PLANNING_L[:2], (1.0, 1.0))), 100.0)
     ratio = one.snapshot(100.0)
     assert ratio is not None and (ratio.own, ratio.own_spread) == (pytest.approx(1.0), pytest.approx(0.0))
 
@@ -140,6 +141,9 @@ def test_what_has_no_ratio_stays_and_what_is_out_of_range_is_cut() -> None:
     assert corrected(PROFILE, None, 3) == PROFILE
     own = corrected(PROFILE, WorkRatio(2.0, None, 20), 3)
     assert own.expert_s == PROFILE.expert_s and own.layer_overhead_s == PROFILE.layer_overhead_s
+    assert corrected(PROFILE, measured(1.0, 1.0), 3).layer_overhead_s == pytest.approx(3e-5)
+    fast = corrected(PROFILE, WorkRatio(1.0, 1.0, 20, planning_s=1e-6), 3)
+    assert fast.layer_overhead_s == PROFILE.layer_overhead_s        # which is not planning alone
     assert own.dense_s[1] == (256, 4e-3) and own.head_s[0] == (1, 2e-3) and own.attention_s == 8e-8
     experts = corrected(PROFILE, WorkRatio(None, 100.0, 20), 3)
     assert experts.dense_s == PROFILE.dense_s and experts.expert_s[0] == (1, pytest.approx(4e-5 * RATIO_RANGE[1]))
@@ -152,7 +156,7 @@ def test_work_that_varies_has_a_spread() -> None:
     one, draw = meter(), np.random.default_rng(0)
     own_P, of_layers_L = draw.normal(1.0, 0.1, (400, 4)), draw.normal(1.5, (0.2, 0.0, 0.1), (400, 3))
     for own, of_layers in zip(own_P * OWN_P, of_layers_L * EXPERTS_L, strict=True):
-        one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(tuple(own), tuple(of_layers))), 100.0)
+        one.add(PLAN, StepStats(expert_rows=ROWS, work=StepWork(tuple(own), PLANNING_L, tuple(of_layers))), 100.0)
     ratio, weights_L = one.snapshot(100.0), np.array(EXPERTS_L) / sum(EXPERTS_L)
     assert ratio is not None and ratio.own_spread == pytest.approx(0.1, rel=0.15)
     assert ratio.experts_spread == pytest.approx(weights_L @ (0.2, 0.0, 0.1), rel=0.15)
@@ -162,7 +166,8 @@ def test_what_drifts_or_differs_between_kinds_of_steps_is_no_spread() -> None:
     one, decode = meter(), StepPlan(1, 0, (DECODE,))
     for slowness in np.linspace(1.0, 2.0, 100):
         one.add(PLAN, stats(own=slowness, experts=slowness), 100.0)
-        one.add(decode, StepStats(expert_rows=((1,), (0,), (0,)), work=StepWork((1e-4,) * 4, (9e-5, 0.0, 0.0))), 100.0)
+        work = StepWork((1e-4,) * 4, PLANNING_L, (9e-5, 0.0, 0.0))
+        one.add(decode, StepStats(expert_rows=((1,), (0,), (0,)), work=work), 100.0)
     ratio = one.snapshot(100.0)
     assert ratio is not None and (ratio.own_spread, ratio.experts_spread) == (0.0, 0.0)
     for slowness in np.linspace(2.0, 1.0, 100):

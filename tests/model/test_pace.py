@@ -125,6 +125,8 @@ def test_work_is_counted_for_own_rows_and_for_experts_apart() -> None:
     pace.begin_step()
     device.work(0.01)
     pace.begin_experts()
+    device.work(0.001)
+    pace.end_planning()
     device.work(0.002)
     pace.settle()
     device.now_s += 0.3             # a collective within the experts' part is nobody's work
@@ -133,9 +135,10 @@ def test_work_is_counted_for_own_rows_and_for_experts_apart() -> None:
     pace.end_experts()
     device.work(0.03)
     pace.settle()
-    assert pace.experts_work_s == [pytest.approx(0.006)] and pace.work_s == pytest.approx(0.046)
+    assert pace.experts_work_s == [pytest.approx(0.006)] and pace.work_s == pytest.approx(0.047)
+    assert pace.planning_work_s == [pytest.approx(0.001)]
     assert pace.own_work_s == [pytest.approx(0.01), pytest.approx(0.03)]
-    assert device.slept_s == [pytest.approx(0.012), pytest.approx(0.034)]
+    assert device.slept_s == [pytest.approx(0.013), pytest.approx(0.034)]
 
 
 def test_a_step_that_failed_among_the_experts_leaves_the_next_one_alone() -> None:
@@ -149,6 +152,7 @@ def test_a_step_that_failed_among_the_experts_leaves_the_next_one_alone() -> Non
     pace.begin_step()
     device.work(0.002)
     pace.begin_experts()
+    pace.end_planning()
     device.work(0.004)
     pace.end_experts()
     pace.settle()
@@ -185,7 +189,8 @@ def test_a_runner_takes_its_work_divided_by_the_speed(write_tiny: Callable[..., 
     assert all(work is not None and min(work.own_s) > 0 and len(work.own_s) == args.num_moe_layers + 1
                for work in works)
     assert all(work is not None and len(work.experts_s) == args.num_moe_layers for work in works)
-    assert sum(sum(work.own_s) + sum(work.experts_s) for work in works if work) == pytest.approx(pace.work_s / 0.25)
+    all_s = sum(sum(work.own_s) + sum(work.planning_s) + sum(work.experts_s) for work in works if work)
+    assert all_s == pytest.approx(pace.work_s / 0.25)
 
 
 def test_a_member_alone_works_for_experts_between_dispatch_and_combine() -> None:
