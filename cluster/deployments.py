@@ -18,6 +18,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from cluster.background import Background
 from cluster.coordinator_handle import CoordinatorHandle
 from cluster.node import NODE_LABEL, NodeIdentity
 from serving.config import ServeConfig
@@ -32,42 +33,8 @@ if TYPE_CHECKING:
     from serving.epoch import Epoch, Member, PlacementChange, ShardStatus, WorkRatio
     from serving.expert_load import ExpertLoad
 
-logger = logging.getLogger(__name__)
-
 LOST_AFTER_S = 15.0         # a member that has not reported for so long is gone; it reports every second
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-
-
-class Background:
-    """A task that must not end. Serve's health check asks; the constructor may wait for a first success."""
-
-    def __init__(self, task: asyncio.Task[None]) -> None:
-        self._task = task
-        task.add_done_callback(_log_failure)
-
-    async def wait_for(self, event: asyncio.Task[None]) -> None:
-        """Until `event` is done. Raises what ended the task when that comes first."""
-        await asyncio.wait((self._task, event), return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():
-            event.cancel()
-            self._task.result()
-
-    def check(self) -> None:
-        if self._task.done():
-            self._task.result()
-            raise RuntimeError("the replica's main task has ended")
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self._task
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    """At once: Serve asks later, and may have stopped the replica by then."""
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
-        logger.error("main_task_failed error=%s", error, exc_info=error)
 
 
 class CoordinatorDeployment:

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from cluster.deployments import Background
+from cluster.background import Background
 
 
 async def test_why_a_main_task_failed_is_logged_at_once_and_raised_when_asked(caplog: pytest.LogCaptureFixture) -> None:
