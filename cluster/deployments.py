@@ -7,7 +7,6 @@ needs only its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import logging
 import socket
