@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cluster.group_plan import Rows, checked_placement, plan_change, predict_group, slowdown_of_rates
+from cluster.group_plan import BestChange, Rows, best_change, checked_placement
 from cluster.membership import (
     UNKNOWN,
     GroupPhase,
@@ -160,8 +160,8 @@ class Coordinator:
         if placement is not None:
             target = await asyncio.to_thread(checked_placement, placement, measured, self._rules.plan, counted)
             return self._begin(epoch, operation_id, why, target)
-        _, target = await self._best_change(measured, counted)
-        return self._begin(epoch, operation_id, why, target)
+        best = await self._best_change(measured, counted)
+        return self._begin(epoch, operation_id, why, best.target)
 
     async def rebalance(self) -> PlacementChange | None:
         """Look once whether another placement would be faster by the margin, for the counted load and measured work.
@@ -178,11 +178,12 @@ class Coordinator:
         if is_given or find(epoch, operation_id) or num_rows <= self._num_rows_considered:
             return None
         self._num_rows_considered = num_rows
-        running_s, target = await self._best_change(self._as_measured(epoch), counted)
+        best = await self._best_change(self._as_measured(epoch), counted)
+        target = best.target
         assert target.figures is not None
-        gain = running_s / target.figures.step_s - 1.0
+        gain = best.running_s / target.figures.step_s - 1.0
         logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned_step_s=%.6f", epoch.number,
-                    epoch.revision, running_s, target.figures.step_s)
+                    epoch.revision, best.running_s, target.figures.step_s)
         if gain < config.rebalance_margin:
             return None
         self._num_rows_considered = 0.0
@@ -199,24 +200,11 @@ class Coordinator:
             except Exception:       # the next look may go better; the group goes on meanwhile
                 logger.exception("rebalance_failed")
 
-    async def _best_change(self, epoch: Epoch, counted: Rows | None) -> tuple[float, PlannedPlacement]:
-        """What a step takes now, and the best that the running members can change to: where nothing need be moved, only
-        the rates."""
-        rules, slots = self._rules.plan, self._slots(epoch)
+    async def _best_change(self, epoch: Epoch, counted: Rows | None) -> BestChange:
         for member, ratio in zip(epoch.members, self._work.ratios(epoch), strict=True):
             if ratio is not None:
                 logger.info("planned_with_work shard_id=%s %s", member.shard_id, ratio)
-        running = await asyncio.to_thread(predict_group, epoch, rules, counted)
-        target = await asyncio.to_thread(plan_change, epoch, rules, counted, slots)
-        figures = target.figures
-        slowdown = await asyncio.to_thread(slowdown_of_rates, epoch, rules, counted, target.placement.rates)
-        assert figures is not None
-        if figures.step_s >= running.step_s:        # what runs is as good
-            solver = epoch.figures.solver if epoch.figures else figures.solver
-            figures = replace(figures, step_s=running.step_s, bound_s=min(figures.bound_s, running.step_s),
-                              limit=running.limit, solver=solver)
-            target = PlannedPlacement(replace(target.placement, holders=epoch.placement.holders), epoch.shares, figures)
-        return running.step_s * slowdown, target
+        return await asyncio.to_thread(best_change, epoch, self._rules.plan, counted, self._slots(epoch))
 
     def _as_measured(self, epoch: Epoch) -> Epoch:
         return self._work.as_measured(epoch, {shard_id: report.member for shard_id, report in self._reports.items()})

@@ -56,14 +56,31 @@ def plan_group(members: Sequence[Member], rules: PlanRules, before: Epoch | None
     return _plan(members, rules, None, surviving_holders(before.placement, old_ids, shard_ids), None)
 
 
-def plan_change(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, slots: tuple[int, ...]) -> PlannedPlacement:
-    """The best that the running members of an epoch can change to. Raises PlacementError.
+@dataclass(frozen=True, slots=True)
+class BestChange:
+    """What the running members of an epoch can change to, and what a step takes as long as they do not."""
+
+    running_s: float
+    target: PlannedPlacement
+
+
+def best_change(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, slots: tuple[int, ...]) -> BestChange:
+    """Where what runs is as good, nothing need be moved: only the rates are new. Raises PlacementError.
 
     load_LE: rows counted by layer and expert, None when nothing is known. slots: copies that each member has room for.
     """
+    running = _predict_group(epoch, rules, load_LE)
     takes_requests = tuple(epoch.takes_requests(rank) for rank in range(len(epoch.members)))
-    running = RunningMembers(takes_requests, slots)
-    return _plan(epoch.members, rules, load_LE, epoch.placement.holders, running)
+    target = _plan(epoch.members, rules, load_LE, epoch.placement.holders, RunningMembers(takes_requests, slots))
+    slowdown = slowdown_of_rates(epoch, rules, load_LE, target.placement.rates)
+    figures = target.figures
+    assert figures is not None
+    if figures.step_s >= running.step_s:
+        solver = epoch.figures.solver if epoch.figures else figures.solver
+        figures = replace(figures, step_s=running.step_s, bound_s=min(figures.bound_s, running.step_s),
+                          limit=running.limit, solver=solver)
+        target = PlannedPlacement(replace(target.placement, holders=epoch.placement.holders), epoch.shares, figures)
+    return BestChange(running.step_s * slowdown, target)
 
 
 def _plan(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None,
@@ -79,7 +96,7 @@ def _plan(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None,
     return PlannedPlacement(plan.placement, plan.shares, figures)
 
 
-def predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None = None) -> StepPrediction:
+def _predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None) -> StepPrediction:
     """What the placement that runs takes for a step under this load, its rows split as well as they can be."""
     from cluster.placement import predict_running
 
@@ -122,7 +139,7 @@ def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules,
         raise PlacementError(f"the placement has an expert with {copies} copies, placement.min_copies is "
                              f"{rules.config.min_copies}", fix="give every expert so many holders")
     given = replace(epoch, placement=replace(epoch.placement, holders=placement.holders))
-    prediction = predict_group(given, rules, load_LE)
+    prediction = _predict_group(given, rules, load_LE)
     bound_s = min(epoch.figures.bound_s if epoch.figures else prediction.step_s, prediction.step_s)
     return PlannedPlacement(given.placement, epoch.shares, _figures(rules, prediction, bound_s, "given"))
 

@@ -49,7 +49,7 @@ def _work_lines(status: PlacementStatus) -> list[Text]:
 def _work_words(ratio: WorkRatio | None) -> str:
     if ratio is None:
         return "work not measured yet"
-    parts = (("own rows", ratio.own, ratio.own_spread), ("experts", ratio.experts, ratio.experts_spread))
+    parts = (("own", ratio.own, ratio.own_spread), ("experts", ratio.experts, ratio.experts_spread))
     known = [f"{part} {mean:.2f} ± {spread:.2f}" for part, mean, spread in parts if mean is not None]
     planning = "" if ratio.planning_s is None else f"; planning {ratio.planning_s * 1e3:.2g} ms"
     return f"{', '.join(known)} x the profile{planning}"

@@ -137,9 +137,10 @@ class WorkMeter:
         attended = sum(_num_attended(request, args.sliding_window) for request in plan.requests)
         num_drawn = sum((request.sampling is not None) + len(request.prompt_targets) for request in plan.requests)
         attention_s = curve_seconds(profile.dense_s, num_rows) + profile.attention_s * attended
-        scale = args.intermediate_size / args.moe_intermediate_size
         own_s: FloatArray = self._num_attentions_P * attention_s
-        own_s += self._num_dense_P * scale * curve_seconds(profile.expert_s, num_rows)
+        if args.num_layers > args.num_moe_layers:
+            scale = args.intermediate_size / args.moe_intermediate_size
+            own_s += self._num_dense_P * scale * curve_seconds(profile.expert_s, num_rows)
         own_s[-1] += curve_seconds(profile.head_s, num_drawn)
         return own_s
 

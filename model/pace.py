@@ -2,7 +2,8 @@
 
 Work is what happens between the end of one collective and the start of the next, from the start of a step to its first
 collective, and from its last one to its end. The agreement between steps is not work, nor is a collective itself. It
-is done for the member's own rows or, between `begin_experts` and `end_experts`, for experts, whoever owns their rows.
+is done for the member's own rows or, between `begin_experts` and `end_experts`, for experts, whoever owns their rows:
+up to `end_planning` to know whose rows go where, then to bring them to the experts and to compute them.
 Members that emulate on one machine may take turns, so that they do not compete for its memory and caches: what a member
 waits for its turn is part of what it would wait anyway, as long as their speeds add up to well below 1.
 """

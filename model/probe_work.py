@@ -116,7 +116,7 @@ class Layers:
             batch = self._batches[num_rows] = build_batch(_decodes(num_rows, 0, 1), 1, MAX_ROWS)
         self._decoder.layers = self._all[:num_layers]
         token_ids_T = batch.token_ids_T.to(self._hidden_TD.device)
-        self._meter.begin()
+        self._meter.begin_step()
         self._dispatcher.begin_step((num_rows, num_others_rows))
         self._decoder.forward(token_ids_T, batch.attention, self._kv_cache[:num_layers], self._dispatcher)
         self._meter.settle()
@@ -126,7 +126,7 @@ class Layers:
         plan = _decodes(num_rows, 0, 1)
         self._decoder.output = next(self._outputs)
         self._experts.compute(1)
-        self._meter.begin()
+        self._meter.begin_step()
         build_batch(plan, 1, MAX_ROWS)
         sample(self._decoder.logits(self._hidden_TD[:num_rows]), list(plan.requests))
         self._meter.settle()

@@ -59,7 +59,7 @@ def test_the_busiest_experts_come_first_with_their_holders() -> None:
 @pytest.mark.parametrize("view", [placement_view, experts_view])
 def test_a_member_that_is_slower_than_its_profile_is_seen(view: Callable[[PlacementStatus], RenderableType]) -> None:
     text = shown(view(STATUS))
-    assert "rank 0: own rows 1.04 ± 0.02, experts 1.19 ± 0.05 x the profile; planning 0.25 ms" in text
+    assert "rank 0: own 1.04 ± 0.02, experts 1.19 ± 0.05 x the profile; planning 0.25 ms" in text
     assert "rank 1: experts 2.50 ± 0.00 x the profile" in text and "rank 2: work not measured yet" in text
     members = json.loads(placement_json(STATUS))["members"]
     assert members[0]["work_over_profile"] == {
