@@ -16,6 +16,7 @@ from model.expert_copies import Ints, LayerCopies
 from model.kernels.packed_cpu_library import CopiesStruct, KernelLibrary, RoutingStruct
 
 _ID_BYTES = 2
+_BAD_ID = 2
 
 
 class CompiledRowPlanner:
@@ -44,6 +45,9 @@ class CompiledRowPlanner:
                            dtype=np.int64)
         status = self._row_plan(self._address, _address(expert_ids_SK), step_bytes // _ID_BYTES, num_rows, num_per_row,
                                 _address(owner_S), own.start, num_own, _address(numbers))
+        if status == _BAD_ID:
+            raise ValueError(f"expert ids {expert_ids_SK.min()}..{expert_ids_SK.max()} of a layer with "
+                             f"{self.routing.padding_id} experts: the members do not run the same model")
         if status:
             raise OutOfMemoryError("no memory to plan the rows of a layer", fix="lower max_batch_tokens")
         return self._read(numbers, num_counts, num_pairs, num_own, num_per_row)

@@ -12,7 +12,7 @@
 #include "row_plan.h"
 
 #define EXPORT __attribute__((visibility("default")))
-enum { OK = 0, NO_MEMORY = 1 };
+enum { OK = 0, NO_MEMORY = 1, BAD_ID = 2 };
 
 // ---- packing: rows [n, K] of a weight into panels; panel p lands at place p * panel_stride + panel_first
 
@@ -249,6 +249,7 @@ EXPORT long row_plan(const Routing *routing, const int16_t *ids, long ids_step, 
     StepRows rows = {ids, owner, ids_step, num_rows, num_per_row, own_first, own_count};
     RowPlanOut out = plan_out(routing, &rows, numbers);
     PlanSpace space;
+    if (!ids_are_valid(routing, &rows)) return BAD_ID;
     char *memory = malloc(lay_out(&space, routing, &rows, 0) + 64);
     if (!memory) return NO_MEMORY;
     lay_out(&space, routing, &rows, memory + (-(uintptr_t)memory & 63));

@@ -73,6 +73,17 @@ static RowPlanOut plan_out(const Routing *r, const StepRows *rows, int64_t *numb
     return out;
 }
 
+// Ids come from other members, and index memory here
+static int ids_are_valid(const Routing *r, const StepRows *rows) {
+    long num_bad = 0;
+    for (long row = 0; row < rows->num_rows; row++)
+        for (long k = 0; k < rows->num_per_row; k++) {
+            long id = rows->ids[row * rows->ids_step + k];
+            num_bad += id < 0 || id > r->num_experts;
+        }
+    return num_bad == 0;
+}
+
 static void begin_pouring(Pouring *p, const int64_t *num_rows_E) {
     const Copies *w = p->copies;
     long M = w->num_members;

@@ -83,6 +83,16 @@ def test_padding_and_rows_that_lie_apart(holders: tuple[tuple[int, ...], ...]) -
     assert numbers_of(NumpyRowPlanner(routing).plan(wide[:, 3:5], owner_S, own)) == expected
 
 
+@pytest.mark.parametrize("bad", [-1, 5, 32_767])
+def test_ids_that_no_expert_has_are_refused(bad: int) -> None:
+    planner = CompiledRowPlanner(layer_routing(contiguous_placement(2, 4, (2, 2)), 0, 0), LIBRARY)
+    ids_SK, owner_S = np.array([[0, 1], [2, 4]], dtype=np.int16), np.array([0, 1])     # 4 is padding
+    planner.plan(ids_SK, owner_S, slice(0, 1))
+    ids_SK[1, 1] = bad
+    with pytest.raises(ValueError, match="do not run the same model"):
+        planner.plan(ids_SK, owner_S, slice(0, 1))
+
+
 def kinds(planners: list[RowPlanner]) -> set[type]:
     return {type(planner) for planner in planners}
 
