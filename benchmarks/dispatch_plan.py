@@ -2,9 +2,9 @@
 
 `python benchmarks/dispatch_plan.py [--rows 8,64,2048] [--experts 64] [--copied 0,32,64] [--speeds 4,2,1,1]`.
 A row of the table is one (copied experts, rows of each member): microseconds of the split of the rows over the copies
-alone, in numpy and Python, and of all that a member plans in a layer, in numpy and in C (first quartile), the latter
-also with cold caches, as after a layer's experts (median); and how much sooner the slowest member is done than if the
-first holder computed all rows of an expert.
+alone, in numpy and Python, and of all that a member plans in a layer, in numpy and in C (first quartile), both also
+with cold caches, as after a layer's experts (median); and how much sooner the slowest member is done than if the first
+holder computed all rows of an expert.
 The last line of stdout is one JSON object.
 """
 

@@ -144,10 +144,11 @@ class ShardLinks:
         num_prompt = len(submission.prompt_token_ids)
         num_known = num_prompt + len(submission.journal_token_ids)
         largest = max(shard.max_request_tokens(self._block_size) for shard in shards)
+        num_output = expected_output_tokens(submission)
         at_least = num_prompt + submission.max_tokens
         if may_shorten:
-            at_least = max(num_known + 1, min(at_least, num_known + EXPECTED_OUTPUT_TOKENS, largest))
-        request = RoutedRequest(hashes, num_known, expected_output_tokens(submission), at_least)
+            at_least = max(num_known + 1, min(num_known + num_output, largest))
+        request = RoutedRequest(hashes, num_known, num_output, at_least)
         chosen = choose_shard(request, shards, self._index, self._block_size)
         if chosen is None:
             raise ContextLengthError(
