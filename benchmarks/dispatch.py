@@ -27,8 +27,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe  # noqa: E402
-from model.dispatch import Dispatcher  # noqa: E402
-from model.dispatch_plan import choose_holders, layer_routing  # noqa: E402
+from model.dispatch.dispatcher import Dispatcher  # noqa: E402
+from model.dispatch.row_plan import choose_holders, layer_routing  # noqa: E402
 from model.kernels.select import select_kernels  # noqa: E402
 from model.placement import ExpertRate, Placement  # noqa: E402
 
@@ -87,9 +87,9 @@ def least_bytes(setting: Setting) -> int:
 
 
 def dispatchers(setting: Setting, rank: int, group: torch.distributed.ProcessGroup) -> dict[str, Dispatcher]:
-    from model.dispatch_all_to_all import AllToAllDispatcher
-    from model.dispatch_auto import AutoDispatcher
-    from model.dispatch_gather import GatherDispatcher
+    from model.dispatch.all_to_all import AllToAllDispatcher
+    from model.dispatch.auto import AutoDispatcher
+    from model.dispatch.gather import GatherDispatcher
     kernels, placement = select_kernels("cpu"), setting.placement
     return {"all_to_all": AllToAllDispatcher(kernels, placement, rank, group),
             "gather": GatherDispatcher(kernels, placement, rank, group),
@@ -117,7 +117,7 @@ def measure(setting: Setting, dispatchers: dict[str, Dispatcher], rank: int) -> 
 
 
 def member(rank: int, num_members: int, rendezvous: str, settings: list[Setting], pipe: Connection) -> None:
-    from cluster.process_group import ProcessGroup
+    from cluster.shard.process_group import ProcessGroup
     torch.set_num_threads(1)
     group = ProcessGroup.join(rendezvous, rank, num_members, TIMEOUT_S, "gloo", "cpu")
     for setting in settings:

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.dispatch import numbers, placement_with_copies  # noqa: E402
 from benchmarks.machine import describe  # noqa: E402
-from model import dispatch_plan as plan  # noqa: E402
-from model.expert_copies import layer_copies, split_rows  # noqa: E402
-from model.kernels.compiled_row_planner import CompiledRowPlanner  # noqa: E402
+from model.dispatch import row_plan as plan  # noqa: E402
+from model.dispatch.compiled_row_planner import CompiledRowPlanner  # noqa: E402
+from model.dispatch.row_planner import NumpyRowPlanner, RowPlanner  # noqa: E402
+from model.dispatch.row_split import layer_copies, split_rows  # noqa: E402
 from model.kernels.packed_cpu_library import KernelLibrary  # noqa: E402
 from model.placement import ExpertRate, Placement  # noqa: E402
-from model.row_planner import NumpyRowPlanner, RowPlanner  # noqa: E402
 
 ROWS_WHILE_READING = 12.0
 COLD_BYTES = 256 << 20

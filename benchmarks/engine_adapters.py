@@ -44,16 +44,16 @@ class MoesaicEngine:
         import torch
 
         from model.args import read_model_args
-        from model.dispatch import LocalDispatcher
+        from model.dispatch.dispatcher import LocalDispatcher
         from model.kernels.select import select_kernels
         from model.placement import contiguous_placement
         from model.runner import Runner
         from model.step import StepHeader, StepPlan, StepResult
         from model.weights import load_decoder
         from serving.config import SchedulerConfig
-        from serving.engine import Engine
-        from serving.request import TokenEvent
-        from serving.scheduler import Scheduler
+        from serving.engine.engine import Engine
+        from serving.engine.request import TokenEvent
+        from serving.engine.scheduler import Scheduler
 
         torch.set_num_threads(num_threads)
         args = read_model_args(folder)
@@ -105,7 +105,7 @@ class MoesaicEngine:
 
     async def _generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
         from model.step import SamplingSpec
-        from serving.request import Submission
+        from serving.engine.request import Submission
 
         self._all_ended.clear()
         self._times, self._num_open = {}, len(prompts)

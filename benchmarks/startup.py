@@ -55,8 +55,8 @@ def run_floor(config: ServeConfig, kind: str, began_s: float) -> None:
     def mark(name: str) -> None:
         marks[name] = time.monotonic() - began_s
 
-    from cluster.local_nodes import LocalNodes
-    from cluster.process_marks import stop_processes
+    from cluster.launch.local_nodes import LocalNodes
+    from cluster.launch.process_marks import stop_processes
 
     nodes = LocalNodes()
     head, *others = config.local_nodes
@@ -213,8 +213,8 @@ def run_up(config: ServeConfig, state_dir: Path, began_s: float) -> None:
     def mark(name: str) -> None:
         marks.setdefault(name, time.monotonic() - began_s)
 
-    from cluster.bring_up import BringUp, Progress, take_down
-    from cluster.membership import ShardState
+    from cluster.coordinator.membership import ShardState
+    from cluster.launch.bring_up import BringUp, Progress, take_down
 
     mark("imported")
     num_shards = sum(pool.replicas for pool in config.pools)

@@ -28,13 +28,13 @@ from unequal import prompts_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cluster.bring_up import BringUp, take_down  # noqa: E402
-from cluster.cluster_client import ClusterClient  # noqa: E402
-from cluster.placement_change import find  # noqa: E402
-from cluster.state_file import RunningCluster  # noqa: E402
+from cluster.coordinator.placement_change import find  # noqa: E402
+from cluster.launch.bring_up import BringUp, take_down  # noqa: E402
+from cluster.launch.cluster_client import ClusterClient  # noqa: E402
+from cluster.launch.state_file import RunningCluster  # noqa: E402
 from model.placement import Placement  # noqa: E402
 from serving.config import ServeConfig, parse_config  # noqa: E402
-from serving.epoch import PlacementChange  # noqa: E402
+from serving.link.epoch import PlacementChange  # noqa: E402
 from serving.proto import inference_pb2, inference_pb2_grpc  # noqa: E402
 
 SETTLE_S = 3.0

@@ -39,11 +39,11 @@ from startup import free_port
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cluster.bring_up import BringUp, take_down  # noqa: E402
-from cluster.cluster_client import ClusterClient  # noqa: E402
-from cluster.memory_demand import memory_demand  # noqa: E402
-from cluster.memory_plan import MemoryDemand  # noqa: E402
-from cluster.state_file import RunningCluster  # noqa: E402
+from cluster.launch.bring_up import BringUp, take_down  # noqa: E402
+from cluster.launch.cluster_client import ClusterClient  # noqa: E402
+from cluster.launch.state_file import RunningCluster  # noqa: E402
+from cluster.planner.memory_demand import memory_demand  # noqa: E402
+from cluster.planner.memory_plan import MemoryDemand  # noqa: E402
 from model.args import read_model_args  # noqa: E402
 from serving.config import ServeConfig  # noqa: E402
 from serving.proto import inference_pb2, inference_pb2_grpc  # noqa: E402

@@ -18,33 +18,33 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.background import Background
-from cluster.coordinator_handle import CoordinatorHandle
-from cluster.node import NODE_LABEL, NodeIdentity
+from cluster.coordinator.handle import CoordinatorHandle
+from cluster.device.node import NODE_LABEL, NodeIdentity
 from serving.config import ServeConfig
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from cluster.coordinator import ClusterStatus, PlacementStatus, RouterReport
-    from cluster.membership import View
-    from cluster.shard import Shard
+    from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus, RouterReport
+    from cluster.coordinator.membership import View
+    from cluster.shard.shard import Shard
     from model.placement import Placement
-    from serving.epoch import Epoch, Member, PlacementChange, ShardStatus, WorkRatio
-    from serving.expert_load import ExpertLoad
+    from serving.engine.expert_load import ExpertLoad
+    from serving.link.epoch import Epoch, Member, PlacementChange, ShardStatus, WorkRatio
 
 LOST_AFTER_S = 15.0         # a member that has not reported for so long is gone; it reports every second
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 class CoordinatorDeployment:
-    """See cluster/coordinator.py. One replica: when it dies Serve starts another, and the members tell it all."""
+    """See cluster/coordinator/coordinator.py. One replica: another takes its place, and the members tell it all."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]     # Serve awaits it
-        from cluster.coordinator import Coordinator
-        from cluster.group_plan import PlanRules
-        from cluster.membership import GroupRules
-        from cluster.memory_demand import DTYPE_BYTES, memory_demand
-        from cluster.model_store import locate_checkpoint
+        from cluster.coordinator.coordinator import Coordinator
+        from cluster.coordinator.membership import GroupRules
+        from cluster.device.model_store import locate_checkpoint
+        from cluster.planner.group_plan import PlanRules
+        from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
         from model.args import read_model_args
 
         _log_to_stderr()
@@ -91,7 +91,7 @@ class CoordinatorDeployment:
 
 
 class ShardDeployment:
-    """See cluster/shard.py. The constructor ends when the shard's first epoch runs, so the application is not RUNNING
+    """See cluster/shard/shard.py. The constructor ends when the first epoch runs, so the application is not RUNNING
     before the model is served; meanwhile the routers answer and say what is awaited."""
 
     async def __init__(  # type: ignore[misc]     # Serve awaits it
@@ -134,7 +134,7 @@ class RouterDeployment:
 
 def _import_shard() -> type[Shard]:
     """Seconds: torch."""
-    from cluster.shard import Shard
+    from cluster.shard.shard import Shard
     return Shard
 
 

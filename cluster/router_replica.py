@@ -11,20 +11,20 @@ import time
 import grpc
 from starlette.applications import Starlette
 
-from cluster.coordinator import RouterReport
-from cluster.coordinator_client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
-from cluster.membership import GroupPhase, View
-from cluster.memory_demand import max_model_len
-from cluster.model_store import locate_checkpoint
-from cluster.node import NodeIdentity, PortTakenError, is_port_free
+from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
+from cluster.coordinator.coordinator import RouterReport
+from cluster.coordinator.membership import GroupPhase, View
+from cluster.device.model_store import locate_checkpoint
+from cluster.device.node import NodeIdentity, PortTakenError, is_port_free
+from cluster.planner.memory_demand import max_model_len
 from model.args import read_model_args
 from serving.config import ServeConfig
-from serving.generation import ModelCard
 from serving.ingress.grpc_server import build_grpc_server
 from serving.ingress.openai_http import build_http_app
 from serving.metrics import RouterMetrics
-from serving.service import InferenceService
-from serving.tokenizer import Tokenizer
+from serving.router.generation import ModelCard
+from serving.router.service import InferenceService
+from serving.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.args import ModelArgs
 from model.attention import PagedAttention
-from model.dispatch import Dispatcher
+from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import AttentionBatch, Kernels
 from model.moe import DenseMlp, LocalExperts, SparseMlp
 from model.rope import RopeTable

@@ -31,7 +31,7 @@ _MIN_POINTS = 3
 
 @dataclass(frozen=True, slots=True)
 class DeviceTimes:
-    """In seconds; each curve ascends in rows. serving/epoch.py's DeviceProfile says what is in which."""
+    """In seconds; each curve ascends in rows. serving/link/epoch.py's DeviceProfile says what is in which."""
 
     expert_s: Curve             # `pair_s` included
     dense_s: Curve

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.args import ModelArgs
-from model.dispatch import Dispatcher
+from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import AttentionBatch, Kernels
 from model.moe import LocalExperts
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.args import ModelArgs
-from model.dispatch import Dispatcher
+from model.dispatch.dispatcher import Dispatcher
 from model.gate import Gate, no_choice
 from model.kernels.protocol import ExpertWeights, Kernels
 

@@ -19,14 +19,14 @@ from torch import Tensor
 from model.args import ModelArgs
 from model.batch import StepBatch, build_batch
 from model.decoder import Decoder
-from model.dispatch import Dispatcher, DispatchHandle
-from model.dispatch_auto import AutoDispatcher
+from model.dispatch.auto import AutoDispatcher
+from model.dispatch.dispatcher import Dispatcher, DispatchHandle
+from model.dispatch.silent_group import SilentGroup
 from model.kernels.protocol import ExpertWeights, Kernels, LinearWeight
 from model.moe import SparseMlp
 from model.pace import Pace
 from model.placement import Placement
 from model.sampler import sample
-from model.silent_group import SilentGroup
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 
 MAX_ROWS = 256

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.batch import StepBatch, build_batch
-from model.dispatch import Dispatcher
+from model.dispatch.dispatcher import Dispatcher
 from model.expert_host import MemberModel
 from model.kernels.protocol import ExpertWeights
 from model.logprobs import logprobs_of

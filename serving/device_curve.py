@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from serving.epoch import Curve
+from serving.link.epoch import Curve
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from serving.engine import ShardLoad
-from serving.epoch import Epoch, Member, WorkRatio
-from serving.expert_load import ExpertLoad
-from serving.request import FinishReason
+from serving.engine.engine import ShardLoad
+from serving.engine.expert_load import ExpertLoad
+from serving.engine.request import FinishReason
+from serving.link.epoch import Epoch, Member, WorkRatio
 
 FIRST_TOKEN_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
                          20.0, 40.0, 80.0, 160.0, 640.0)

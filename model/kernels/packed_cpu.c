@@ -242,7 +242,7 @@ EXPORT long packed_attention(const Attention *call, long num_threads) {
     return OK;
 }
 
-// ---- rows of a MoE layer between members: model/kernels/compiled_row_planner.py
+// ---- rows of a MoE layer between members: model/dispatch/compiled_row_planner.py
 
 EXPORT long row_plan(const Routing *routing, const int16_t *ids, long ids_step, long num_rows, long num_per_row,
                      const int64_t *owner, long own_first, long own_count, int64_t *numbers) {

@@ -1,5 +1,5 @@
 // Which rows go to which member in one layer, and in what order outputs come back. The reference is
-// model/dispatch_plan.py: every number here is its.
+// model/dispatch/row_plan.py: every number here is its.
 // S rows of all members, sorted by owner; K experts per row; E experts, M members, R (row, expert) pairs computed here
 #pragma once
 
@@ -7,7 +7,7 @@
 
 #include "row_relief.h"
 
-typedef struct {                            // `LayerRouting` of model/dispatch_plan.py
+typedef struct {                            // `LayerRouting` of model/dispatch/row_plan.py
     const Copies *copies;                   // 0: every expert has one holder
     const int16_t *holder_of, *slot_of;     // [E + 1], the last for padding
     long rank, num_members, num_experts, num_slots;
@@ -19,7 +19,7 @@ typedef struct {
     long ids_step, num_rows, num_per_row, own_first, own_count;
 } StepRows;
 
-typedef struct {                            // `RowPlan` of model/dispatch_plan.py, in one array, in this order
+typedef struct {                            // `RowPlan` of model/dispatch/row_plan.py, in one array, in this order
     int64_t *num_slot_rows;                 // [slots]
     int64_t *num_departures, *num_returns, *num_sent, *num_received;        // [M]
     int64_t *source_row, *place, *departure;        // room for S * K, R are filled

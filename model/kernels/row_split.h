@@ -1,5 +1,5 @@
 // How the rows of an expert are shared out over its copies. The reference, with the reasons for every step, is
-// model/expert_copies.py: the same IEEE operations in the same order, so that a member that runs this and one that runs
+// model/dispatch/row_split.py: the same IEEE operations in the same order, so that a member that runs this and one that runs
 // that agree on every row.
 // E experts of the layer, M members, F experts with one holder, C experts with several
 #pragma once
@@ -11,7 +11,7 @@
 enum { MAX_PASSES = 8 };
 #define CLOSE 2e-3
 
-typedef struct {                            // `LayerCopies` of model/expert_copies.py
+typedef struct {                            // `LayerCopies` of model/dispatch/row_split.py
     const int64_t *fixed, *holder;          // [F] expert, its holder
     const double *read_F, *row_F, *start_F;
     const int64_t *copied, *first_holder;   // [C] expert; [C + 1] where its holders begin

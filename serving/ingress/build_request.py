@@ -14,11 +14,11 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from serving.chat_template import ChatMessage
 from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError, UnsupportedFieldError
-from serving.generation import GenerationRequest, ModelCard, Service
+from serving.router.generation import GenerationRequest, ModelCard, Service
 from serving.sampling_params import SamplingParams
-from serving.tokenizer import Tokenizer
+from serving.text.chat_template import ChatMessage
+from serving.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS_OF_BARE_PROMPT = 16
 _LONG_TEXT = 2048       # characters; from there a thread encodes it, below the switch costs more than it saves

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from model.step import TokenLogprob
+from serving.engine.request import FinishReason
 from serving.errors import CancelledError, ShardFailedError
-from serving.generation import GenerationDelta, GenerationRequest, Service
 from serving.ingress.openai_responses import PromptTokensDetails, Usage
-from serving.request import FinishReason
+from serving.router.generation import GenerationDelta, GenerationRequest, Service
 
 _QUEUE_SIZE = 64    # deltas; a client that reads slowly holds its sequences back, not our memory
 

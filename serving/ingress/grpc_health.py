@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.generation import Service
+from serving.router.generation import Service
 
 WATCH_PERIOD_S = 0.5
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from model.step import TokenLogprob
 from serving.errors import InvalidRequestError
-from serving.generation import GenerationDelta, ModelCard
 from serving.ingress.build_request import Conversation, Prompt, SamplingFields, Text, TokenIds, chat_message
 from serving.ingress.collect import UsageCount
 from serving.proto import inference_pb2 as pb
+from serving.router.generation import GenerationDelta, ModelCard
 
 _OPTIONAL = ("n", "max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "presence_penalty",
              "frequency_penalty", "repetition_penalty", "seed", "skip_special_tokens", "prompt_logprobs")

@@ -13,7 +13,6 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving.config import RouterConfig
-from serving.generation import Service
 from serving.ingress.auth import choose_tenant, tenant_of_header
 from serving.ingress.build_request import Asked, RequestBuilder
 from serving.ingress.collect import UsageCount, open_streams
@@ -31,7 +30,8 @@ from serving.ingress.http_request import MAX_BODY_BYTES, choose_request_id
 from serving.ingress.status import to_shared
 from serving.proto import inference_pb2 as pb
 from serving.proto import inference_pb2_grpc
-from serving.tokenizer import Tokenizer
+from serving.router.generation import Service
+from serving.text.tokenizer import Tokenizer
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _OPTIONS = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model.step import TokenLogprob
-from serving.detokenizer import Detokenizer
 from serving.ingress.openai_responses import (
     ChatLogprobs,
     ChatTokenLogprob,
@@ -14,7 +13,8 @@ from serving.ingress.openai_responses import (
     PromptLogprobs,
     TopLogprob,
 )
-from serving.tokenizer import Tokenizer
+from serving.text.detokenizer import Detokenizer
+from serving.text.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0     # the OpenAI API's "very unlikely"; JSON knows no -inf
 

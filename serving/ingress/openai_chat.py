@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from serving.errors import InvalidRequestError
-from serving.generation import GenerationDelta, GenerationRequest, Service
 from serving.ingress.build_request import Asked, RequestBuilder
 from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
 from serving.ingress.http_request import Caller, Stamp
@@ -19,7 +18,8 @@ from serving.ingress.openai_responses import (
     ChatMessageAnswer,
 )
 from serving.ingress.openai_schema import ChatCompletionBody, to_conversation, wants_usage
-from serving.tokenizer import Tokenizer
+from serving.router.generation import GenerationDelta, GenerationRequest, Service
+from serving.text.tokenizer import Tokenizer
 
 
 class ChatEndpoint:

@@ -7,16 +7,16 @@ import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from serving.engine.request import FinishReason
 from serving.errors import InvalidRequestError, UnsupportedFieldError
-from serving.generation import GenerationDelta, GenerationRequest, Service
 from serving.ingress.build_request import Asked, Prompt, RequestBuilder, Text
 from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import CompletionLogprobsWriter, prompt_logprobs
 from serving.ingress.openai_responses import Completion, CompletionChoice, CompletionLogprobs
 from serving.ingress.openai_schema import CompletionBody, to_prompts, wants_usage
-from serving.request import FinishReason
-from serving.tokenizer import Tokenizer
+from serving.router.generation import GenerationDelta, GenerationRequest, Service
+from serving.text.tokenizer import Tokenizer
 
 MAX_PROMPTS = 2048      # in one body, as the OpenAI API
 

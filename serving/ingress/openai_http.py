@@ -20,7 +20,6 @@ from starlette.routing import Route
 
 from serving.config import RouterConfig
 from serving.errors import CancelledError, InvalidRequestError, NotReadyError
-from serving.generation import ModelCard, Service
 from serving.ingress.auth import tenant_of_header
 from serving.ingress.build_request import RequestBuilder, Text
 from serving.ingress.event_stream import EventStream
@@ -45,7 +44,8 @@ from serving.ingress.openai_schema import (
     to_conversation,
 )
 from serving.ingress.status import to_shared
-from serving.tokenizer import Tokenizer
+from serving.router.generation import ModelCard, Service
+from serving.text.tokenizer import Tokenizer
 
 _LONG_BODY_BYTES = 64 * 2**10       # from there a thread parses it
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from serving.chat_template import ChatMessage
 from serving.errors import InvalidRequestError, UnsupportedFieldError
 from serving.ingress.build_request import Conversation, SamplingFields, Text, TokenIds, chat_message, invalid_request
+from serving.text.chat_template import ChatMessage
 
 _STRICT = ConfigDict(frozen=True, extra="allow", strict=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.epoch import DeviceProfile
+from serving.link.epoch import DeviceProfile
 
 PROFILE = DeviceProfile(
     source="measured", read_bytes_per_s=20e9, gemm_flop_per_s=((1, 20e9), (64, 150e9), (256, 200e9)),

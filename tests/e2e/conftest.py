@@ -19,8 +19,8 @@ import psutil
 import pytest
 import yaml
 
-from cluster.process_marks import process_of, stop_processes
-from cluster.state_file import RunningCluster, read_state
+from cluster.launch.process_marks import process_of, stop_processes
+from cluster.launch.state_file import RunningCluster, read_state
 from serving.errors import ServingError
 from tests.e2e.tiny_model import write_checkpoint
 

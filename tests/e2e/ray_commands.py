@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from cluster.cluster_client import ClusterClient
-from cluster.state_file import RunningCluster
+from cluster.launch.cluster_client import ClusterClient
+from cluster.launch.state_file import RunningCluster
 from serving.config import load_config
 
 

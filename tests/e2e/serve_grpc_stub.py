@@ -6,8 +6,8 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 
-from cluster.local_nodes import LocalNodes
-from cluster.process_marks import stop_processes
+from cluster.launch.local_nodes import LocalNodes
+from cluster.launch.process_marks import stop_processes
 from serving.config import LocalNodeConfig
 
 SERVICERS = ["serving.proto.inference_pb2_grpc.add_InferenceServicer_to_server",

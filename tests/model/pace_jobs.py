@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from model.dispatch import Dispatcher
-from model.dispatch_auto import AutoDispatcher
+from model.dispatch.auto import AutoDispatcher
+from model.dispatch.dispatcher import Dispatcher
 from model.kernels.torch_kernels import TorchKernels
 from model.pace import Pace
 from model.placement import Placement

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.args import read_model_args
-from model.dispatch import LocalDispatcher
+from model.dispatch.dispatcher import LocalDispatcher
 from model.errors import TensorError
 from model.expert_host import ExpertHost
 from model.kernels.packed_cpu import PackedCpuKernels

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.args import read_model_args
-from model.dispatch import LocalDispatcher
+from model.dispatch.dispatcher import LocalDispatcher
 from model.errors import TensorError
 from model.expert_swap import ExpertChange, change_bytes, prepare_experts
 from model.kernels.packed_cpu import PackedCpuKernels

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.args import read_model_args
-from model.dispatch import LocalDispatcher
+from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.torch_kernels import TorchKernels
 from model.pace import Pace, work_clock_of
 from model.placement import Placement, contiguous_placement

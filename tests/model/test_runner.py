@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.args import read_model_args
-from model.dispatch import LocalDispatcher
+from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.torch_kernels import TorchKernels
 from model.placement import contiguous_placement
 from model.runner import Runner

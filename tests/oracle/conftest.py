@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.args import ModelArgs, read_model_args
 from model.decoder import Decoder
-from model.dispatch import LocalDispatcher
+from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.protocol import Kernels
 from model.kernels.torch_kernels import TorchKernels
 from model.placement import contiguous_placement

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model.args import read_model_args
 from model.decoder import Decoder
-from model.dispatch import Dispatcher, LocalDispatcher
-from model.dispatch_auto import AutoDispatcher
+from model.dispatch.auto import AutoDispatcher
+from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
 from model.kernels.packed_cpu import PackedCpuKernels
 from model.kernels.protocol import Kernels
 from model.kernels.torch_kernels import TorchKernels

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from model.args import read_model_args
-from model.dispatch_auto import AutoDispatcher
+from model.dispatch.auto import AutoDispatcher
 from model.expert_host import ExpertHost, MemberModel
 from model.expert_swap import ExpertChange, prepare_experts
 from model.kernels.protocol import ExpertWeights

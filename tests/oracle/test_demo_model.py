@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.args import read_model_args
 from model.demo_checkpoint import ensure_demo_checkpoint
-from model.dispatch import LocalDispatcher
+from model.dispatch.dispatcher import LocalDispatcher
 from model.errors import CheckpointError
 from model.kernels.select import select_kernels
 from model.placement import contiguous_placement

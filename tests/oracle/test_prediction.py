@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.cost_model import Workload, predict_step
-from cluster.device_profile import profile_device
-from cluster.profile_store import ProfileStore
+from cluster.device.profile import profile_device
+from cluster.device.profile_store import ProfileStore
+from cluster.planner.cost_model import Workload, predict_step
 from model.args import ModelArgs, parse_model_args
 from model.decoder import Decoder
-from model.dispatch import LocalDispatcher
+from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.select import select_kernels
 from model.placement import contiguous_placement
 from model.runner import Runner
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from serving.config import PoolConfig
-from serving.epoch import RequestShare
+from serving.link.epoch import RequestShare
 
 NUM_ROWS = (1, 16, 64, 256)
 NUM_STEPS = 7

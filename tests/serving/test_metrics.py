@@ -6,12 +6,12 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.placement import Placement
-from serving.engine import ShardLoad
-from serving.epoch import DeviceFacts, DeviceProfile, Epoch, Member, WorkRatio
+from serving.engine.engine import ShardLoad
+from serving.engine.expert_load import ExpertLoad
+from serving.engine.request import FinishReason
 from serving.errors import OverloadedError
-from serving.expert_load import ExpertLoad
+from serving.link.epoch import DeviceFacts, DeviceProfile, Epoch, Member, WorkRatio
 from serving.metrics import RouterMetrics
-from serving.request import FinishReason
 
 
 def samples(metrics: RouterMetrics) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -14,12 +14,12 @@ from starlette.applications import Starlette
 
 from model.step import TokenLogprob
 from serving.config import RouterConfig
-from serving.detokenizer import Detokenizer
+from serving.engine.request import FinishReason
 from serving.errors import NotReadyError
-from serving.generation import GenerationDelta, GenerationRequest, ModelCard
 from serving.ingress.openai_http import build_http_app
-from serving.request import FinishReason
-from serving.tokenizer import Tokenizer
+from serving.router.generation import GenerationDelta, GenerationRequest, ModelCard
+from serving.text.detokenizer import Detokenizer
+from serving.text.tokenizer import Tokenizer
 
 ANSWER = "Hello 你好 👩‍👩‍👧 world, this is a longer answer than sixteen tokens."
 

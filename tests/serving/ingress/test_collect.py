@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
+from serving.engine.request import FinishReason
 from serving.errors import CancelledError, ShardFailedError
-from serving.generation import GenerationDelta, GenerationRequest
 from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
-from serving.request import FinishReason
+from serving.router.generation import GenerationDelta, GenerationRequest
 from serving.sampling_params import SamplingParams
 from tests.serving.ingress.conftest import FakeService
 

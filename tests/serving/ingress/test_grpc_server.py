@@ -17,7 +17,7 @@ from serving.errors import OverloadedError
 from serving.ingress.grpc_server import SERVICE_NAME, build_grpc_server
 from serving.proto import inference_pb2 as pb
 from serving.proto import inference_pb2_grpc
-from serving.tokenizer import Tokenizer
+from serving.text.tokenizer import Tokenizer
 from tests.serving.ingress.conftest import ANSWER, FakeService
 
 

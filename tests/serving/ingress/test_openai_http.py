@@ -17,7 +17,7 @@ from serving.config import RouterConfig
 from serving.errors import OverloadedError
 from serving.ingress import http_request
 from serving.ingress.openai_http import build_http_app
-from serving.tokenizer import Tokenizer
+from serving.text.tokenizer import Tokenizer
 from tests.serving.ingress.conftest import ANSWER, FakeService
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}

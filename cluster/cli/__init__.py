@@ -1,0 +1,1 @@
+"""The commands of `moesaic`, their tables and their progress. May import: every folder of cluster."""

@@ -1,0 +1,90 @@
+"""`moesaic demo`: a real chat model on three local nodes, asked once through each door."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import platformdirs
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from cluster.cli.chat import GrpcDoor, HttpDoor, Message
+from cluster.cli.conversation import print_answer
+from cluster.cli.start_display import StartDisplay
+from cluster.cli.status_table import status_view
+from cluster.coordinator.coordinator import ClusterStatus
+from cluster.launch.bring_up import BringUp
+from cluster.launch.cluster_client import ClusterClient
+from cluster.launch.state_file import RunningCluster
+from serving.config import ConfigError, ServeConfig, load_config
+
+DEMO_CONFIG = Path(__file__).parents[2] / "examples" / "demo.yaml"
+_GRPC_QUESTION = "What is a mixture of experts? Answer in two sentences."
+_HTTP_QUESTION = "Write a haiku about three computers that think together."
+_MAX_TOKENS = 96
+_SETTLE_S = 4.0         # shards report every second
+_STAGES = {"wait": "waiting for another process", "fetch": "fetching", "write": "upcycling"}
+
+
+def run_demo(console: Console, config_path: Path, state_dir: Path) -> RunningCluster:
+    """Leaves the service running. Raises ServingError, ModelError."""
+    config = prepare_demo(console, config_path)
+    with StartDisplay(console, config) as display:
+        running = BringUp(config, state_dir, display).run()
+    for door, question in ((GrpcDoor(running.grpc_address), _GRPC_QUESTION),
+                           (HttpDoor(running.http_address), _HTTP_QUESTION)):
+        console.rule(f"over {door.name}", align="left")
+        console.print(question, style="bold")
+        answered = print_answer(console, door, [Message("user", question)], _MAX_TOKENS, 0.0)
+        console.print(answered.summary(), style="dim")
+    console.rule("who computed what", align="left")
+    with ClusterClient.connected(running) as client:
+        console.print(status_view(_settled(client)))
+    console.print(_how_to_go_on(running), markup=False, highlight=False, soft_wrap=True)
+    return running
+
+
+def prepare_demo(console: Console, config_path: Path) -> ServeConfig:
+    """The demo's config, with its checkpoint made and found."""
+    try:
+        from model.demo_checkpoint import ensure_demo_checkpoint  # seconds: torch
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the demo needs the package {error.name}", fix="pip install 'moesaic[demo]'") from error
+
+    if not config_path.is_file():
+        raise ConfigError(f"{config_path} is not there", fix="run the demo from a clone of the repository")
+    config = load_config(config_path)
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("demo model", total=None)
+
+        def report(stage: str, done: int, total: int) -> None:
+            bars.update(task, description=f"demo model: {_STAGES.get(stage, stage)}", completed=done, total=total)
+        folder = ensure_demo_checkpoint(platformdirs.user_cache_path("moesaic"), report)
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
+
+
+def _settled(client: ClusterClient) -> ClusterStatus:
+    """The status when the shards have reported what they did last."""
+    until_s = time.monotonic() + _SETTLE_S
+    while True:
+        status = client.status()
+        if time.monotonic() > until_s or not any(shard.num_running for _, shard in status.shards):
+            return status
+        time.sleep(_SETTLE_S / 20)
+
+
+def _how_to_go_on(running: RunningCluster) -> str:
+    moesaic = "moesaic" if shutil.which("moesaic") else os.path.relpath(sys.argv[0])     # `make demo` activates nothing
+    return f"""
+The service goes on. Talk to it:
+  {moesaic} chat                    (or: {moesaic} chat "a question", {moesaic} chat --grpc)
+  curl {running.http_url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "{running.model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+  any OpenAI client with base_url={running.http_url}/v1, or gRPC (reflection is on) at {running.grpc_address}
+Look at it: {moesaic} status        Logs: {running.log_dir}
+Stop it:    {moesaic} down"""

@@ -1,0 +1,155 @@
+"""The command `moesaic`. Each command imports what it needs when it runs, so that each starts fast."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.cli.placement_commands import placement_app
+from cluster.launch.state_file import RunningCluster, default_state_dir, read_state
+from model.errors import ModelError
+from serving.config import load_config
+from serving.errors import ServingError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Serve one Mixture-of-Experts language model over a Ray cluster.")
+app.add_typer(placement_app, name="placement")
+console = Console()
+errors = Console(stderr=True)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML config, for example examples/demo.yaml")]
+Application = Annotated[str | None, typer.Option(help="Which application, when several run")]
+StateDir = Annotated[Path | None, typer.Option(help="Where running applications are noted", hidden=True)]
+
+
+@app.command()
+def up(config: ConfigPath, state_dir: StateDir = None) -> None:
+    """Start the local nodes of CONFIG, if it has any, and serve the model. Returns when it answers."""
+    from cluster.cli.start_display import StartDisplay
+    from cluster.launch.bring_up import BringUp
+
+    loaded = load_config(config)
+    display = StartDisplay(console, loaded)
+    with display, BringUp(loaded, state_dir or default_state_dir(), display).running() as running:
+        display.close()
+        console.print(f"{running.model} answers at {running.http_url}/v1 and over gRPC at {running.grpc_address}\n"
+                      "next: moesaic chat, moesaic status, moesaic down", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(application: Application = None, as_json: Annotated[bool, typer.Option("--json")] = False,
+           experts: Annotated[bool, typer.Option("--experts", help="Also loads of experts, work of members")] = False,
+           state_dir: StateDir = None) -> None:
+    """Show nodes, shards, experts and memory, load and health. Exit code 1 when not healthy."""
+    from cluster.cli.placement_view import experts_view
+    from cluster.cli.status_table import status_json, status_view
+    from cluster.launch.cluster_client import ClusterClient
+
+    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+        found = client.status()
+        placement = client.placement() if experts else None
+    if as_json:
+        typer.echo(status_json(found, placement))
+    else:
+        console.print(status_view(found))
+        if placement is not None:
+            console.print(experts_view(placement))
+    raise typer.Exit(0 if found.is_ready else 1)
+
+
+@app.command()
+def chat(question: Annotated[str | None, typer.Argument(help="Ask this and end; without it, a conversation")] = None,
+         grpc: Annotated[bool, typer.Option("--grpc", help="Over gRPC instead of HTTP")] = False,
+         address: Annotated[str | None, typer.Option(help="host:port of a service started elsewhere")] = None,
+         api_key: Annotated[str | None, typer.Option(envvar="MOESAIC_API_KEY")] = None,
+         max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+         temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
+         application: Application = None, state_dir: StateDir = None) -> None:
+    """Talk to the running service; answers are streamed."""
+    from cluster.cli.chat import GrpcDoor, HttpDoor, Message
+    from cluster.cli.conversation import converse, print_answer
+
+    if address is None:
+        running = read_state(state_dir or default_state_dir(), application)
+        address = running.grpc_address if grpc else running.http_address
+    door = GrpcDoor(address, api_key) if grpc else HttpDoor(address, api_key)
+    if question is not None:
+        print_answer(console, door, [Message("user", question)], max_tokens, temperature)
+    else:
+        converse(console, door, max_tokens, temperature)
+
+
+@app.command()
+def down(application: Application = None, state_dir: StateDir = None) -> None:
+    """Stop the application, and the local nodes that were started for it."""
+    from cluster.launch.bring_up import take_down
+
+    directory = state_dir or default_state_dir()
+    running: RunningCluster = read_state(directory, application)
+    num_stopped = take_down(running, directory)
+    console.print(f"{running.application} is stopped" + (f" ({num_stopped} processes)" if num_stopped else ""))
+
+
+@app.command()
+def doctor(config: Annotated[Path | None, typer.Argument(help="Check for this config too")] = None) -> None:
+    """Check this machine before the first start. Exit code 1 when something would not work."""
+    from cluster.cli.doctor import Verdict, run_checks
+
+    loaded = load_config(config) if config is not None else None
+    colours = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+    worst = Verdict.OK
+    for check in run_checks(loaded):
+        row = Table.grid(padding=(0, 1))
+        row.add_row(f"[{colours[check.verdict]}]{check.verdict:<4}[/]", f"{check.name:<16}", check.found)
+        console.print(row)
+        if check.fix:
+            console.print(f"       -> {check.fix}", markup=False)
+        worst = Verdict.FAIL if Verdict.FAIL in (worst, check.verdict) else worst
+    raise typer.Exit(1 if worst is Verdict.FAIL else 0)
+
+
+@app.command()
+def plan(model: Annotated[Path, typer.Option(help="Folder with config.json, that file, or a Moesaic config (YAML)")],
+         cluster: Annotated[Path, typer.Option(help="Cluster file, for example one of examples/clusters")],
+         batch: Annotated[int | None, typer.Option(min=1, help="Sequences that decode at once  [default: 64]")] = None,
+         context: Annotated[int | None, typer.Option(min=1, help="Tokens of each  [default: 4096]")] = None,
+         dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32")] = None,
+         min_copies: Annotated[int | None, typer.Option(help="Devices that every expert is on: 1 or 2")] = None,
+         max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a device's step; sizes buffers")] = None,
+         expert_load: Annotated[Path | None, typer.Option(help="JSON array [MoE layers][experts] of loads")] = None,
+         even: Annotated[bool, typer.Option("--even", help="Place the same on every device")] = False,
+         fast: Annotated[bool, typer.Option("--fast", help="Greedy instead of exact")] = False,
+         as_json: Annotated[bool, typer.Option("--json")] = False,
+         html: Annotated[Path | None, typer.Option(help="Also write a page with pictures here")] = None) -> None:
+    """Would the model fit on a cluster, where would its bytes be, how fast would it be? Starts nothing."""
+    from cluster.cli.plan_command import run_plan
+    from cluster.whatif.question import PlanRequest
+
+    request = PlanRequest(model, cluster, batch, context, dtype, min_copies, max_batch_tokens, expert_load, even, fast)
+    raise typer.Exit(0 if run_plan(request, console, as_json, html) else 1)
+
+
+@app.command()
+def demo(config: Annotated[Path | None, typer.Option(help="Instead of examples/demo.yaml")] = None,
+         state_dir: StateDir = None) -> None:
+    """Serve a small real chat model on three local nodes, and ask it something through each door."""
+    from cluster.cli.demo import DEMO_CONFIG, run_demo
+
+    run_demo(console, config or DEMO_CONFIG, state_dir or default_state_dir())
+
+
+def main() -> None:
+    """Entry point. Errors that people can mend are shown without a traceback; exit code 1, or 2 for wrong usage."""
+    try:
+        app()
+    except (ServingError, ModelError) as error:
+        errors.print(f"moesaic: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        sys.exit(130)

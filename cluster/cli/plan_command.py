@@ -1,0 +1,45 @@
+"""The command `moesaic plan`: read, plan, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from cluster.cli.solver_output import solver_output_to_stderr
+from cluster.whatif.answer import ClusterPlan, plan_cluster
+from cluster.whatif.question import PlanRequest, read_question
+
+
+def run_plan(request: PlanRequest, console: Console, as_json: bool, html: Path | None) -> bool:
+    """True when the model fits. Progress goes to stderr, so that output can be piped."""
+    question = read_question(request)
+    with Console(stderr=True).status("planning") as status:
+        with solver_output_to_stderr():
+            answer = plan_cluster(question, lambda what: status.update(f"planning: {what}"))
+        if html is not None:
+            status.update("planning: picture")
+            _write_page(answer, html)
+    if as_json:
+        from cluster.whatif.plan_json import plan_json
+
+        typer.echo(plan_json(answer))
+    else:
+        from cluster.whatif.text import plan_view
+
+        console.print(plan_view(answer), highlight=False)
+        if html is not None:
+            console.print(f"\npage: {html}", markup=False, highlight=False, soft_wrap=True)
+    return answer.plan is not None
+
+
+def _write_page(answer: ClusterPlan, path: Path) -> None:
+    from cluster.whatif.page import plan_page
+    from serving.config import ConfigError
+
+    try:
+        path.write_text(plan_page(answer))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}",
+                          fix="give --html a path that can be written") from error

@@ -1,0 +1,1 @@
+"""Observes the members, decides each epoch and each change of placement, tells everybody. May import: planner."""

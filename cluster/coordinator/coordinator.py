@@ -1,0 +1,353 @@
+"""Observes shards and routers, decides epochs (by cluster/coordinator/membership.py), tells everybody. No Ray in here.
+
+All its state is soft. A shard that reports an epoch or a revision which the coordinator does not know is asked to send
+it, so after a restart the coordinator goes on with what runs, and numbers the next one above every number it has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cluster.coordinator.membership import (
+    UNKNOWN,
+    GroupPhase,
+    GroupPlanned,
+    GroupRules,
+    GroupSnapshot,
+    Report,
+    View,
+    decide,
+    is_of_unknown_epoch,
+    plan_members,
+)
+from cluster.coordinator.placement_change import ChangeState, advance, begin, find, running_change
+from cluster.coordinator.work_reports import WorkReports
+from cluster.planner.group_plan import BestChange, Rows, best_change, checked_placement
+from cluster.planner.layer.error import PlacementError
+from model.placement import Placement
+from serving.engine.expert_load import ExpertLoad
+from serving.errors import NotReadyError
+from serving.link.epoch import Epoch, Member, PlacementChange, PlannedPlacement, ShardStatus, WorkRatio
+
+logger = logging.getLogger(__name__)
+
+FORGET_AFTER_S = 60.0       # reports of members and routers that are gone
+PREPARE_TIMEOUT_S = 600.0   # of one stage of a change
+_REVISION_JUMP = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RouterReport:
+    """What a router replica says of itself. `epoch`: the number that it serves, 0 for none."""
+
+    router_id: str
+    node_name: str
+    grpc_address: str           # host:port of its own gRPC door
+    epoch: int
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """Everything the coordinator knows, for `moesaic status`."""
+
+    view: View
+    shards: tuple[tuple[Member, ShardStatus], ...]
+    routers: tuple[RouterReport, ...]
+
+    @property
+    def is_ready(self) -> bool:
+        """The group is ready, and every router serves its epoch."""
+        epoch = self.view.epoch
+        return (self.view.phase == "ready" and epoch is not None and bool(self.routers)
+                and all(router.is_ready and router.epoch == epoch.number for router in self.routers))
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementStatus:
+    """What runs, what is prepared, what the experts compute, and how long the members work for it."""
+
+    epoch: Epoch
+    next_revision: int | None
+    load: ExpertLoad            # of all members together, older rows counted for less
+    ratios: tuple[WorkRatio | None, ...]    # by rank; None: too little was timed
+
+
+class Coordinator:
+    """One event loop calls everything. Plans are made in a thread beside it."""
+
+    def __init__(self, rules: GroupRules, clock: Callable[[], float]) -> None:
+        self._rules = rules
+        self._clock = clock
+        self._reports: dict[str, Report] = {}
+        self._work = WorkReports(rules.plan.args.num_moe_layers, rules.plan.args.num_experts)
+        self._routers: dict[str, tuple[RouterReport, float]] = {}
+        self._highest_epoch = 0
+        self._known_epoch = 0
+        self._revision_above = 0
+        self._last_epoch: Epoch | None = None       # that ran, or runs
+        self._planned: GroupPlanned | None = None
+        self._planning: asyncio.Task[None] | None = None
+        self._num_rows_considered = 0.0
+        self._awaited = (0, 0.0)                    # the revision that members prepare, and since when
+        self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules)
+        self._told_key = self._view.key
+        self._changed = asyncio.Event()
+
+    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
+        """Register a shard, or hear that it lives. True: it runs what is unknown here and should send that along."""
+        self._reports[member.shard_id] = Report(member, status, self._clock())
+        self._highest_epoch = max(self._highest_epoch, status.epoch)
+        if epoch is not None and self._is_newer(epoch):
+            self._adopt(epoch)
+        self._refresh()
+        return self._is_unknown(self._reports[member.shard_id])
+
+    async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None:
+        """What the experts on a shard computed, and its work over its profile; None: too little was timed."""
+        self._work.add(shard_id, load, ratio)
+
+    async def report_router(self, report: RouterReport) -> PlacementStatus | None:
+        """Returns what the router shows of the placement; None without an epoch."""
+        self._routers[report.router_id] = (report, self._clock())
+        self._highest_epoch = max(self._highest_epoch, report.epoch)
+        self._refresh()
+        return self._placement_status() if self._view.epoch is not None else None
+
+    async def forget_router(self, router_id: str) -> None:
+        """A router that stops says so; one that dies is forgotten after a while."""
+        self._routers.pop(router_id, None)
+
+    async def watch(self, seen_key: str, timeout_s: float) -> View:
+        """The view, as soon as it is another than the caller has seen; the same one after timeout_s."""
+        self._refresh()
+        if self._view.key == seen_key:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._refresh()
+        return self._view
+
+    async def status(self) -> ClusterStatus:
+        self._refresh()
+        reports = [self._reports[shard_id] for shard_id in sorted(self._reports)]
+        routers = [self._routers[router_id][0] for router_id in sorted(self._routers)]
+        return ClusterStatus(self._view, tuple((report.member, report.status) for report in reports), tuple(routers))
+
+    # The placement of the group that runs.
+
+    async def placement(self) -> PlacementStatus:
+        """Raises NotReadyError without an epoch."""
+        self._refresh()
+        return self._placement_status()
+
+    async def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
+        """Change to `placement`; None: to the best for the counted load and the measured work. The same id twice is
+        one change.
+
+        Returns at once; `placement()` tells how far it is. Raises PlacementError, NotReadyError.
+        """
+        epoch = self._ready_epoch()
+        known = _begun(epoch, operation_id)
+        if known is not None:
+            return known
+        measured, counted = self._as_measured(epoch), self._work.counted(epoch)
+        if placement is not None:
+            target = await asyncio.to_thread(checked_placement, placement, measured, self._rules.plan, counted)
+            return self._begin(epoch, operation_id, why, target)
+        best = await self._best_change(measured, counted)
+        return self._begin(epoch, operation_id, why, best.target)
+
+    async def rebalance(self) -> PlacementChange | None:
+        """Look once whether another placement would be faster by the margin, for the counted load and measured work.
+
+        Not over a placement that somebody gave, and not again when the same change has failed.
+        """
+        config, epoch = self._rules.plan.config, self._view.epoch
+        counted = self._work.counted(epoch)
+        if (config.rebalance_margin is None or config.policy != "speed" or self._view.phase is not GroupPhase.READY
+                or epoch is None or running_change(epoch) or counted is None):
+            return None
+        operation_id, num_rows = f"auto-{epoch.number}-{epoch.revision}", float(counted.sum())
+        is_given = epoch.figures is not None and epoch.figures.solver == "given"
+        if is_given or find(epoch, operation_id) or num_rows <= self._num_rows_considered:
+            return None
+        self._num_rows_considered = num_rows
+        best = await self._best_change(self._as_measured(epoch), counted)
+        target = best.target
+        assert target.figures is not None
+        gain = best.running_s / target.figures.step_s - 1.0
+        logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned_step_s=%.6f", epoch.number,
+                    epoch.revision, best.running_s, target.figures.step_s)
+        if gain < config.rebalance_margin:
+            return None
+        self._num_rows_considered = 0.0
+        measured = " and measured work" if any(self._work.ratios(epoch)) else ""
+        return self._begin(epoch, operation_id, f"{gain:.0%} faster for the counted load{measured}", target)
+
+    async def rebalance_forever(self, interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.rebalance()
+            except (PlacementError, NotReadyError) as error:
+                logger.warning("rebalance_failed error=%s", error)
+            except Exception:       # the next look may go better; the group goes on meanwhile
+                logger.exception("rebalance_failed")
+
+    async def _best_change(self, epoch: Epoch, counted: Rows | None) -> BestChange:
+        for member, ratio in zip(epoch.members, self._work.ratios(epoch), strict=True):
+            if ratio is not None:
+                logger.info("planned_with_work shard_id=%s %s", member.shard_id, ratio)
+        return await asyncio.to_thread(best_change, epoch, self._rules.plan, counted, self._slots(epoch))
+
+    def _as_measured(self, epoch: Epoch) -> Epoch:
+        return self._work.as_measured(epoch, {shard_id: report.member for shard_id, report in self._reports.items()})
+
+    def _begin(self, planned_for: Epoch, operation_id: str, why: str, target: PlannedPlacement) -> PlacementChange:
+        self._refresh()
+        epoch = self._ready_epoch()         # it may be another one by now
+        known = _begun(epoch, operation_id)
+        if known is not None:
+            return known
+        busy = running_change(epoch)
+        if busy is not None:
+            raise PlacementError(f"change {busy.operation_id} is under way", fix="wait until it is done")
+        if (epoch.number, epoch.revision) != (planned_for.number, planned_for.revision):
+            raise PlacementError("the group changed while the placement was planned", fix="try again")
+        epoch = begin(epoch, operation_id, why, target, self._rules.demand.expert_bytes)
+        self._view = replace(self._view, epoch=epoch)
+        self._refresh()
+        change = find(self._view.epoch or epoch, operation_id) or find(epoch, operation_id)
+        assert change is not None
+        logger.info("placement_change operation_id=%s moved_bytes=%d why=%s", operation_id, change.moved_bytes, why)
+        return change
+
+    def _ready_epoch(self) -> Epoch:
+        if self._view.epoch is None or self._view.phase is not GroupPhase.READY:
+            raise NotReadyError(f"the group is {self._view.phase}: {self._view.why}",
+                                fix="try again when `moesaic status` says ready")
+        return self._view.epoch
+
+    def _placement_status(self) -> PlacementStatus:
+        epoch = self._view.epoch
+        if epoch is None:
+            raise NotReadyError(f"no placement yet: {self._view.why}", fix="`moesaic status` says what is awaited")
+        return PlacementStatus(epoch, self._view.next.revision if self._view.next else None,
+                               self._work.load(epoch), self._work.ratios(epoch))
+
+    # Epochs.
+
+    def _is_newer(self, epoch: Epoch) -> bool:
+        known = self._view.epoch
+        return epoch.number > self._known_epoch or (
+            known is not None and epoch.number == known.number and epoch.revision > known.revision)
+
+    def _is_unknown(self, report: Report) -> bool:
+        if is_of_unknown_epoch(report, self._known_epoch):
+            return True
+        epoch, prepared = self._view.epoch, self._view.next
+        if epoch is None or report.status.epoch != epoch.number:
+            return False
+        return report.status.revision > max(epoch.revision, prepared.revision if prepared else 0)
+
+    def _adopt(self, epoch: Epoch) -> None:
+        """Go on with an epoch that another coordinator made. Its members have yet to report here."""
+        logger.info("epoch_adopted number=%d revision=%d members=%d", epoch.number, epoch.revision, len(epoch.members))
+        now_s = self._clock()
+        self._know(epoch)
+        # The other coordinator may have given out numbers that nobody has reported yet.
+        self._revision_above = epoch.revision + secrets.randbelow(_REVISION_JUMP)
+        for member in epoch.members:
+            unheard = ShardStatus(member.shard_id, epoch.number, UNKNOWN)
+            self._reports.setdefault(member.shard_id, Report(member, unheard, now_s))
+        self._view = replace(self._view, epoch=epoch, next=None)
+
+    async def _plan(self, members: tuple[Member, ...]) -> None:
+        """For members that start. In a thread: it may take seconds, and the members' reports must be heard."""
+        try:
+            self._planned = await asyncio.to_thread(plan_members, members, self._rules, self._last_epoch)
+        except Exception as error:
+            logger.exception("plan_failed")
+            self._planned = GroupPlanned(tuple(member.shard_id for member in members), None,
+                                         f"the placement could not be planned: {error!r}")
+        self._planning = None
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Decide again, and wake everybody who watches when something has changed."""
+        self._forget_the_silent()
+        view = decide(self._snapshot(), self._rules)
+        if view.epoch is not None:
+            self._know(view.epoch)
+            if view.phase is GroupPhase.READY:
+                view = self._with_change(view, view.epoch)
+        self._view = view
+        if view.to_plan and self._planning is None:
+            self._planning = asyncio.create_task(self._plan(view.to_plan))
+        if view.key != self._told_key:
+            self._told_key = view.key
+            number, revision = (view.epoch.number, view.epoch.revision) if view.epoch else (0, 0)
+            logger.info("view_changed epoch=%d revision=%d next=%s phase=%s why=%s", number, revision,
+                        view.next.revision if view.next else None, view.phase, view.why)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _with_change(self, view: View, epoch: Epoch) -> View:
+        """The view with what comes of a change of placement that runs."""
+        reports = [self._reports[member.shard_id] for member in epoch.members]
+        prepared = self._view.next if self._view.epoch and self._view.epoch.number == epoch.number else None
+        awaited, since_s = self._awaited
+        is_late = prepared is not None and prepared.revision == awaited and self._clock() - since_s > PREPARE_TIMEOUT_S
+        state = advance(ChangeState(epoch, prepared), [report.status for report in reports],
+                        [self._room_bytes(report) for report in reports], self._rules.demand.expert_bytes,
+                        self._revision_above, is_late)
+        if state.next is not None and state.next.revision != awaited:
+            self._awaited = (state.next.revision, self._clock())
+        return replace(view, epoch=state.epoch, next=state.next)
+
+    def _room_bytes(self, report: Report) -> int:
+        """What new experts may take beside the old ones. An accelerator's is not reported: one layer at a time."""
+        facts = report.member.facts
+        if facts.device != "cpu":
+            return 0
+        return max(0, facts.memory_budget_bytes - report.status.resident_bytes - self._rules.demand.buffer_bytes)
+
+    def _slots(self, epoch: Epoch) -> tuple[int, ...]:
+        """Copies that each member can come to hold: what it has, and what fits beside that and a layer in change."""
+        expert_bytes, slots = self._rules.demand.expert_bytes, []
+        for rank, member in enumerate(epoch.members):
+            largest = max((len(epoch.placement.experts_of(layer, rank)) for layer in range(epoch.placement.num_layers)),
+                          default=0)
+            report = self._reports.get(member.shard_id)
+            room_bytes = (self._room_bytes(report) if report else 0) - largest * expert_bytes
+            slots.append(epoch.placement.num_experts_of(rank) + max(0, room_bytes) // max(1, expert_bytes))
+        return tuple(slots)
+
+    def _forget_the_silent(self) -> None:
+        now_s = self._clock()
+        self._reports = {shard_id: report for shard_id, report in self._reports.items()
+                         if now_s - report.at_s <= FORGET_AFTER_S}
+        self._work.forget_others(self._reports)
+        self._routers = {router_id: (report, at_s) for router_id, (report, at_s) in self._routers.items()
+                         if now_s - at_s <= self._rules.lost_after_s}
+
+    def _snapshot(self) -> GroupSnapshot:
+        return GroupSnapshot(tuple(self._reports.values()), self._view.epoch, self._highest_epoch, self._known_epoch,
+                             self._clock(), self._planned)
+
+    def _know(self, epoch: Epoch) -> None:
+        self._last_epoch = epoch
+        self._known_epoch = max(self._known_epoch, epoch.number)
+        self._highest_epoch = max(self._highest_epoch, epoch.number)
+
+
+def _begun(epoch: Epoch, operation_id: str) -> PlacementChange | None:
+    """The change of this id that runs or is done. One that has failed may begin anew."""
+    known = find(epoch, operation_id)
+    return known if known is not None and known.state != "failed" else None

@@ -1,0 +1,97 @@
+"""What this shard's device is, measured where the shard runs."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import sys
+from pathlib import Path
+
+import psutil
+
+from serving.config import PoolConfig
+from serving.link.epoch import DeviceFacts
+
+# Without a memory_budget: the part of what is free when the shard starts.
+_DEFAULT_PART = {"cpu": 0.5, "cuda": 0.9}
+
+
+def measure_device(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
+    """Call it when everything is imported: the resident memory counts as what the process takes without weights."""
+    if pool.device == "cuda":
+        return _measure_cuda(pool, kernels_name)
+    resident_bytes = resident_memory_bytes()
+    memory = psutil.virtual_memory()
+    budget = pool.memory_budget or resident_bytes + int(memory.available * _DEFAULT_PART["cpu"])
+    return DeviceFacts(device="cpu", device_name=device_name("cpu"), kernels=kernels_name,
+                       memory_total_bytes=memory.total, memory_budget_bytes=budget, num_threads=num_threads_of(pool),
+                       resident_bytes=resident_bytes)
+
+
+def num_threads_of(pool: PoolConfig) -> int:
+    return pool.num_threads or max(1, int(pool.num_cpus))
+
+
+def resident_memory_bytes() -> int:
+    """Of this process, in main memory, shared libraries included: the strictest of the usual measures.
+
+    Weights are read into private memory, not mapped, so the page cache of the checkpoint does not count here.
+    """
+    return int(psutil.Process().memory_info().rss)
+
+
+def used_memory_bytes(device: str) -> int:
+    """What this process takes of the memory that its budget is about."""
+    if device == "cpu":
+        return resident_memory_bytes()
+    import torch
+
+    return torch.cuda.memory_reserved(device)
+
+
+def return_free_memory() -> None:
+    """Give memory that was freed back to the system, cycles included, where the C library can (glibc).
+
+    Looking for cycles can keep every other thread from running for tenths of a second.
+    """
+    gc.collect()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """The same without cycles, and what torch keeps of an accelerator's memory. Other threads go on."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _measure_cuda(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(0)
+    budget = pool.memory_budget or int(free * _DEFAULT_PART["cuda"])
+    return DeviceFacts(device="cuda:0", device_name=device_name("cuda"), kernels=kernels_name,
+                       memory_total_bytes=total, memory_budget_bytes=budget, num_threads=num_threads_of(pool))
+
+
+def device_name(kind: str) -> str:
+    """`kind`: "cpu" or "cuda"."""
+    if kind == "cpu":
+        return _cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(0)
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

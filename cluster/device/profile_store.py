@@ -1,0 +1,116 @@
+"""Device profiles on this machine's disk: measured once per device and model shape, read at every later start."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import platformdirs
+from pydantic import TypeAdapter, ValidationError
+
+from serving.link.epoch import Curve, DeviceProfile
+
+logger = logging.getLogger(__name__)
+
+Facts = Mapping[str, str | int | bool | None]       # what a profile depends on
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StoredProfile:
+    """A file's content. The profile is without emulation: how slow a pool pretends to be is not the device's."""
+
+    facts: dict[str, str | int | bool | None]
+    measured_at_s: float            # since 1970
+    profile: DeviceProfile
+    timings: tuple[tuple[str, int, float], ...] = ()    # what it was made of: (what, rows, seconds)
+
+
+_ADAPTER = TypeAdapter(StoredProfile)
+
+
+def default_profile_dir() -> Path:
+    return platformdirs.user_cache_path("moesaic") / "profiles"
+
+
+class ProfileStore:
+    """A folder with one file for each set of facts. A folder that cannot be used costs a warning, never an error."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path_of(self, facts: Facts) -> Path:
+        digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:24]}.json"
+
+    def read(self, facts: Facts) -> StoredProfile | None:
+        """None: not measured yet, or the file is broken."""
+        path = self.path_of(facts)
+        try:
+            stored = _ADAPTER.validate_json(path.read_bytes())
+            check_profile(stored.profile)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError, ValueError) as error:
+            logger.warning("profile_unreadable path=%s error=%s", path, str(error).splitlines()[0])
+            return None
+        return stored if stored.facts == dict(facts) else None
+
+    def write(self, facts: Facts, profile: DeviceProfile, timings: tuple[tuple[str, int, float], ...] = ()) -> None:
+        path = self.path_of(facts)
+        unfinished = path.with_suffix(f".unfinished-{os.getpid()}")
+        stored = StoredProfile(dict(facts), time.time(), profile, timings)
+        try:
+            unfinished.write_text(json.dumps(asdict(stored), indent=1))
+            unfinished.replace(path)
+        except OSError as error:
+            logger.warning("profile_not_kept path=%s error=%s", path, error)
+
+    @contextlib.contextmanager
+    def lock(self, timeout_s: float) -> Iterator[None]:
+        """One process of the machine at a time: two that measure at once measure each other. Goes on without the lock
+        when it does not come within timeout_s, or cannot be had at all."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.folder / "lock").open("w"))
+                _lock(file.fileno(), time.monotonic() + timeout_s)
+            except OSError as error:
+                logger.warning("profile_lock_unavailable folder=%s error=%s", self.folder, error)
+            yield
+
+
+def _lock(file_number: int, deadline_s: float) -> None:
+    """Raises OSError when the deadline passes. The lock ends with the file."""
+    while True:
+        try:
+            fcntl.flock(file_number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                raise
+            time.sleep(_LOOK_S)
+
+
+def check_profile(profile: DeviceProfile) -> None:
+    """Raises ValueError for figures that no device has."""
+    numbers = [profile.read_bytes_per_s, profile.spread, *(rate for _, rate in profile.gemm_flop_per_s),
+               profile.attention_s, profile.layer_overhead_s]
+    if not all(math.isfinite(number) and number >= 0 for number in numbers) or profile.read_bytes_per_s == 0:
+        raise ValueError(f"a figure is not finite or below zero: {numbers}")
+    for name in ("expert_s", "dense_s", "head_s"):
+        curve: Curve = getattr(profile, name)
+        if not curve or curve[0][0] < 1 or any(not 0 < seconds < math.inf for _, seconds in curve):
+            raise ValueError(f"{name} is empty, or not of times above zero: {curve}")
+        if any(rows >= more or seconds > longer for (rows, seconds), (more, longer) in pairwise(curve)):
+            raise ValueError(f"{name} does not ascend: {curve}")

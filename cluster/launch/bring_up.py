@@ -1,0 +1,211 @@
+"""From a config to a service that answers, and back. What can happen at the same time does.
+
+Ray Serve is imported while the first local node starts; Serve's controller, the proxy, the coordinator and the router
+start on it while the other nodes come up; a shard starts as soon as its node is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.coordinator.coordinator import ClusterStatus
+from cluster.coordinator.membership import ShardState
+from cluster.device.node import PortTakenError, is_port_free
+from cluster.launch.cluster_client import ClusterClient
+from cluster.launch.local_nodes import LocalNodes
+from cluster.launch.process_marks import are_alive, stop_processes
+from cluster.launch.state_file import NoClusterError, RunningCluster, read_state, remove_state, write_state
+from serving.config import ServeConfig
+from serving.errors import ServingError
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class StartError(ServingError):
+    """The service cannot come up; what was started has been stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is. `status` is None before the coordinator answers."""
+
+    stage: str
+    nodes: tuple[str, ...] = ()             # local nodes that run
+    status: ClusterStatus | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class BringUp:
+    """`moesaic up` without its terminal. Used once."""
+
+    def __init__(self, config: ServeConfig, state_dir: Path, on_progress: OnProgress) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._on_progress = on_progress
+        self._local = LocalNodes()
+        self._nodes: list[str] = []
+        self._node_errors: list[BaseException] = []
+        self._grpc_address = ""
+        self._saving = threading.Lock()
+        self._client = ClusterClient(config.application)
+        self._other_nodes = threading.Thread(target=self._start_other_nodes, name="local-nodes")
+
+    def run(self) -> RunningCluster:
+        """Returns when the service answers. On any failure, Ctrl-C too, everything that was started is stopped."""
+        with self.running() as running:
+            return running
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[RunningCluster]:
+        """The same; the block begins while this process still has its connection, whose end takes half a second."""
+        try:
+            yield self._start()
+        finally:
+            self._client.disconnect()
+
+    def _start(self) -> RunningCluster:
+        self._refuse_conflicts()
+        try:
+            self._start_nodes_and_application()
+            self._wait_until_healthy()
+            self._save()
+            return self._running()
+        except BaseException:
+            self._undo()
+            raise
+
+    def _refuse_conflicts(self) -> None:
+        """Before anything is started. Raises StartError, PortTakenError."""
+        config = self._config
+        if not config.local_nodes:
+            return
+        running: RunningCluster | None = None
+        with contextlib.suppress(NoClusterError):
+            running = read_state(self._state_dir, config.application)
+        if running is not None and are_alive(running.processes):
+            raise StartError(f"application {config.application!r} runs already, at {running.http_url}",
+                             fix="stop it with `moesaic down`, or set `application` to another name")
+        if not is_port_free(config.http_host, config.http_port):
+            raise PortTakenError(f"http_port {config.http_port} is taken on {config.http_host}",
+                                 fix="set http_port to a port that is free")
+
+    def _start_nodes_and_application(self) -> None:
+        imports = threading.Thread(target=importlib.import_module, args=("cluster.app",), name="imports")
+        imports.start()
+        if self._config.local_nodes:
+            self._tell("starting Ray nodes")
+            self._local.start_head(self._config.local_nodes[0], self._other_nodes.start)
+            self._nodes.append(self._config.local_nodes[0].name)
+            self._save()
+        imports.join()
+        self._tell("starting Ray Serve")
+        self._client.connect(self._local.address if self._config.local_nodes else None)
+        self._client.deploy(self._config)
+        self._save()
+
+    def _start_other_nodes(self) -> None:
+        def started(name: str) -> None:
+            self._nodes.append(name)
+            self._save()
+        try:
+            self._local.start_others(self._config.local_nodes[1:], started)
+        except BaseException as error:
+            self._node_errors.append(error)
+
+    def _wait_until_healthy(self) -> None:
+        with self._client.polling() as latest:
+            while not (latest.is_ready and is_healthy(self._config)):
+                if self._node_errors:
+                    raise StartError(f"a Ray node did not start: {self._node_errors[0]}",
+                                     fix=f"see the logs in {self._local.log_dir}") from self._node_errors[0]
+                if latest.failure:
+                    raise StartError(f"the application could not be deployed: {latest.failure}", fix=self._where_logs())
+                if latest.status is not None:
+                    self._refuse_hopeless(latest.status)
+                self._tell("starting shards" if latest.status is None else "loading", latest.status)
+                time.sleep(POLL_S)
+        if self._config.local_nodes:
+            self._other_nodes.join()
+        status = self._client.status()
+        self._grpc_address = next((router.grpc_address for router in status.routers), "")
+        self._tell("healthy", status)
+
+    def _refuse_hopeless(self, status: ClusterStatus) -> None:
+        """What more waiting does not mend."""
+        for member, shard in status.shards:
+            if shard.state == ShardState.FAILED:
+                raise StartError(f"a shard failed on node {member.node_name}: {shard.detail}")
+        if status.view.is_too_small and self._config.local_nodes:
+            raise StartError(status.view.why, fix="Local nodes do not grow: change the config")
+
+    def _tell(self, stage: str, status: ClusterStatus | None = None) -> None:
+        self._on_progress(Progress(stage, tuple(self._nodes), status))
+
+    def _where_logs(self) -> str:
+        return f"see the logs in {self._local.log_dir}" if self._config.local_nodes else "see `serve status`"
+
+    def _running(self) -> RunningCluster:
+        config, is_local = self._config, bool(self._config.local_nodes)
+        return RunningCluster(config.application, self._local.address if is_local else "auto", http_url(config),
+                              config.model.served_name, self._grpc_address,
+                              self._local.log_dir if is_local else "", self._local.marks() if is_local else ())
+
+    def _save(self) -> None:
+        """Called by both threads; what the later one knows must not be overwritten by what the earlier one knew."""
+        with self._saving:
+            write_state(self._running(), self._state_dir)
+
+    def _undo(self) -> None:
+        logger.info("start_undone application=%s", self._config.application)
+        if self._config.local_nodes:
+            self._client.disconnect()
+            if self._other_nodes.ident is not None:
+                self._other_nodes.join()        # or a node could start after all others were stopped
+            stop_processes(self._local.marks())
+        else:
+            with contextlib.suppress(Exception):    # what went wrong first is what counts
+                self._client.delete()
+        remove_state(self._state_dir, self._config.application)
+
+
+def take_down(running: RunningCluster, state_dir: Path) -> int:
+    """Stop the application and, if they were started for it, its nodes. Returns the number of processes stopped."""
+    num_stopped = 0
+    if running.processes:
+        num_stopped = stop_processes(running.processes)
+    else:
+        with ClusterClient.connected(running) as client:
+            client.delete()
+    remove_state(state_dir, running.application)
+    return num_stopped
+
+
+def http_url(config: ServeConfig) -> str:
+    host = _ANY_ADDRESS.get(config.http_host, config.http_host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.http_port}{config.route_prefix.rstrip('/')}"
+
+
+def is_healthy(config: ServeConfig) -> bool:
+    """One question to /health."""
+    connection = http.client.HTTPConnection(_ANY_ADDRESS.get(config.http_host, config.http_host), config.http_port,
+                                            timeout=2.0)
+    try:
+        connection.request("GET", f"{config.route_prefix.rstrip('/')}/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

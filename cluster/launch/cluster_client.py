@@ -1,0 +1,180 @@
+"""What the command line does to a Ray cluster: connect, deploy, ask, delete. Imports Ray when it connects."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import cast
+
+from cluster.coordinator.client import CoordinatorUnavailableError
+from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus
+from cluster.coordinator.membership import GroupPhase, View
+from cluster.launch.state_file import NoClusterError, RunningCluster
+from model.placement import Placement
+from serving.config import ServeConfig
+from serving.errors import ServingError
+from serving.link.epoch import PlacementChange
+
+WATCH_S = 1.0
+CALL_TIMEOUT_S = 5.0
+PLAN_TIMEOUT_S = 300.0      # exact plans of many different layers
+_FAILURE_EVERY = 3
+_CONTROLLER_POLL_S = 0.05
+
+
+def _wait_for_controller(starting: Future[None]) -> None:
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    while not starting.done():
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            return
+        except ValueError:
+            time.sleep(_CONTROLLER_POLL_S)
+    starting.result()
+
+
+@dataclass(slots=True)
+class Latest:
+    """What the poller knows."""
+
+    status: ClusterStatus | None = None
+    failure: str = ""               # why Serve gave the application up
+
+    @property
+    def is_ready(self) -> bool:
+        """The group is; its routers will be in a moment."""
+        return self.status is not None and self.status.view.phase is GroupPhase.READY
+
+
+class ClusterClient:
+    """One application on one Ray cluster."""
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+
+    @staticmethod
+    @contextlib.contextmanager
+    def connected(running: RunningCluster) -> Iterator[ClusterClient]:
+        client = ClusterClient(running.application)
+        try:
+            client.connect(None if running.address == "auto" else running.address)
+            yield client
+        finally:
+            client.disconnect()
+
+    def connect(self, address: str | None) -> None:
+        """`address` of the GCS; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""
+        import ray
+
+        try:
+            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR,
+                     namespace="moesaic")
+        except ConnectionError as error:
+            raise NoClusterError(f"no Ray cluster answers at {address or 'RAY_ADDRESS or this machine'}: {error}",
+                                 fix="start one with `ray start --head`, or give the config local_nodes") from error
+        import ray.serve  # sets up its logger
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+    def disconnect(self) -> None:
+        """What runs on the cluster goes on."""
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
+
+    def deploy(self, config: ServeConfig) -> None:
+        """Returns when Serve has taken the application, long before it answers. Raises what serve.start raises."""
+        from ray import serve
+
+        from cluster.app import build
+
+        # Nodes on one machine have one set of ports.
+        location = "HeadOnly" if config.local_nodes else "EveryNode"
+        options = {"host": config.http_host, "port": config.http_port}
+        with ThreadPoolExecutor(1) as pool:
+            # serve.start() waits for the HTTP proxy. The application need not: its replicas can start beside it.
+            starting = pool.submit(serve.start, proxy_location=location, http_options=options)
+            _wait_for_controller(starting)
+            serve.run_many([serve.RunTarget(build(config), config.application, config.route_prefix)],
+                           wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+            starting.result()
+
+    def delete(self) -> None:
+        from ray import serve
+
+        serve.delete(self._application)
+
+    def status(self) -> ClusterStatus:
+        """Raises CoordinatorUnavailableError."""
+        return cast(ClusterStatus, self._ask("status"))
+
+    def watch(self, seen_key: str, timeout_s: float) -> View:
+        """See Coordinator.watch. Raises CoordinatorUnavailableError."""
+        return cast(View, self._ask("watch", seen_key, timeout_s))
+
+    def placement(self) -> PlacementStatus:
+        """Raises CoordinatorUnavailableError, NotReadyError."""
+        return cast(PlacementStatus, self._ask("placement"))
+
+    def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
+        """See Coordinator.change_placement. Raises CoordinatorUnavailableError, PlacementError, NotReadyError."""
+        return cast(PlacementChange, self._ask("change_placement", operation_id, why, placement,
+                                               timeout_s=PLAN_TIMEOUT_S))
+
+    def _ask(self, method: str, *arguments: object, timeout_s: float = CALL_TIMEOUT_S) -> object:
+        from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        from cluster.app import COORDINATOR
+
+        try:
+            handle = serve.get_deployment_handle(COORDINATOR, self._application)
+            return cast(object, getattr(handle, method).remote(*arguments).result(timeout_s=timeout_s))
+        except (TimeoutError, RayError, RayServeException) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ServingError):     # what the coordinator itself says
+                raise cause from None
+            raise CoordinatorUnavailableError(f"the coordinator of {self._application!r} did not answer: {error}",
+                                              fix="look at `serve status` and the logs") from error
+
+    @contextlib.contextmanager
+    def polling(self) -> Iterator[Latest]:
+        """Follows the coordinator in a thread while the block runs, without taking much from what starts beside it."""
+        latest, ended = Latest(), threading.Event()
+        thread = threading.Thread(target=self._poll, args=(latest, ended), name="status", daemon=True)
+        thread.start()
+        try:
+            yield latest
+        finally:
+            ended.set()
+            thread.join(CALL_TIMEOUT_S)
+
+    def _poll(self, latest: Latest, ended: threading.Event) -> None:
+        key, num_asked = "", 0
+        while not ended.is_set():
+            try:
+                if latest.is_ready:
+                    ended.wait(WATCH_S)     # there is little to come, and the block must not wait for an answer
+                else:
+                    key = self.watch(key, WATCH_S).key
+                latest.status = self.status()
+            except CoordinatorUnavailableError:
+                ended.wait(WATCH_S)
+            if num_asked % _FAILURE_EVERY == 0:
+                latest.failure = self._failure()
+            num_asked += 1
+
+    def _failure(self) -> str:
+        from ray import serve
+
+        application = serve.status().applications.get(self._application)
+        return application.message if application and application.status == "DEPLOY_FAILED" else ""

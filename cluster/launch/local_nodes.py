@@ -1,0 +1,94 @@
+"""Several Ray nodes on this machine, for the demo, tests and development. They outlive the process that starts them.
+
+Ray's own ways are `ray start`, one command of seconds after the other, and ray.cluster_utils, whose nodes die with
+their parent. Both are thin layers over ray._private.node.Node, used here directly: Ray is pinned to a minor version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+from cluster.device.node import NODE_LABEL
+from cluster.launch.process_marks import ProcessMark, mark_of
+from serving.config import LocalNodeConfig
+
+_ENVIRONMENT = {
+    # Serve kills an HTTP proxy that takes more than 5 s to start, and starts another: never ready on a busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # Ray runs workers at 15, where anything else that runs on this machine all but stops them.
+    "RAY_worker_niceness": "0",
+}
+_OBJECT_STORE_BYTES = 80 << 20      # about the least that Ray takes; tokens and weights never go through it
+
+
+class _LocalNode(Node):  # type: ignore[misc]
+    def __init__(self, params: RayParams, is_head: bool, started: list[Node],
+                 on_control_service: Callable[[], None] | None = None) -> None:
+        # Before anything runs: a node that fails half-way has processes to stop too.
+        self.all_processes: dict[str, list[object]] = {}
+        self._on_control_service = on_control_service
+        started.append(self)
+        super().__init__(params, head=is_head, shutdown_at_exit=False, spawn_reaper=False)
+
+    def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+        """None: it would only report usage statistics, for half a second of start-up and 120 MB.
+
+        The head calls this when its control service (GCS) runs and its raylet is yet to start.
+        """
+        if self._on_control_service is not None:
+            self._on_control_service()
+
+
+class LocalNodes:
+    """`start_head`, then `start_others`, which may run beside a driver that is already connected to the head, and may
+    begin when the head's control service runs."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+
+    @property
+    def address(self) -> str:
+        """For ray.init()."""
+        return str(self._nodes[0].gcs_address)
+
+    @property
+    def log_dir(self) -> str:
+        return str(self._nodes[0].get_logs_dir_path())
+
+    def marks(self) -> tuple[ProcessMark, ...]:
+        """The processes started here. All others are their descendants."""
+        pids = [entry.process.pid for node in list(self._nodes) for entries in node.all_processes.values()
+                for entry in entries]
+        return tuple(mark for mark in map(mark_of, pids) if mark is not None)
+
+    def start_head(self, config: LocalNodeConfig, on_control_service: Callable[[], None] | None = None) -> None:
+        """`on_control_service` is called when other nodes can join, while the head's own raylet starts."""
+        self._start(config, RayParams(include_dashboard=False, no_monitor=True), True, on_control_service)
+
+    def start_others(self, configs: Sequence[LocalNodeConfig], on_started: Callable[[str], None]) -> None:
+        """All at once, each in a thread."""
+        if not configs:
+            return
+        sockets = f"{self._nodes[0].get_session_dir_path()}/sockets"
+
+        def start(config: LocalNodeConfig) -> None:
+            # Two nodes that start at once would choose the same names.
+            params = RayParams(gcs_address=self.address, raylet_socket_name=f"{sockets}/raylet.{config.name}",
+                               plasma_store_socket_name=f"{sockets}/plasma.{config.name}")
+            self._start(config, params, False)
+            on_started(config.name)
+
+        with ThreadPoolExecutor(len(configs)) as pool:
+            list(pool.map(start, configs))
+
+    def _start(self, config: LocalNodeConfig, params: RayParams, is_head: bool,
+               on_control_service: Callable[[], None] | None = None) -> None:
+        params.update(num_cpus=config.num_cpus, num_gpus=config.num_gpus, resources=dict(config.resources),
+                      object_store_memory=_OBJECT_STORE_BYTES, node_name=config.name, labels={NODE_LABEL: config.name},
+                      min_worker_port=0, max_worker_port=0, dashboard_agent_listen_port=None,
+                      include_log_monitor=False, env_vars=_ENVIRONMENT)
+        _LocalNode(params, is_head, self._nodes, on_control_service)

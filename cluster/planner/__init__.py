@@ -1,0 +1,1 @@
+"""Profiles, memory, loads -> roles, slots, holders, shares, times. Pure. May import: planner.layer."""

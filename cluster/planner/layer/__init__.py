@@ -1,0 +1,1 @@
+"""One MoE layer: the problem, exact and quick solvers, spare copies. Pure. May import: no other folder of cluster."""

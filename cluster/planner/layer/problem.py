@@ -1,0 +1,122 @@
+"""One MoE layer: what is to be decided and what was decided. Pure.
+
+E experts, M members. A copy is one (expert, member) pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.planner.layer.error import PlacementError
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+Holders = tuple[tuple[int, ...], ...]       # of each expert of a layer, ascending ranks
+Split = tuple[tuple[float, ...], ...]       # of each expert's rows, a fraction for each of its holders
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProblem:
+    """Place the experts of one layer so that the slowest member finishes first. PlacementError when they cannot be."""
+
+    costs_EM: FloatArray                    # seconds that member m takes for all rows of expert e in a step
+    slots_M: tuple[int, ...]                # copies that a member can hold
+    min_copies: int = 1                     # members that every expert is on, at least
+    base_s_M: tuple[float, ...] = ()        # what a member spends in this phase whatever it holds; empty: nothing
+    previous: Holders | None = None         # who holds them now; () for an expert that nobody holds any more
+
+    def __post_init__(self) -> None:
+        _check_costs(self.costs_EM)
+        num_experts, num_members = self.costs_EM.shape
+        if len(self.slots_M) != num_members or (self.base_s_M and len(self.base_s_M) != num_members):
+            raise PlacementError(f"{len(self.slots_M)} slots and {len(self.base_s_M)} base times for {num_members} "
+                                 "members", fix="give one of each for every member")
+        if self.min_copies < 1 or (self.min_copies > num_members and num_experts):
+            raise PlacementError(f"min_copies={self.min_copies} with {num_members} members: copies of an expert are on "
+                                 "different members", fix=f"set min_copies to 1..{num_members}, or add members")
+        room = sum(max(0, min(slots, num_experts)) for slots in self.slots_M)
+        if room < num_experts * self.min_copies:
+            raise PlacementError(f"{num_experts} experts in {self.min_copies} copies need "
+                                 f"{num_experts * self.min_copies} slots, the members have {room}",
+                                 fix="give the members more memory, add members, or lower min_copies")
+        if self.previous is not None:
+            _check_previous(self.previous, num_experts, num_members)
+
+    @property
+    def base_M(self) -> FloatArray:
+        return np.array(self.base_s_M or (0.0,) * len(self.slots_M), dtype=np.float64)
+
+    @property
+    def room_M(self) -> NDArray[np.int64]:
+        """Slots that can be of use: one copy of every expert is all that a member can hold."""
+        return np.clip(np.array(self.slots_M, dtype=np.int64), 0, self.costs_EM.shape[0])
+
+    def previous_EM(self) -> BoolArray:
+        """True where a copy is now."""
+        return holders_mask(self.previous or ((),) * len(self.costs_EM), self.costs_EM.shape[1])
+
+    def num_lost(self) -> int:
+        """Copies that must be loaded at the very least so that every expert has min_copies holders."""
+        held_EM = self.previous_EM()
+        lacking = int(np.maximum(0, self.min_copies - held_EM.sum(axis=1)).sum())
+        kept = int(np.minimum(held_EM.sum(axis=0), self.room_M).sum())
+        return max(lacking, len(held_EM) * self.min_copies - kept)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSolution:
+    """The placement of one layer."""
+
+    holders: Holders
+    split: Split                            # who is expected to compute how much of each expert's rows
+    step_s: float                           # of the slowest member
+    bound_s: float                          # no placement in these slots is faster
+    solver: Literal["exact", "greedy"]
+    num_moved: int                          # copies to be loaded that `previous` has not
+
+    @property
+    def ratio(self) -> float:
+        return self.step_s / self.bound_s if self.bound_s > 0 else 1.0
+
+
+def holders_mask(holders: Holders, num_members: int) -> BoolArray:
+    held_EM = np.zeros((len(holders), num_members), dtype=np.bool_)
+    for expert, ranks in enumerate(holders):
+        held_EM[expert, list(ranks)] = True
+    return held_EM
+
+
+def split_matrix(holders: Holders, split: Split, num_members: int) -> FloatArray:
+    """rows_EM: the part of each expert's rows that each member computes."""
+    rows_EM = np.zeros((len(holders), num_members))
+    for expert, (ranks, parts) in enumerate(zip(holders, split, strict=True)):
+        rows_EM[expert, list(ranks)] = parts
+    return rows_EM
+
+
+def mask_holders(held_EM: BoolArray) -> Holders:
+    return tuple(tuple(np.flatnonzero(held_M).tolist()) for held_M in held_EM)
+
+
+def _check_costs(costs_EM: FloatArray) -> None:
+    if costs_EM.ndim != 2 or not costs_EM.shape[1]:
+        raise PlacementError(f"costs have shape {costs_EM.shape}", fix="give seconds as [experts, members]")
+    wrong = np.argwhere(~np.isfinite(costs_EM) | (costs_EM < 0))
+    if len(wrong):
+        expert, member = wrong[0].tolist()
+        raise PlacementError(f"expert {expert} costs member {member} {costs_EM[expert, member]} seconds",
+                             fix="costs must be finite and not below zero; measure that member again")
+
+
+def _check_previous(previous: Holders, num_experts: int, num_members: int) -> None:
+    if len(previous) != num_experts:
+        raise PlacementError(f"the previous placement has {len(previous)} experts, the layer {num_experts}",
+                             fix="give the placement of the same model, or none")
+    for expert, ranks in enumerate(previous):
+        if list(ranks) != sorted(set(ranks)) or (ranks and not 0 <= ranks[0] <= ranks[-1] < num_members):
+            raise PlacementError(f"the previous placement has expert {expert} on members {ranks}, there are "
+                                 f"{num_members}", fix="take away the members that left, and renumber the others")

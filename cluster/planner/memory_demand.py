@@ -1,0 +1,52 @@
+"""What a checkpoint and a config ask of a member's memory. Pure: read before anything is loaded."""
+
+from __future__ import annotations
+
+from cluster.planner.memory_plan import MemoryDemand
+from model.args import ModelArgs
+from model.memory import expert_bytes, kv_block_bytes, shared_bytes
+from serving.config import SchedulerConfig, ServeConfig
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+MIN_CONTEXT_TOKENS = 2048       # a member that cannot cache so many (or the model's whole context) is no use
+PROCESS_GROWTH_BYTES = 48 << 20     # threads' stacks and arenas, gRPC, the store and pairs of the process group
+
+
+def memory_demand(args: ModelArgs, config: ServeConfig, num_members: int) -> MemoryDemand:
+    dtype_bytes = DTYPE_BYTES[config.model.dtype]
+    return MemoryDemand(
+        num_moe_layers=args.num_moe_layers, num_experts=args.num_experts,
+        expert_bytes=expert_bytes(args, dtype_bytes), shared_bytes=shared_bytes(args, dtype_bytes),
+        kv_cache_bytes=min_kv_cache_bytes(args, config),
+        buffer_bytes=buffer_bytes(args, config.scheduler, num_members, dtype_bytes))
+
+
+def max_model_len(args: ModelArgs, config: ServeConfig) -> int:
+    """Tokens of prompt and output together that one sequence may have."""
+    return min(config.model.max_model_len or args.max_position_embeddings, args.max_position_embeddings)
+
+
+def min_kv_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
+    """The least KV cache of a member: what the pools ask for, else one sequence of moderate length."""
+    asked = [pool.kv_cache for pool in config.pools if pool.kv_cache is not None]
+    if asked:
+        return max(asked)
+    block_size = config.scheduler.block_size
+    num_blocks = -(-min(max_model_len(args, config), MIN_CONTEXT_TOKENS) // block_size)
+    return num_blocks * kv_block_bytes(args, block_size, DTYPE_BYTES[config.model.dtype])
+
+
+def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, dtype_bytes: int) -> int:
+    """Above weights and KV cache: the larger of what a step and what loading needs, and what a process grows by.
+
+    A step at its worst: every member computes a full batch and every row comes to one member's experts.
+    Loading holds the largest tensor as it was read and, in another dtype than the checkpoint's, converted.
+    """
+    num_rows = scheduler.max_batch_tokens * num_members * max(1, args.num_experts_per_tok)
+    rows = num_rows * (3 * args.hidden_size + args.moe_intermediate_size) * dtype_bytes
+    width = 4 * args.hidden_size + 2 * (args.num_heads + args.num_kv_heads) * args.head_dim
+    local = scheduler.max_batch_tokens * (width * dtype_bytes + 2 * max(args.intermediate_size, 1) * dtype_bytes)
+    logits = scheduler.max_running_requests * args.vocab_size * 4 * 2
+    stored_bytes = DTYPE_BYTES[args.dtype]
+    loading = args.vocab_size * args.hidden_size * (stored_bytes + (dtype_bytes if stored_bytes != dtype_bytes else 0))
+    return max(rows + local + logits, loading) + PROCESS_GROWTH_BYTES

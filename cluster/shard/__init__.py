@@ -1,0 +1,1 @@
+"""The life of one member: register, load, serve one epoch after the other. May import: coordinator, planner, device."""

@@ -1,0 +1,105 @@
+"""Runs a shard's steps: Runner and ProcessGroup on the one thread that touches tensors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cluster.shard.loaded_model import LoadedModel
+from cluster.shard.process_group import ProcessGroup
+from cluster.shard.work_ratio import WorkMeter
+from model.dispatch.dispatcher import Dispatcher
+from model.kernels.protocol import ExpertWeights
+from model.runner import Runner
+from model.step import StepHeader, StepPlan, StepResult, StepStats
+from serving.engine.expert_load import ExpertLoadCounter
+from serving.link.epoch import Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRevision:
+    """All that a member needs to go on with another placement of its epoch."""
+
+    epoch: Epoch
+    model: LoadedModel          # as it will be
+    dispatcher: Dispatcher
+    weights_of_layer: dict[int, ExpertWeights]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounters:
+    """What a member counts of its steps, over all its epochs and placements."""
+
+    loads: ExpertLoadCounter
+    work: WorkMeter
+
+    def add(self, plan: StepPlan, stats: StepStats, now_s: float) -> None:
+        self.loads.add(stats.expert_rows, now_s)
+        self.work.add(plan, stats, now_s)
+
+
+class GroupExecutor:
+    """See serving.engine.Executor. `thread` also loaded the weights and joined the group. Counts its steps.
+
+    on_switch(prepared, the weights it replaced by layer) is called when a switch is done.
+    """
+
+    def __init__(self, runner: Runner, group: ProcessGroup, thread: ThreadPoolExecutor, epoch: Epoch,
+                 counters: StepCounters,
+                 on_switch: Callable[[PreparedRevision, dict[int, ExpertWeights]], None]) -> None:
+        self._runner = runner
+        self._group = group
+        self._thread = thread
+        self._revision = epoch.revision
+        self._counters = counters
+        self._on_switch = on_switch
+        self._prepared: PreparedRevision | None = None
+        self._settled = asyncio.Event()     # neither an agreement nor a switch is under way
+        self._settled.set()
+        counters.loads.use(epoch.placement, group.rank)
+
+    @property
+    def prepared_revision(self) -> int:
+        return self._revision if self._prepared is None else self._prepared.epoch.revision
+
+    def offer(self, prepared: PreparedRevision) -> None:
+        """switch() may take it from now on. Nothing else may be on offer."""
+        assert self._prepared is None, "withdraw what is on offer first"
+        self._prepared = prepared
+
+    async def withdraw(self) -> None:
+        """Drop what is on offer, unless the agreement under way, where this member has offered it, takes it."""
+        while not self._settled.is_set():       # the end of an agreement may be the beginning of a switch
+            await self._settled.wait()
+        self._prepared = None
+
+    async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
+        if self._group.num_members == 1:
+            return (header,)
+        self._settled.clear()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._group.agree, header)
+        finally:
+            self._settled.set()     # who waits for it runs after the engine, which may go on with switch() at once
+
+    async def switch(self, revision: int) -> None:
+        prepared = self._prepared
+        assert prepared is not None and prepared.epoch.revision == revision, "only what was offered in the agreement"
+        self._settled.clear()
+        try:
+            self._prepared, self._revision = None, revision
+            replaced = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._runner.switch, prepared.dispatcher, prepared.weights_of_layer)
+            self._counters.loads.use(prepared.epoch.placement, self._group.rank)
+            self._on_switch(prepared, replaced)
+        finally:
+            self._settled.set()
+
+    async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+        result = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._runner.execute, plan, num_tokens_of_member)
+        self._counters.add(plan, result.stats, time.monotonic())
+        return result

@@ -1,0 +1,142 @@
+"""A shard's weights and KV cache, for one placement. Everything here runs on the shard's model thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cluster.device.facts import return_free_memory, used_memory_bytes
+from cluster.planner.memory_demand import (
+    DTYPE_BYTES,
+    PROCESS_GROWTH_BYTES,
+    buffer_bytes,
+    max_model_len,
+    min_kv_cache_bytes,
+)
+from cluster.shard.process_group import ProcessGroup
+from model.dispatch.auto import AutoDispatcher
+from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
+from model.errors import OutOfMemoryError
+from model.expert_host import MemberModel
+from model.kernels.protocol import Kernels
+from model.memory import kv_block_bytes
+from model.pace import FileTurns, Pace, work_clock_of
+from model.placement import Placement
+from model.runner import Runner
+from model.weights import Progress, WeightLoader
+from serving.config import PoolConfig, ServeConfig
+from serving.link.epoch import Epoch, Member
+
+logger = logging.getLogger(__name__)
+
+# Without a memory_budget the KV cache takes this part of what the weights leave; with one, all of it.
+_DEFAULT_PART = 0.5
+_TURNS_NAME = "moesaic-emulated-{user}.lock"      # of this machine's members with an emulated speed
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What one placement made of the checkpoint on this member. `loader` read it, and reads what another one adds."""
+
+    decoder: MemberModel
+    loader: WeightLoader
+    placement: Placement
+    rank: int
+    takes_requests: bool
+    num_expert_copies: int
+
+    def holds(self, epoch: Epoch, rank: int) -> bool:
+        """True when another epoch asks for the same experts, so that nothing need be loaded again."""
+        layers = range(self.placement.num_layers)
+        return (epoch.placement.num_layers == self.placement.num_layers
+                and epoch.takes_requests(rank) == self.takes_requests
+                and all(epoch.placement.experts_of(layer, rank) == self.placement.experts_of(layer, self.rank)
+                        for layer in layers))
+
+    def placed(self, placement: Placement) -> LoadedModel:
+        """After its experts have been exchanged for those of another placement."""
+        return replace(self, placement=placement, num_expert_copies=placement.num_experts_of(self.rank))
+
+    @property
+    def change_reserve_bytes(self) -> int:
+        """So that the experts of any one layer can exist twice while the placement changes."""
+        return max((experts.weights.nbytes for experts in self.decoder.experts), default=0)
+
+
+def load_model(loader: WeightLoader, epoch: Epoch, rank: int, progress: Progress) -> LoadedModel:
+    """Read this member's weights. Raises CheckpointError, TensorError."""
+    placement, takes_requests = epoch.placement, epoch.takes_requests(rank)
+    decoder: MemberModel
+    if takes_requests:
+        decoder, _ = loader.load_decoder(placement, rank, progress)
+    else:
+        decoder, _ = loader.load_expert_host(placement, rank, progress)
+    return LoadedModel(decoder, loader, placement, rank, takes_requests, placement.num_experts_of(rank))
+
+
+def num_kv_blocks(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budget_bytes: int,
+                  num_members: int) -> int:
+    """KV blocks that fit beside what the process takes now, weights included. Raises OutOfMemoryError for none.
+
+    Never more than all running sequences at full length could use; 0 for a member that takes no requests.
+    """
+    return_free_memory()        # the KV cache of the epoch before
+    if not model.takes_requests:
+        return 0
+    args = model.decoder.args
+    block_bytes = kv_block_bytes(args, config.scheduler.block_size, DTYPE_BYTES[config.model.dtype])
+    buffers = buffer_bytes(args, config.scheduler, num_members, DTYPE_BYTES[config.model.dtype])
+    used = used_memory_bytes(str(model.decoder.kernels.device))
+    left = budget_bytes - used - buffers
+    least = min_kv_cache_bytes(args, config)
+    # The process has grown since the plan was made, by pages of libraries above all: that part of the buffers is used.
+    left = max(left, min(least, left + PROCESS_GROWTH_BYTES))
+    # Changing the placement comes after serving: where the memory is that short, it is refused.
+    reserve = model.change_reserve_bytes if num_members > 1 else 0
+    left = max(left - reserve, min(least, left))
+    wanted = pool.kv_cache or (left if pool.memory_budget else int(left * _DEFAULT_PART))
+    num_useful = config.scheduler.max_running_requests * -(-max_model_len(args, config) // config.scheduler.block_size)
+    num_blocks = min(wanted // block_bytes, num_useful)
+    if num_blocks < 1 or wanted > left:
+        raise OutOfMemoryError(
+            f"budget {budget_bytes} bytes - process with its weights {used} - buffers {buffers} leaves {left} bytes "
+            f"for the KV cache, which needs {max(block_bytes, pool.kv_cache or 0)}",
+            fix="raise the pool's memory_budget, or lower its kv_cache or scheduler.max_batch_tokens")
+    logger.info("kv_cache_sized blocks=%d bytes=%d used=%d budget=%d", num_blocks, num_blocks * block_bytes, used,
+                budget_bytes)
+    return num_blocks
+
+
+def new_pace(member: Member, kernels: Kernels) -> Pace | None:
+    """Its runner and its dispatchers keep it. None for an accelerator: to time its work it would have to be waited for
+    at every collective, which is done only to emulate a speed."""
+    speed = member.profile.emulated_speed if member.profile else None
+    if speed is None:
+        return Pace(1.0, time.perf_counter) if kernels.device.type == "cpu" else None
+    turns = FileTurns(Path(tempfile.gettempdir()) / _TURNS_NAME.format(user=os.getuid()))
+    return Pace(speed, work_clock_of(kernels.device, member.facts.num_threads), turns=turns)
+
+
+def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, config: ServeConfig,
+                   pace: Pace | None) -> Dispatcher:
+    dispatcher: LocalDispatcher | AutoDispatcher
+    if group.num_members == 1:
+        dispatcher = LocalDispatcher(kernels, placement)
+    else:
+        dispatcher = AutoDispatcher(kernels, placement, group.rank, group.group, config.group.dispatch,
+                                    config.group.gather_max_rows)
+    if pace is not None:
+        dispatcher.keep_pace(pace)
+    return dispatcher
+
+
+def new_runner(model: LoadedModel, dispatcher: Dispatcher, num_blocks: int, block_size: int,
+               pace: Pace | None) -> Runner:
+    began_s = time.perf_counter()
+    runner = Runner(model.decoder, dispatcher, num_blocks, block_size, pace)
+    logger.info("runner_made num_blocks=%d took_s=%.2f", num_blocks, time.perf_counter() - began_s)
+    return runner

@@ -1,0 +1,1 @@
+"""`moesaic plan`: the question, the answer, and how it is shown. May import: planner, device."""

@@ -1,0 +1,208 @@
+"""What `moesaic plan` answers: a placement on a cluster that need not exist, and what others would give. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from cluster.planner.cost_model import Workload
+from cluster.planner.layer.error import PlacementError
+from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
+from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, shortfalls
+from cluster.planner.placement import PlacementPlan, PlannedMember, PlanOptions, plan_placement
+from cluster.whatif.cluster_file import num_devices, planned_members, with_more_nodes
+from model.args import ModelArgs
+from model.memory import kv_block_bytes
+from serving.cluster_config import ClusterConfig, Dtype
+from serving.config import ServeConfig
+from serving.link.epoch import DeviceProfile
+
+MAX_MORE_NODES = 64
+Say = Callable[[str], None]     # called with what is worked out next
+
+
+@dataclass(frozen=True, slots=True)
+class PlanQuestion:
+    model_name: str
+    args: ModelArgs
+    dtype: Dtype
+    config: ServeConfig             # of it: what the memory demand depends on
+    cluster: ClusterConfig
+    workload: Workload
+    options: PlanOptions
+    measured: Mapping[str, DeviceProfile]   # by kind of node; the others go by data sheets
+
+    @property
+    def figures(self) -> Literal["measured", "data-sheet"]:
+        """What the speeds of the devices are from; "measured" only when all are."""
+        return "measured" if all(nodes.name in self.measured for nodes in self.cluster.nodes) else "data-sheet"
+
+    def members(self, cluster: ClusterConfig) -> tuple[PlannedMember, ...]:
+        return planned_members(cluster, self.args, self.dtype, self.measured)
+
+    def demand(self, cluster: ClusterConfig) -> MemoryDemand:
+        return memory_demand(self.args, self.config, num_devices(cluster))
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """KV cache of one token, all layers."""
+        return kv_block_bytes(self.args, 1, DTYPE_BYTES[self.dtype])
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What another choice would give."""
+
+    what: str                       # "even", "held", or a kind of node of which there would be one more
+    tokens_per_s: float | None      # None: it does not fit
+    step_s: float | None
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What would make a model fit."""
+
+    kind: str
+    num_more_nodes: int | None      # None: MAX_MORE_NODES are not enough
+    max_batch_tokens: int           # with this in the scheduler's options
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    question: PlanQuestion
+    demand: MemoryDemand
+    members: tuple[PlannedMember, ...]
+    plan: PlacementPlan | None      # None: it does not fit
+    missing_bytes: int              # so much more memory, in all, would hold it
+    even: Outlook | None = None     # None: it was asked for, or nothing fits
+    held: Outlook | None = None     # with num_held_rows, when the KV caches do not hold the workload
+    one_more: tuple[Outlook, ...] = ()
+    remedies: tuple[Remedy, ...] = ()   # when it does not fit
+    fits_with_one_copy: bool = False            # of them, where two copies were asked for
+    fitting_batch_tokens: int | None = None     # of them: a scheduler.max_batch_tokens that fits
+
+    @property
+    def some_can_take_requests(self) -> bool:
+        return any(free_bytes(member.memory, self.demand) >= 0 for member in self.members)
+
+    @property
+    def kv_tokens(self) -> int:
+        """That all KV caches together hold."""
+        used = sum(member.memory.kv_cache_bytes for member in self.plan.members) if self.plan else 0
+        return used // self.question.kv_token_bytes
+
+    @property
+    def num_held_rows(self) -> int:
+        """Sequences of the workload's context that the KV caches hold at once."""
+        return self.kv_tokens // self.question.workload.context_tokens
+
+    @property
+    def wanted_kv_tokens(self) -> int:
+        """Of the workload: every row with its context."""
+        return self.question.workload.num_rows * self.question.workload.context_tokens
+
+
+def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
+    """Raises PlacementError and ConfigError for what is wrong with the question, not for a model that is too large."""
+    cluster, demand = question.cluster, question.demand(question.cluster)
+    members = question.members(cluster)
+    missing = missing_bytes(members, demand, question.options.min_copies)
+    if missing:
+        say("what would make it fit")
+        remedies = tuple(_remedy(question, nodes.name) for nodes in cluster.nodes)
+        return ClusterPlan(question, demand, members, None, missing, remedies=remedies,
+                           fits_with_one_copy=not missing_bytes(members, demand, min_copies=1),
+                           fitting_batch_tokens=_fitting_batch_tokens(question))
+    say("placement")
+    answer = ClusterPlan(question, demand, members, _plan(question, cluster, question.options), 0)
+    held = even = None
+    if 0 < answer.num_held_rows < question.workload.num_rows:
+        say("fewer sequences")
+        fewer = replace(question, workload=replace(question.workload, num_rows=answer.num_held_rows))
+        held = _outlook(fewer, "held", cluster, replace(question.options, exact=False))
+    if question.options.policy != "even":
+        say("even placement")
+        even = _outlook(question, "even", cluster, replace(question.options, policy="even", exact=False))
+    one_more = []
+    for nodes in cluster.nodes:
+        say(f"one more {nodes.name}")
+        larger = with_more_nodes(cluster, nodes.name, 1)
+        one_more.append(_outlook(question, nodes.name, larger, replace(question.options, exact=False)))
+    return replace(answer, held=held, even=even, one_more=tuple(one_more))
+
+
+def missing_bytes(members: tuple[PlannedMember, ...], demand: MemoryDemand, min_copies: int) -> int:
+    """With one member that takes requests and the others holding experts only: no other way needs less. 0: it fits.
+
+    A member without room for its buffers can be left out, or be given room. Raises PlacementError.
+    """
+    if len(members) < min_copies:
+        raise PlacementError(f"min_copies={min_copies} with {len(members)} device: copies of an expert are on "
+                             "different devices", fix="set it to 1, or add devices")
+    everybody = [member.memory for member in members]
+    useful = [memory for memory in everybody if free_bytes(memory, demand, takes_requests=False) >= 0]
+    groups = [tuple(group) for group in (everybody, useful) if len(group) >= min_copies]
+    return min(_missing_with_one_taker(group, demand, min_copies) for group in groups)
+
+
+def _missing_with_one_taker(memories: tuple[MemberMemory, ...], demand: MemoryDemand, min_copies: int) -> int:
+    of_taker = []
+    one_of_each = {free_bytes(memory, demand): rank for rank, memory in enumerate(memories)}
+    for taker in one_of_each.values():
+        roles = [rank == taker for rank in range(len(memories))]
+        of_taker.append(sum(entry.missing_bytes for entry in shortfalls(memories, demand, min_copies, roles)))
+    return min(of_taker)
+
+
+def _plan(question: PlanQuestion, cluster: ClusterConfig, options: PlanOptions) -> PlacementPlan:
+    members = question.members(cluster)
+    return plan_placement(question.args, question.demand(cluster), members, question.workload,
+                          question.config.scheduler.max_batch_tokens, options)
+
+
+def _outlook(question: PlanQuestion, what: str, cluster: ClusterConfig, options: PlanOptions) -> Outlook:
+    try:
+        prediction = _plan(question, cluster, options).prediction
+    except PlacementError as error:
+        return Outlook(what, None, None, error.message.splitlines()[0])
+    return Outlook(what, prediction.tokens_per_s, prediction.step_s)
+
+
+def _fits(question: PlanQuestion, cluster: ClusterConfig) -> bool:
+    members = question.members(cluster)
+    return not missing_bytes(members, question.demand(cluster), question.options.min_copies)
+
+
+def _remedy(question: PlanQuestion, kind: str) -> Remedy:
+    """Buffers grow with the members and with the tokens of a step: more nodes may be enough only with fewer tokens."""
+    scheduler = question.config.scheduler
+    asked, least = scheduler.max_batch_tokens, scheduler.max_running_requests
+    num_more = _nodes_to_fit(question, kind)
+    if num_more is None and least < asked:
+        return Remedy(kind, _nodes_to_fit(_with_batch_tokens(question, least), kind), least)
+    return Remedy(kind, num_more, asked)
+
+
+def _with_batch_tokens(question: PlanQuestion, max_batch_tokens: int) -> PlanQuestion:
+    scheduler = question.config.scheduler.model_copy(update={"max_batch_tokens": max_batch_tokens})
+    return replace(question, config=question.config.model_copy(update={"scheduler": scheduler}))
+
+
+def _nodes_to_fit(question: PlanQuestion, kind: str) -> int | None:
+    for num_more in range(1, MAX_MORE_NODES + 1):
+        if _fits(question, with_more_nodes(question.cluster, kind, num_more)):
+            return num_more
+    return None
+
+
+def _fitting_batch_tokens(question: PlanQuestion) -> int | None:
+    """Halved until it fits; never fewer than the scheduler's sequences."""
+    scheduler = question.config.scheduler
+    tokens = scheduler.max_batch_tokens // 2
+    while tokens >= scheduler.max_running_requests:
+        if _fits(_with_batch_tokens(question, tokens), question.cluster):
+            return tokens
+        tokens //= 2
+    return None

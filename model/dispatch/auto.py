@@ -1,0 +1,103 @@
+"""Chooses the dispatcher of each step by a cost rule on agreed numbers, so that all members choose alike.
+
+The gather saves one collective, the exchange of expert ids; the all-to-all saves rows that members get without need. In
+a step, the member that would send the most such rows decides:
+
+    gather  <=>  max over owners of (rows gathered - reach * rows owned) * row bytes  <=  collective_bytes
+
+where reach is the expected number of other members that a row of that owner must go to when experts are equally
+likely under the placement, and collective_bytes is what moves in the time of one small collective: the placement says
+it when the members' links are known.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from model.dispatch.dispatcher import Dispatcher, DispatchHandle
+from model.dispatch.row_plan import expected_shares, layer_routing, reach_of
+from model.dispatch.silent_group import Group
+from model.kernels.protocol import Kernels
+from model.pace import Pace
+from model.placement import Placement
+
+# Measured over loopback gloo, see benchmarks/results/2026-11-23_dispatch_epyc-milan-2c.md
+COLLECTIVE_BYTES = 1 << 20
+
+
+def prefers_gather(num_tokens_of_member: tuple[int, ...], reach_of_member: tuple[float, ...], row_bytes: int,
+                   fixed_shapes: bool, collective_bytes: int = COLLECTIVE_BYTES) -> bool:
+    """The cost rule above. Pure. With fixed shapes every member sends as many rows as the one that has the most."""
+    others = len(num_tokens_of_member) - 1
+    most = max(num_tokens_of_member)
+    wasted_rows = max(others * (most if fixed_shapes else num_tokens) - reach * num_tokens
+                      for num_tokens, reach in zip(num_tokens_of_member, reach_of_member, strict=True))
+    return wasted_rows * row_bytes <= collective_bytes
+
+
+class AutoDispatcher:
+    """See Dispatcher. `mode` forces one of the two; `gather_max_rows` replaces the cost rule by a bound on all rows."""
+
+    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group,
+                 mode: Literal["auto", "all_to_all", "gather"] = "auto", gather_max_rows: int | None = None) -> None:
+        # These two need deepspeed, this file does not.
+        from model.dispatch.all_to_all import AllToAllDispatcher
+        from model.dispatch.gather import GatherDispatcher
+
+        self._all_to_all = AllToAllDispatcher(kernels, placement, rank, group)
+        self._gather = GatherDispatcher(kernels, placement, rank, group)
+        self._mode = mode
+        self._gather_max_rows = gather_max_rows
+        self._collective_bytes = COLLECTIVE_BYTES if placement.collective_bytes is None else placement.collective_bytes
+        # Known before the first step, which is not to wait for it.
+        self._shares_LMM = [expected_shares(layer_routing(placement, layer, rank))
+                            for layer in range(placement.num_layers)]
+        self._num_tokens_M: tuple[int, ...] = ()
+        self._reach_of_K: dict[int, tuple[float, ...]] = {}
+        self._chosen: Dispatcher | None = None      # None: the step's first layer has not chosen yet
+
+    def keep_pace(self, pace: Pace) -> None:
+        """Count the work; with an emulated speed every collective waits for it."""
+        self._all_to_all.keep_pace(pace)
+        self._gather.keep_pace(pace)
+
+    @property
+    def num_collectives(self) -> int:
+        return self._all_to_all.num_collectives + self._gather.num_collectives
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._all_to_all.bytes_sent + self._gather.bytes_sent
+
+    def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
+        self._num_tokens_M = num_tokens_of_member
+        self._chosen = None
+
+    def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
+        if self._chosen is None:
+            self._chosen = self._choose(x_TD.shape[1] * x_TD.element_size(), expert_ids_TK.shape[1])
+            self._chosen.begin_step(self._num_tokens_M)
+        return self._chosen.dispatch(layer, x_TD, expert_ids_TK)
+
+    def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
+        assert self._chosen is not None
+        return self._chosen.combine(layer, rows_RD, weights_TK, handle)
+
+    def _choose(self, row_bytes: int, num_experts_per_token: int) -> Dispatcher:
+        if self._mode != "auto":
+            return self._gather if self._mode == "gather" else self._all_to_all
+        if self._gather_max_rows is not None:
+            return self._gather if sum(self._num_tokens_M) <= self._gather_max_rows else self._all_to_all
+        reach = self._reach_of_K.get(num_experts_per_token)
+        if reach is None:
+            reach = self._reach_of_K[num_experts_per_token] = self._mean_reach(num_experts_per_token)
+        gather = prefers_gather(self._num_tokens_M, reach, row_bytes, self._gather.fixed_shapes, self._collective_bytes)
+        return self._gather if gather else self._all_to_all
+
+    def _mean_reach(self, num_experts_per_token: int) -> tuple[float, ...]:
+        """Reach of each owner, averaged over the layers."""
+        reaches = [reach_of(shares_MM, num_experts_per_token) for shares_MM in self._shares_LMM]
+        return tuple(math.fsum(reach) / len(reaches) for reach in zip(*reaches, strict=True))

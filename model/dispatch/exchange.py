@@ -1,0 +1,147 @@
+"""What the distributed dispatchers share: layers whose rows stay, arrival, and the way back.
+
+T tokens of this member, D hidden size, K experts per token, M members, S rows that arrived,
+R (row, expert) pairs computed on this member
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.dispatch.collectives import Collectives
+from model.dispatch.dispatcher import DispatchHandle
+from model.dispatch.row_plan import Ids, RowPlan, plan_arrivals
+from model.dispatch.row_planner import row_planners
+from model.dispatch.row_split import Ints
+from model.kernels.protocol import Kernels
+from model.placement import Placement
+
+
+@dataclass(slots=True)
+class ExchangeHandle(DispatchHandle):
+    """`departure_R` None: nothing left this member, so nothing comes back."""
+
+    departure_R: Tensor | None = None
+    num_departures_M: list[int] | None = None
+    num_returns_M: list[int] | None = None
+
+
+class Scratch:
+    """Memory that is used again by every layer: fresh pages cost more than the copies into them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._elements: Tensor | None = None
+
+    def take(self, num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """Uninitialized [num_rows, width], valid until the next take."""
+        num_elements = num_rows * width
+        if self._elements is None or self._elements.dtype != dtype or self._elements.numel() < num_elements:
+            self._elements = torch.empty(num_elements, dtype=dtype, device=self._device)
+        return self._elements[:num_elements].view(num_rows, width)
+
+
+def pick_rows(rows_RD: Tensor, index_S: Tensor, picked_SD: Tensor) -> None:
+    """Rows by their numbers, which are on the device of the rows, into a buffer that may be elsewhere."""
+    if picked_SD.device == rows_RD.device:
+        torch.index_select(rows_RD, 0, index_S, out=picked_SD)
+    else:
+        picked_SD.copy_(rows_RD.index_select(0, index_S))
+
+
+class RowExchange:
+    """One member's tables, and the steps of an exchange that do not depend on how rows travel."""
+
+    def __init__(self, kernels: Kernels, placement: Placement, rank: int, collectives: Collectives) -> None:
+        self.rank = rank
+        self.num_members = placement.num_members
+        self.collectives = collectives
+        self.planners = row_planners(placement, rank)
+        self.sent = Scratch(collectives.wire_device)
+        self.received = Scratch(collectives.wire_device)
+        self._kernels = kernels
+        self._on_cpu = kernels.device.type == "cpu"
+        self._num_tokens_M: tuple[int, ...] = (0,) * self.num_members
+        self._lacks_LM = np.array(
+            [[len(placement.experts_of(layer, member)) < len(placement.holders[layer])
+              for member in range(self.num_members)] for layer in range(placement.num_layers)], dtype=np.bool_)
+        self._travels_L: list[bool] = [False] * placement.num_layers
+
+    def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
+        """Take the agreed row counts. A layer's rows travel when any member with rows lacks any of its experts."""
+        if num_tokens_of_member != self._num_tokens_M:
+            self._num_tokens_M = num_tokens_of_member
+            with_rows_M = np.array(num_tokens_of_member) > 0
+            self._travels_L = [bool((lacks_M & with_rows_M).any()) for lacks_M in self._lacks_LM]
+
+    def travels(self, layer: int) -> bool:
+        """The same on all members."""
+        return self._travels_L[layer]
+
+    def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
+        """`dispatch` of a layer whose rows do not travel: this member holds all that its rows need."""
+        self._begin_experts()
+        ids_TK: Ints = expert_ids_TK.cpu().numpy()
+        here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
+        arrivals = plan_arrivals(self.planners[layer].routing, ids_TK, here_TK, np.full(len(ids_TK), self.rank))
+        self._end_planning()
+        rows_RD = x_TD.index_select(0, self._index(arrivals.source_row_R))
+        # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
+        return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
+
+    def plan(self, layer: int, ids_SK: Ids, owner_S: Ints, num_rows_M: list[int]) -> RowPlan:
+        """From here on this member works for experts, until `combine` has what comes back. num_rows_M: see `own`."""
+        self._begin_experts()
+        plan = self.planners[layer].plan(ids_SK, owner_S, self.own(num_rows_M))
+        self._end_planning()
+        return plan
+
+    def _begin_experts(self) -> None:
+        if self.collectives.pace is not None:
+            self.collectives.pace.begin_experts()
+
+    def _end_planning(self) -> None:
+        if self.collectives.pace is not None:
+            self.collectives.pace.end_planning()
+
+    def own(self, num_rows_M: list[int]) -> slice:
+        """This member's tokens among the rows of all members, of which num_rows_M count the padding too."""
+        first = sum(num_rows_M[:self.rank])
+        return slice(first, first + self._num_tokens_M[self.rank])
+
+    def arrive(self, received_SD: Tensor, received_row_R: Ints, plan: RowPlan) -> tuple[Tensor, ExchangeHandle]:
+        """Pick this member's pairs from what arrived -> rows [R, D] sorted by slot, and the handle for the way back."""
+        rows_RD = received_SD.index_select(0, torch.from_numpy(received_row_R).to(received_SD.device))
+        arrivals, returns = plan.arrivals, plan.returns
+        return rows_RD if self._on_cpu else rows_RD.to(self._kernels.device), ExchangeHandle(
+            arrivals.num_rows_E, self._index(returns.row_of_TK), self._index(arrivals.departure_R),
+            arrivals.num_departures_M, returns.num_returns_M)
+
+    def combine(self, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
+        """Send every output to the owner of its row, which adds up its own. One collective, none if nothing left."""
+        assert isinstance(handle, ExchangeHandle)
+        returned_ND = rows_RD
+        if handle.departure_R is not None:
+            returned_ND = self._send_back(rows_RD, weights_TK.numel(), handle, handle.departure_R)
+        if self.collectives.pace is not None:
+            self.collectives.pace.end_experts()
+        if weights_TK.shape[0] == 0:
+            return rows_RD.new_empty(0, rows_RD.shape[1])
+        return self._kernels.combine(returned_ND, handle.row_of_TK, weights_TK)
+
+    def _send_back(self, rows_RD: Tensor, num_returns: int, handle: ExchangeHandle, departure_R: Tensor) -> Tensor:
+        assert handle.num_departures_M is not None and handle.num_returns_M is not None
+        num_rows, hidden_size = rows_RD.shape
+        returned_ND = self.received.take(num_returns, hidden_size, rows_RD.dtype)
+        leaving_RD = self.sent.take(num_rows, hidden_size, rows_RD.dtype)
+        pick_rows(rows_RD, departure_R, leaving_RD)
+        self.collectives.all_to_all(returned_ND, leaving_RD, handle.num_returns_M, handle.num_departures_M)
+        return returned_ND if self._on_cpu else returned_ND.to(rows_RD.device)
+
+    def _index(self, numbers: Ints) -> Tensor:
+        index = torch.from_numpy(numbers)
+        return index if self._on_cpu else index.to(self._kernels.device)

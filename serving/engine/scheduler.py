@@ -1,0 +1,351 @@
+"""Which sequences compute how many tokens in the next step of one shard. Pure: time is an argument.
+
+There is no prefill or decode phase: every sequence has known tokens (prompt, journal, output), num_computed_tokens of
+them are in the KV cache, and it catches up under the step's token budget. schedule() only hands out KV blocks, which a
+failed step need not undo; tokens, computed counts and shared prefixes are committed by apply(), after the step has
+succeeded. So a step that failed is simply scheduled again.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterator
+
+from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepPlan, StepResult
+from serving.config import SchedulerConfig
+from serving.engine.block_manager import BlockManager, block_hash
+from serving.engine.request import FinishReason, Request, RequestStatus, TokenEvent
+from serving.errors import ContextLengthError, InvalidRequestError
+
+_END = {FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
+        FinishReason.CANCELLED: RequestStatus.CANCELLED, FinishReason.FAILED: RequestStatus.FAILED}
+
+
+def _arrival(request: Request) -> int:
+    return request.arrival_index
+
+
+class Scheduler:
+    """Continuous batching: decodes first, then chunks of prefill, then newcomers in order of arrival.
+
+    A sequence gets the blocks of all its known tokens when it starts to run, and one more whenever it outgrows them.
+    When none is free, the last arrived sequence gives its blocks back and is recomputed later; sequences whose router
+    does not listen (held) give theirs first.
+    """
+
+    def __init__(self, config: SchedulerConfig, num_blocks: int, max_model_len: int) -> None:
+        self.config = config
+        self.max_model_len = max_model_len
+        self.token_budget = config.max_batch_tokens     # of a step, at least 1; may change between two steps
+        self.num_preemptions = 0
+        self.blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching)
+        self._requests: dict[str, Request] = {}
+        self._waiting: list[Request] = []       # both in order of arrival
+        self._running: list[Request] = []
+        self._in_flight: dict[str, Request] = {}
+        self._held_routers: set[str] = set()
+        self._num_arrived = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Largest prompt + max_tokens that is accepted: the last token drawn needs no place in the KV cache."""
+        return min(self.max_model_len, self.blocks.num_blocks * self.config.block_size + 1)
+
+    def has_work(self) -> bool:
+        """True exactly when schedule() would return something."""
+        return any(request.router_id not in self._held_routers for request in self._requests.values())
+
+    def next_deadline_s(self) -> float | None:
+        deadlines = (request.submission.deadline_s for request in self._requests.values())
+        return min((deadline_s for deadline_s in deadlines if deadline_s is not None), default=None)
+
+    # What may happen between any two calls, also while a step is in flight.
+
+    def add(self, request: Request) -> TokenEvent | None:
+        """Accept a request. Returns its last event when its journal leaves nothing to do. Raises InvalidRequestError,
+        and ContextLengthError when it could never fit."""
+        submission = request.submission
+        self._refuse_impossible(request)
+        request.arrival_index = self._num_arrived
+        self._num_arrived += 1
+        request.output_token_ids = list(submission.journal_token_ids)
+        self._requests[request.request_id] = request
+        bisect.insort(self._waiting, request, key=_arrival)
+        reason = self._finish_reason(request) if submission.journal_token_ids else None
+        if reason is None:
+            return None
+        request.advance(RequestStatus.RUNNING, "journal is complete")
+        return self._end(request, TokenEvent(request.request_id, finish_reason=reason,
+                                             stop_token_id=self._stop_token_id(request, reason)))
+
+    def cancel(self, request_id: str) -> TokenEvent | None:
+        """End a request now and free its blocks. None when it is not open: it may just have ended."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        return self._end(request, TokenEvent(request_id, finish_reason=FinishReason.CANCELLED))
+
+    def expire(self, now_s: float) -> list[TokenEvent]:
+        """Fail the requests whose deadline has passed."""
+        late = [request for request in self._requests.values()
+                if request.submission.deadline_s is not None and request.submission.deadline_s <= now_s]
+        return [self._end(request, TokenEvent(
+            request.request_id, finish_reason=FinishReason.FAILED,
+            error=f"the deadline passed after {len(request.output_token_ids)} of {request.submission.max_tokens} tokens"
+                  "; allow more time or ask for fewer tokens")) for request in late]
+
+    def hold(self, router_id: str, held: bool) -> None:
+        """Do not schedule the sequences of a router that does not listen. They keep blocks that others can spare."""
+        if held:
+            self._held_routers.add(router_id)
+        else:
+            self._held_routers.discard(router_id)
+
+    # One step.
+
+    def schedule(self) -> tuple[ScheduledRequest, ...]:
+        """What to compute next. A plan that was not applied is simply forgotten: call again."""
+        plan: list[ScheduledRequest] = []
+        budget = self.token_budget
+        had_preemptions = self.num_preemptions
+        for request in self._ready(decoding=True):
+            if request.status is RequestStatus.RUNNING and self._grow(request):
+                plan.append(self._scheduled(request, 1))
+                budget -= 1
+        for request in self._ready(decoding=False):
+            if budget > 0:
+                plan.append(self._scheduled(request, budget))
+                budget -= len(plan[-1].token_ids)
+        if self.num_preemptions == had_preemptions:     # else the blocks are needed by those who run
+            newcomers = self._admitted(must_admit=not plan)
+            while budget > 0 and (newcomer := next(newcomers, None)) is not None:
+                plan.append(self._scheduled(newcomer, budget))
+                budget -= len(plan[-1].token_ids)
+        self._in_flight = {scheduled.request_id: self._requests[scheduled.request_id] for scheduled in plan}
+        return tuple(plan)
+
+    def apply(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
+        """Commit a step that succeeded. Requests that ended while it was in flight are dropped."""
+        assert (plan.epoch, plan.step_index) == (result.epoch, result.step_index), "the result is another step's"
+        assert len(plan.requests) == len(result.tokens), "one result for each scheduled request"
+        events: list[TokenEvent] = []
+        for scheduled, sampled in zip(plan.requests, result.tokens, strict=True):
+            assert scheduled.request_id == sampled.request_id, "results come in the plan's order"
+            request = self._in_flight.get(scheduled.request_id)
+            # The id may have been taken again since: the object tells.
+            if request is not None and self._requests.get(request.request_id) is request:
+                event = self._commit(request, scheduled, sampled)
+                if event is not None:
+                    events.append(event)
+        self._in_flight = {}
+        return events
+
+    # Choosing.
+
+    def _ready(self, decoding: bool) -> list[Request]:
+        """Running requests that are not held: those with one token to compute, or those with more."""
+        return [request for request in self._running if request.router_id not in self._held_routers
+                and (request.num_tokens - request.num_computed_tokens == 1) is decoding]
+
+    def _grow(self, request: Request) -> bool:
+        """Give a running request the block of its next token. False: it was the one to give its blocks back."""
+        num_tokens = request.num_tokens
+        while len(request.block_table) * self.config.block_size < num_tokens:
+            block_table = self.blocks.allocate(1)
+            if block_table is not None:
+                request.block_table += block_table
+                continue
+            victim = self._held_victim() or self._running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _held_victim(self) -> Request | None:
+        return next((request for request in reversed(self._running) if request.router_id in self._held_routers), None)
+
+    def _preempt(self, request: Request) -> None:
+        request.advance(RequestStatus.PREEMPTED, "KV blocks ran out")
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._running.remove(request)
+        self._release(request)
+        request.num_computed_tokens = 0
+        request.prompt_logprobs.clear()
+        bisect.insort(self._waiting, request, key=_arrival)
+
+    def _admitted(self, must_admit: bool) -> Iterator[Request]:
+        """Waiting requests that may start, in order of arrival; the first that does not fit holds back the later ones,
+        so that nobody is overtaken for ever. With `must_admit` held requests make room for the first."""
+        for request in [request for request in self._waiting if request.router_id not in self._held_routers]:
+            while not self._start(request):
+                victim = self._held_victim() if must_admit else None
+                if victim is None:
+                    return
+                self._preempt(victim)
+            must_admit = False
+            yield request
+
+    def _start(self, request: Request) -> bool:
+        """Give a waiting request the blocks of its known tokens, cached ones first. False: it does not fit."""
+        # A lowered budget does not end who runs, so decodes may exceed it until some have ended.
+        if len(self._running) >= min(self.config.max_running_requests, self.token_budget):
+            return False
+        prefix = self.blocks.cached_prefix(self._reusable_hashes(request))
+        num_new = self.blocks.num_blocks_for(request.num_tokens) - len(prefix)
+        # Those who run may each need a block soon: without that spare the newcomer would be preempted at once.
+        block_table = self.blocks.allocate(num_new, prefix, num_spare=len(self._running))
+        if block_table is None:
+            return False
+        request.advance(RequestStatus.RUNNING, "fits")
+        self._waiting.remove(request)
+        bisect.insort(self._running, request, key=_arrival)
+        request.block_table = block_table
+        request.num_computed_tokens = len(prefix) * self.config.block_size
+        if request.num_preemptions == 0:
+            request.num_cached_tokens = min(request.num_computed_tokens, len(request.submission.prompt_token_ids))
+        return True
+
+    def _reusable_hashes(self, request: Request) -> list[bytes]:
+        """Of the blocks that a cached prefix may replace: never all tokens, for the last one's logits are needed; none
+        when the prompt's log-probabilities are wanted, which only computing gives."""
+        if not self.config.prefix_caching or _wants_prompt_logprobs(request):
+            return []
+        return self._hashes(request, (request.num_tokens - 1) // self.config.block_size)
+
+    def _hashes(self, request: Request, num_blocks: int) -> list[bytes]:
+        """Of the first `num_blocks` blocks, which must be full."""
+        known, size = request.block_hashes, self.config.block_size
+        while len(known) < num_blocks:
+            start = len(known) * size
+            known.append(block_hash(known[-1] if known else b"", _token_ids(request, start, start + size)))
+        return known[:num_blocks]
+
+    def _scheduled(self, request: Request, budget: int) -> ScheduledRequest:
+        submission = request.submission
+        start = request.num_computed_tokens
+        num_tokens = request.num_tokens
+        end = min(num_tokens, start + budget)
+        sampling = self._sampling(request) if end == num_tokens else None
+        has_history = sampling is not None and sampling.needs_history
+        is_scored = _wants_prompt_logprobs(request)
+        return ScheduledRequest(
+            request_id=request.request_id,
+            token_ids=_token_ids(request, start, end),
+            num_computed_tokens=start,
+            block_table=tuple(request.block_table),
+            sampling=sampling,
+            prompt_token_ids=submission.prompt_token_ids if has_history else (),
+            output_token_ids=tuple(request.output_token_ids) if has_history else (),
+            num_prompt_logprobs=submission.num_prompt_logprobs if is_scored else None,
+            prompt_targets=submission.prompt_token_ids[start + 1:end + 1] if is_scored else ())
+
+    def _sampling(self, request: Request) -> SamplingSpec:
+        submission = request.submission
+        spec = submission.sampling
+        if len(request.output_token_ids) >= submission.min_tokens or not submission.stop_token_ids:
+            return spec
+        return dataclasses.replace(spec, banned_token_ids=spec.banned_token_ids + submission.stop_token_ids)
+
+    # Committing.
+
+    def _commit(self, request: Request, scheduled: ScheduledRequest, sampled: SampledToken) -> TokenEvent | None:
+        assert request.num_computed_tokens == scheduled.num_computed_tokens, "the step was scheduled from another state"
+        assert (sampled.token_id is not None) == (scheduled.sampling is not None), "a token where one was asked for"
+        request.num_computed_tokens += len(scheduled.token_ids)
+        request.prompt_logprobs += sampled.prompt_logprobs
+        self._publish(request, scheduled.num_computed_tokens)
+        if sampled.token_id is None:
+            return None
+        is_first = len(request.output_token_ids) == len(request.submission.journal_token_ids)
+        request.output_token_ids.append(sampled.token_id)
+        reason = self._finish_reason(request)
+        event = TokenEvent(
+            request.request_id, token_ids=(sampled.token_id,),
+            logprobs=(sampled.logprob,) if sampled.logprob is not None else (),
+            prompt_logprobs=tuple(request.prompt_logprobs),
+            num_cached_tokens=request.num_cached_tokens if is_first else None,
+            finish_reason=reason, stop_token_id=self._stop_token_id(request, reason))
+        request.prompt_logprobs.clear()
+        return event if reason is None else self._end(request, event)
+
+    def _publish(self, request: Request, num_computed_before: int) -> None:
+        """The blocks that this step has filled may now be shared."""
+        if not self.config.prefix_caching:
+            return
+        size = self.config.block_size
+        num_full_before, num_full = num_computed_before // size, request.num_computed_tokens // size
+        if num_full > num_full_before:
+            hashes = self._hashes(request, num_full)
+            for index in range(num_full_before, num_full):
+                self.blocks.publish(request.block_table[index], hashes[index])
+
+    def _finish_reason(self, request: Request) -> FinishReason | None:
+        """Judges the last output token. add() has made sure that max_tokens ends it within max_model_len."""
+        submission, num_output = request.submission, len(request.output_token_ids)
+        if request.output_token_ids[-1] in submission.stop_token_ids and num_output > submission.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if num_output >= submission.max_tokens else None
+
+    def _stop_token_id(self, request: Request, reason: FinishReason | None) -> int | None:
+        return request.output_token_ids[-1] if reason is FinishReason.STOP else None
+
+    def _end(self, request: Request, event: TokenEvent) -> TokenEvent:
+        """The one way out: status, queues, blocks, and the event that says so."""
+        assert event.finish_reason is not None
+        try:
+            request.advance(_END[event.finish_reason], event.error or event.finish_reason)
+        finally:
+            del self._requests[request.request_id]
+            for queue in (self._waiting, self._running):
+                if request in queue:
+                    queue.remove(request)
+            self._release(request)
+        return event
+
+    def _release(self, request: Request) -> None:
+        self.blocks.free(request.block_table)
+        request.block_table = []
+
+    def _refuse_impossible(self, request: Request) -> None:
+        submission = request.submission
+        if not self.blocks.num_blocks:
+            raise InvalidRequestError("this shard holds experts only and takes no requests",
+                                      fix="send it to a shard that has a share of the requests")
+        if request.request_id in self._requests:
+            raise InvalidRequestError(f"request_id {request.request_id!r} is already open here", fix="use a new one",
+                                      param="request_id")
+        if not submission.prompt_token_ids:
+            raise InvalidRequestError("the prompt has no tokens", fix="send at least one", param="prompt")
+        if submission.max_tokens < 1:
+            raise InvalidRequestError("max_tokens is below 1", fix="ask for at least 1", param="max_tokens")
+        num_prompt = len(submission.prompt_token_ids)
+        if num_prompt + submission.max_tokens <= self.max_request_tokens:
+            return
+        raise ContextLengthError(
+            f"{num_prompt} prompt tokens + max_tokens={submission.max_tokens} make "
+            f"{num_prompt + submission.max_tokens} tokens; at most {self.max_request_tokens} fit "
+            f"(max_model_len={self.max_model_len}, KV cache {self.blocks.num_blocks}x{self.config.block_size} tokens)",
+            fix=f"shorten the prompt, or ask for at most {max(0, self.max_request_tokens - num_prompt)} tokens",
+            param="max_tokens" if num_prompt < self.max_request_tokens else "prompt")
+
+
+def _token_ids(request: Request, start: int, end: int) -> tuple[int, ...]:
+    """Known tokens at positions start to end - 1, without building the whole sequence."""
+    prompt = request.submission.prompt_token_ids
+    output = request.output_token_ids[max(0, start - len(prompt)):max(0, end - len(prompt))]
+    return (*prompt[start:end], *output)
+
+
+def _wants_prompt_logprobs(request: Request) -> bool:
+    """They travel with the first token, so whoever has one (also in the journal) has them."""
+    return request.submission.num_prompt_logprobs is not None and not request.output_token_ids

@@ -1,0 +1,116 @@
+"""The shard link's messages <-> our own values. Both ends of the link use these and nothing else reads the protobufs.
+
+Deadlines travel as seconds left, because each side has its own clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from model.step import SamplingSpec, TokenLogprob
+from serving import errors
+from serving.engine.engine import ShardLoad
+from serving.engine.request import FinishReason, Submission, TokenEvent
+from serving.errors import ServingError, ShardFailedError
+from serving.proto import shard_pb2
+
+_ERROR_OF_NAME = {error.__name__: error for error in (
+    errors.ContextLengthError, errors.UnsupportedFieldError, errors.InvalidRequestError, errors.DeadlineExceededError)}
+
+
+def encode_submission(submission: Submission, now_s: float) -> shard_pb2.Submission:
+    return shard_pb2.Submission(
+        request_id=submission.request_id, prompt_token_ids=submission.prompt_token_ids,
+        sampling=_encode_sampling(submission.sampling), max_tokens=submission.max_tokens,
+        min_tokens=submission.min_tokens, stop_token_ids=submission.stop_token_ids,
+        journal_token_ids=submission.journal_token_ids, num_prompt_logprobs=submission.num_prompt_logprobs,
+        deadline_in_s=None if submission.deadline_s is None else submission.deadline_s - now_s)
+
+
+def decode_submission(message: shard_pb2.Submission, now_s: float) -> Submission:
+    return Submission(
+        request_id=message.request_id, prompt_token_ids=tuple(message.prompt_token_ids),
+        sampling=_decode_sampling(message.sampling), max_tokens=message.max_tokens, min_tokens=message.min_tokens,
+        stop_token_ids=tuple(message.stop_token_ids), journal_token_ids=tuple(message.journal_token_ids),
+        num_prompt_logprobs=message.num_prompt_logprobs if message.HasField("num_prompt_logprobs") else None,
+        deadline_s=message.deadline_in_s + now_s if message.HasField("deadline_in_s") else None)
+
+
+def _encode_sampling(spec: SamplingSpec) -> shard_pb2.Sampling:
+    return shard_pb2.Sampling(
+        temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p, min_p=spec.min_p,
+        presence_penalty=spec.presence_penalty, frequency_penalty=spec.frequency_penalty,
+        repetition_penalty=spec.repetition_penalty, logit_bias=dict(spec.logit_bias), seed=spec.seed,
+        num_logprobs=spec.num_logprobs, banned_token_ids=spec.banned_token_ids)
+
+
+def _decode_sampling(message: shard_pb2.Sampling) -> SamplingSpec:
+    return SamplingSpec(
+        temperature=message.temperature, top_k=message.top_k if message.HasField("top_k") else None,
+        top_p=message.top_p, min_p=message.min_p, presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty, repetition_penalty=message.repetition_penalty,
+        logit_bias=tuple(sorted(message.logit_bias.items())), banned_token_ids=tuple(message.banned_token_ids),
+        seed=message.seed, num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None)
+
+
+def encode_event(event: TokenEvent) -> shard_pb2.SequenceUpdate:
+    return shard_pb2.SequenceUpdate(
+        request_id=event.request_id, token_ids=event.token_ids, logprobs=_encode_logprobs(event.logprobs),
+        prompt_logprobs=_encode_logprobs(event.prompt_logprobs), num_cached_tokens=event.num_cached_tokens,
+        finish_reason=event.finish_reason or "", stop_token_id=event.stop_token_id, error=event.error)
+
+
+def decode_event(message: shard_pb2.SequenceUpdate) -> TokenEvent:
+    return TokenEvent(
+        request_id=message.request_id, token_ids=tuple(message.token_ids),
+        logprobs=_decode_logprobs(message.logprobs), prompt_logprobs=_decode_logprobs(message.prompt_logprobs),
+        num_cached_tokens=message.num_cached_tokens if message.HasField("num_cached_tokens") else None,
+        finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
+        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None, error=message.error)
+
+
+def _encode_logprobs(logprobs: Iterable[TokenLogprob]) -> list[shard_pb2.Logprob]:
+    return [shard_pb2.Logprob(token_id=entry.token_id, logprob=entry.logprob,
+                              top_ids=[token_id for token_id, _ in entry.top],
+                              top_logprobs=[logprob for _, logprob in entry.top]) for entry in logprobs]
+
+
+def _decode_logprobs(messages: Iterable[shard_pb2.Logprob]) -> tuple[TokenLogprob, ...]:
+    return tuple(TokenLogprob(message.token_id, message.logprob,
+                              tuple(zip(message.top_ids, message.top_logprobs, strict=True))) for message in messages)
+
+
+def merge_events(earlier: TokenEvent, later: TokenEvent) -> TokenEvent:
+    """Two steps of one sequence as one event: what a router that fell behind is sent."""
+    return TokenEvent(
+        request_id=earlier.request_id, token_ids=earlier.token_ids + later.token_ids,
+        logprobs=earlier.logprobs + later.logprobs, prompt_logprobs=earlier.prompt_logprobs + later.prompt_logprobs,
+        num_cached_tokens=later.num_cached_tokens if earlier.num_cached_tokens is None else earlier.num_cached_tokens,
+        finish_reason=later.finish_reason, stop_token_id=later.stop_token_id, error=later.error)
+
+
+def encode_load(load: ShardLoad) -> shard_pb2.ShardLoad:
+    return shard_pb2.ShardLoad(
+        num_running=load.num_running, num_waiting=load.num_waiting, kv_blocks_free=load.kv_blocks_free,
+        kv_blocks_total=load.kv_blocks_total, tokens_per_s=load.tokens_per_s, num_preemptions=load.num_preemptions,
+        step_s=load.step_s)
+
+
+def decode_load(message: shard_pb2.ShardLoad) -> ShardLoad:
+    return ShardLoad(
+        num_running=message.num_running, num_waiting=message.num_waiting, kv_blocks_free=message.kv_blocks_free,
+        kv_blocks_total=message.kv_blocks_total, tokens_per_s=message.tokens_per_s,
+        num_preemptions=message.num_preemptions, step_s=message.step_s)
+
+
+def error_text(error: ServingError) -> str:
+    """An error as TokenEvent.error carries it: the class by name, so that the client's status survives the link."""
+    return f"{type(error).__name__}: {error}"
+
+
+def error_of_text(text: str) -> ServingError:
+    """The client's error for a sequence that failed in a shard. Faults that name no class are the shard's own."""
+    name, _, message = text.partition(": ")
+    if name in _ERROR_OF_NAME:
+        return _ERROR_OF_NAME[name](message)
+    return ShardFailedError(text or "the shard failed the request without a reason", fix="send the request again")

@@ -1,0 +1,1 @@
+"""From a door to a shard: the service, admission, choice of shard, journal, links. May import: link, engine, text."""

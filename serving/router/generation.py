@@ -1,0 +1,63 @@
+"""What the doors (HTTP, gRPC) hand to the service, and what comes back. One shape for both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.step import TokenLogprob
+from serving.engine.request import FinishReason
+from serving.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt, `params.n` choices."""
+
+    request_id: str
+    model: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    tenant: str = "default"                     # admission is fair between tenants
+    deadline_s: float | None = None             # seconds from now; None: the config's default
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDelta:
+    """The next piece of one choice. Pieces of different choices interleave; each choice ends with one finish_reason.
+
+    `text` never ends in half a character, and never holds any part of a stop string. logprobs match token_ids one to
+    one when asked for. `token_ids` may come without `text` (bytes held back), and text without them (flushed).
+    """
+
+    choice: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()      # of prompt_token_ids[1:], in the choice's first delta
+    num_cached_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None                # the stop string or stop token id that ended it
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """One served model, for /v1/models."""
+
+    name: str
+    max_model_len: int
+    created_s: int
+
+
+class Service(Protocol):
+    """What both doors call. `InferenceService` (serving/router/service.py) is the real one."""
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]: ...
+
+    def is_ready(self) -> bool:
+        """True when an epoch is running and its shards are connected."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
+        """Stream the choices. Closing the iterator cancels them. Raises ServingError, at the first delta or later."""

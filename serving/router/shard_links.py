@@ -1,0 +1,232 @@
+"""All links of one router to the members of the running epoch: which sequence is where, and where the next one goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from serving.engine.engine import ShardLoad
+from serving.engine.request import Submission, TokenEvent
+from serving.errors import ContextLengthError, NotReadyError, ShardFailedError
+from serving.link.client import ShardLinkClient, Upward
+from serving.link.epoch import Epoch
+from serving.metrics import ShardMetrics
+from serving.router.shard_choice import (
+    EXPECTED_OUTPUT_TOKENS,
+    PrefixIndex,
+    RoutedRequest,
+    ShardSnapshot,
+    block_hashes,
+    choose_shard,
+)
+
+logger = logging.getLogger(__name__)
+
+CONNECT_WAIT_S = 30.0       # of set_epoch, for all members
+
+
+class LinksOwner(Protocol):
+    """Told on the event loop; must not raise."""
+
+    def sequence_events(self, events: list[TokenEvent]) -> None: ...
+
+    def sequences_lost(self, sequence_ids: list[str], error: ShardFailedError) -> None:
+        """Their shard is gone; place() them again or fail them."""
+
+    def links_settled(self) -> None:
+        """Every member of a new epoch is connected, or has had its time to."""
+
+
+@dataclass(slots=True)
+class PlacedSequence:
+    link: ShardLinkClient
+    submission: Submission
+    hashes: tuple[int, ...]         # of the prompt's blocks
+    num_new_tokens: int = 0         # produced on this shard
+
+    @property
+    def num_open_tokens(self) -> int:
+        """Tokens that the shard probably still has to compute for it."""
+        submission = self.submission
+        num_known = len(submission.prompt_token_ids) + len(submission.journal_token_ids)
+        return (0 if self.num_new_tokens else num_known) + expected_output_tokens(submission, self.num_new_tokens)
+
+
+def expected_output_tokens(submission: Submission, num_new_tokens: int = 0) -> int:
+    """Tokens that a sequence probably still has to draw, when it has drawn so many on its shard."""
+    num_left = submission.max_tokens - len(submission.journal_token_ids) - num_new_tokens
+    return max(1, min(num_left, EXPECTED_OUTPUT_TOKENS))
+
+
+class ShardLinks:
+    """Owned by the service. All methods are called on one event loop."""
+
+    def __init__(self, router_id: str, window: int, block_size: int, clock: Callable[[], float], owner: LinksOwner,
+                 metrics: ShardMetrics) -> None:
+        self.epoch: Epoch | None = None
+        self.is_settling = False            # a new epoch's members are connecting
+        self._router_id = router_id
+        self._window = window
+        self._block_size = block_size
+        self._clock = clock
+        self._owner = owner
+        self._metrics = metrics
+        self._links: dict[str, ShardLinkClient] = {}        # by shard id, in rank order
+        self._placed: dict[str, PlacedSequence] = {}        # by sequence id
+        self._shares: dict[str, float] = {}                 # of the requests, by shard id
+        self._index = PrefixIndex()
+        self._all_connected = asyncio.Event()
+
+    async def set_epoch(self, epoch: Epoch, connect_wait_s: float = CONNECT_WAIT_S) -> None:
+        """Leave the old epoch for a newer one. Returns when its members are connected, or had `connect_wait_s` to be.
+        What was open is reported lost at once, and may be placed again when links_settled() is called. A newer revision
+        of the same epoch only changes the shares of later requests."""
+        if self.epoch is not None and epoch.number == self.epoch.number and epoch.revision > self.epoch.revision:
+            self.epoch, self._shares = epoch, _shares_of(epoch)
+            return
+        if self.epoch is not None and epoch.number <= self.epoch.number:
+            logger.info("old_epoch_ignored epoch=%d running=%d", epoch.number, self.epoch.number)
+            return
+        self.epoch, self.is_settling, self._shares = epoch, True, _shares_of(epoch)
+        old, self._links = self._links, {member.shard_id: self._new_link(epoch, rank)
+                                         for rank, member in enumerate(epoch.members)}
+        self._forget_others(old)
+        self._all_connected = all_connected = asyncio.Event()
+        for link in self._links.values():
+            link.start()
+        self._lose(list(self._placed), ShardFailedError(f"epoch {epoch.number} has begun"))
+        await asyncio.gather(*(link.close() for link in old.values()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(connect_wait_s):
+                await all_connected.wait()
+        if self.epoch is epoch:             # else a still newer one has come meanwhile, and settles itself
+            self.is_settling = False
+            self._owner.links_settled()
+
+    async def close(self) -> None:
+        links, self._links = self._links, {}
+        await asyncio.gather(*(link.close() for link in links.values()))
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self._links) and all(link.is_connected for link in self._links.values())
+
+    @property
+    def max_request_tokens(self) -> int | None:
+        """Largest prompt + output that any connected member can hold; None when none is connected."""
+        return max((shard.max_request_tokens(self._block_size) for shard in self.snapshots()), default=None)
+
+    def snapshots(self) -> tuple[ShardSnapshot, ...]:
+        """The connected members, in rank order."""
+        num_open_tokens = dict.fromkeys(self._links, 0)
+        num_own = dict.fromkeys(self._links, 0)
+        for sequence in self._placed.values():
+            num_open_tokens[sequence.link.member.shard_id] += sequence.num_open_tokens
+            num_own[sequence.link.member.shard_id] += 1
+        return tuple(
+            ShardSnapshot(
+                shard_id=shard_id, num_open_tokens=num_open_tokens[shard_id],
+                num_foreign_sequences=max(0, link.load.num_running + link.load.num_waiting - num_own[shard_id]),
+                kv_blocks_free=link.load.kv_blocks_free, kv_blocks_total=link.load.kv_blocks_total,
+                share=self._shares[shard_id])
+            for shard_id, link in self._links.items() if link.is_connected and link.load is not None)
+
+    def place(self, submission: Submission, hashes: tuple[int, ...], may_shorten: bool) -> None:
+        """Send a sequence to the best shard. `may_shorten`: the client set no max_tokens, so a shard with a smaller KV
+        cache may lower it. Raises NotReadyError without a shard, ContextLengthError when it fits into none."""
+        shards = self.snapshots()
+        if not shards:
+            raise NotReadyError("no shard is connected", fix="try again; `moesaic status` shows the shards")
+        num_prompt = len(submission.prompt_token_ids)
+        num_known = num_prompt + len(submission.journal_token_ids)
+        largest = max(shard.max_request_tokens(self._block_size) for shard in shards)
+        num_output = expected_output_tokens(submission)
+        at_least = num_prompt + submission.max_tokens
+        if may_shorten:
+            at_least = max(num_known + 1, min(num_known + num_output, largest))
+        request = RoutedRequest(hashes, num_known, num_output, at_least)
+        chosen = choose_shard(request, shards, self._index, self._block_size)
+        if chosen is None:
+            raise ContextLengthError(
+                f"{num_prompt} prompt tokens + max_tokens={submission.max_tokens} do not fit into any shard's KV cache "
+                f"of at most {largest} tokens", fix="shorten the prompt or lower max_tokens", param="max_tokens")
+        if may_shorten:
+            room = chosen.max_request_tokens(self._block_size) - num_prompt
+            submission = replace(submission, max_tokens=min(submission.max_tokens, room))
+        link = self._links[chosen.shard_id]
+        link.submit(submission)
+        self._placed[submission.request_id] = PlacedSequence(link, submission, hashes)
+        self._index.record(chosen.shard_id, hashes, chosen.kv_blocks_total)
+
+    def remove(self, sequence_id: str, output_token_ids: Sequence[int], is_over_in_shard: bool) -> None:
+        """A sequence has ended. Its shard is told unless it ended it, and keeps what it computed in its prefix cache:
+        the next turn of a chat will find it there."""
+        sequence = self._placed.pop(sequence_id, None)
+        if sequence is None or sequence.link.load is None:
+            return
+        if not is_over_in_shard:
+            sequence.link.cancel(sequence_id)
+        known = (*sequence.submission.prompt_token_ids, *output_token_ids[:-1])      # the last was drawn, not computed
+        hashes = block_hashes(known, self._block_size, sequence.hashes)
+        self._index.record(sequence.link.member.shard_id, hashes, sequence.link.load.kv_blocks_total)
+
+    # LinkOwner
+
+    def link_connected(self, link: ShardLinkClient) -> None:
+        if self._is_current(link):
+            self._metrics.joined(link.member)
+            self._observe(link)
+            if self.is_ready:
+                self._all_connected.set()
+
+    def link_events(self, link: ShardLinkClient, events: list[TokenEvent]) -> None:
+        if not self._is_current(link):
+            return
+        self._observe(link)
+        wanted = []
+        for event in events:
+            sequence = self._placed.get(event.request_id)
+            if sequence is not None and sequence.link is link:      # else it was cancelled meanwhile
+                sequence.num_new_tokens += len(event.token_ids)
+                wanted.append(event)
+        self._owner.sequence_events(wanted)
+
+    def link_broken(self, link: ShardLinkClient, error: ShardFailedError) -> None:
+        if self._is_current(link):
+            self._lose([name for name, sequence in self._placed.items() if sequence.link is link], error)
+
+    def _is_current(self, link: ShardLinkClient) -> bool:
+        return self._links.get(link.member.shard_id) is link
+
+    def _observe(self, link: ShardLinkClient) -> None:
+        load: ShardLoad | None = link.load
+        if load is None:
+            return
+        self._metrics.observe(link.member.shard_id, link.member.pool, load)
+
+    def _lose(self, sequence_ids: list[str], error: ShardFailedError) -> None:
+        for sequence_id in sequence_ids:
+            del self._placed[sequence_id]
+        if sequence_ids:
+            self._owner.sequences_lost(sequence_ids, error)
+
+    def _new_link(self, epoch: Epoch, rank: int) -> ShardLinkClient:
+        def upward() -> Upward:
+            return Upward(epoch.number, self._router_id, self._window, self._clock)
+        return ShardLinkClient(epoch.members[rank], upward, epoch.number, self)
+
+    def _forget_others(self, old: dict[str, ShardLinkClient]) -> None:
+        """Drop what is known of members that are not in the new epoch."""
+        self._index.keep_only(list(self._links))
+        for shard_id, link in old.items():
+            if shard_id not in self._links:
+                self._metrics.forget(shard_id, link.member.pool)
+
+
+def _shares_of(epoch: Epoch) -> dict[str, float]:
+    shares = [entry.share for entry in epoch.shares] or [1.0] * len(epoch.members)
+    return {member.shard_id: share for member, share in zip(epoch.members, shares, strict=True)}

@@ -1,0 +1,127 @@
+"""Token ids -> text, piece by piece: never half a character, stop strings cut exactly.
+
+However a sequence is split into pushes, the pieces concatenate to the same text.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serving.text.tokenizer import Tokenizer
+
+_MAX_CHARACTER_BYTES = 4    # of UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one push added. After `stop_string` is set nothing more may be pushed."""
+
+    text: str
+    stop_string: str | None = None
+    num_tokens_kept: int = 0        # of those pushed: up to the one that completed the stop string
+
+
+class _StopMatcher:
+    """Knuth-Morris-Pratt over one stop string: how much of it the text so far ends with."""
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.num_matched = 0
+        self._fallback = [0] * len(stop)
+        length = 0
+        for index in range(1, len(stop)):
+            while length and stop[index] != stop[length]:
+                length = self._fallback[length - 1]
+            length += stop[index] == stop[length]
+            self._fallback[index] = length
+
+    def push(self, character: str) -> bool:
+        """True when the text now ends with the stop string."""
+        while self.num_matched and (self.is_complete or self.stop[self.num_matched] != character):
+            self.num_matched = self._fallback[self.num_matched - 1]
+        self.num_matched += self.stop[self.num_matched] == character
+        return self.is_complete
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_matched == len(self.stop)
+
+    @property
+    def num_pending(self) -> int:
+        """Characters at the end of the text that the next match may begin with."""
+        return self._fallback[-1] if self.is_complete else self.num_matched
+
+
+class Detokenizer:
+    """Of one choice. The text continues the prompt's: a space between them is kept."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], stop: Sequence[str] = (),
+                 include_stop_str_in_output: bool = False, skip_special_tokens: bool = True,
+                 min_tokens: int = 0) -> None:
+        """Stop strings that are complete within the first `min_tokens` tokens do not count."""
+        self._tokenizer = tokenizer
+        self._skipped_ids = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+        self._includes_stop = include_stop_str_in_output
+        self._min_tokens = min_tokens
+        self._matchers = [_StopMatcher(stop_string) for stop_string in stop]
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._num_tokens = 0
+        self._held = ""                 # decoded, but perhaps the beginning of a stop string
+        self._at_start = True
+        self._decode_prompt_end(prompt_token_ids)
+
+    def push(self, token_ids: Sequence[int]) -> Piece:
+        """Add tokens -> the text that is now certain."""
+        text = ""
+        for index, token_id in enumerate(token_ids):
+            self._num_tokens += 1
+            piece, stop_string = self._add(self._utf8.decode(self._bytes(token_id)))
+            text += piece
+            if stop_string is not None:
+                return Piece(text, stop_string, num_tokens_kept=index + 1)
+        return Piece(text, num_tokens_kept=len(token_ids))
+
+    def flush(self) -> str:
+        """The end of the text when no stop string ended it: what was held back; half a character becomes U+FFFD."""
+        text = self._held + self._utf8.decode(b"", final=True)
+        self._held = ""
+        return text
+
+    def _decode_prompt_end(self, token_ids: Sequence[int]) -> None:
+        """Begin where the prompt ended, which may be inside a character."""
+        tail: list[bytes] = []
+        for token_id in reversed(token_ids):
+            if len(tail) == _MAX_CHARACTER_BYTES:
+                break
+            if token_id not in self._skipped_ids and (content := self._tokenizer.token_bytes(token_id)):
+                tail.insert(0, content)
+        if tail:
+            self._at_start = False
+            self._utf8.decode(b"".join(tail))
+
+    def _bytes(self, token_id: int) -> bytes:
+        if token_id in self._skipped_ids:
+            return b""
+        content = self._tokenizer.token_bytes(token_id)
+        if content and self._at_start:
+            self._at_start = False
+            return self._tokenizer.style.at_the_start(content)
+        return content
+
+    def _add(self, text: str) -> tuple[str, str | None]:
+        """-> text to emit, and the stop string that ends it."""
+        if not self._matchers:
+            return text, None
+        for index, character in enumerate(text):
+            complete = [matcher.stop for matcher in self._matchers if matcher.push(character)]
+            if complete and self._num_tokens > self._min_tokens:
+                stop = max(complete, key=len)
+                known = self._held + text[:index + 1]
+                self._held = ""
+                return known if self._includes_stop else known.removesuffix(stop), stop
+        known = self._held + text
+        num_held = 0 if self._includes_stop else max(matcher.num_pending for matcher in self._matchers)
+        self._held = known[len(known) - num_held:]
+        return known[:len(known) - num_held], None

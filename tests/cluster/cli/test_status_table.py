@@ -1,0 +1,85 @@
+"""The table of `moesaic status` on a terminal of 80 columns, and its JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Console
+
+from cluster.cli.status_table import expert_ranges, status_json, status_view
+from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus, RouterReport
+from cluster.coordinator.membership import GroupPhase, ShardState, View
+from model.placement import Placement, contiguous_placement
+from serving.engine.expert_load import ExpertLoad
+from serving.link.epoch import Epoch, ShardStatus, WorkRatio
+from tests.cluster.coordinator.group_reports import member
+from tests.cluster.profiles import PROFILE
+
+MEMBERS = tuple(member(name, budget=1_400 << 20) for name in "abc")
+
+
+def a_status() -> ClusterStatus:
+    placement = contiguous_placement(2, 6, (2, 2, 2))
+    shards = tuple(
+        (one, ShardStatus(one.shard_id, 1, ShardState.READY, num_running=12, num_waiting=3, kv_blocks_total=300,
+                          kv_blocks_free=75, resident_bytes=1_041 << 20, num_tokens_computed=12_345,
+                          num_expert_rows=1_234_567)) for one in reversed(MEMBERS))
+    routers = (RouterReport("r1", "node-a", "127.0.0.1:9000", epoch=1, is_ready=True),)
+    return ClusterStatus(View(GroupPhase.READY, Epoch(1, MEMBERS, placement, "")), shards, routers)
+
+
+def shown(status: ClusterStatus) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(status_view(status))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_table_fits_80_columns_in_order_of_ranks() -> None:
+    text = shown(a_status())
+    assert "healthy" in text and "…" not in text
+    rows = [line for line in text.splitlines() if line.strip().startswith("node-")]
+    assert [row.split()[0] for row in rows] == ["node-a", "node-b", "node-c"]
+    assert all("1,041 of 1,400" in row and "75%" in row and "12+3" in row and "1,234,567 (33%)" in row for row in rows)
+    assert "gRPC at 127.0.0.1:9000" in text
+
+
+def test_emulated_speeds_are_marked_in_the_table_and_in_the_json() -> None:
+    status = a_status()
+    slow = replace(MEMBERS[1], profile=replace(PROFILE, emulated_speed=0.125))
+    status = replace(status, shards=tuple((slow if one is MEMBERS[1] else one, shard) for one, shard in status.shards))
+    text = shown(status)
+    lines = text.splitlines()
+    marked = [index for index, line in enumerate(lines) if "(emulated" in line]
+    assert len(marked) == 1 and lines[marked[0] - 1].split()[0] == "node-b" and "…" not in text
+    assert lines[marked[0] + 1].strip() == "0.125)"
+    profiles = [member["profile"] for member, _ in json.loads(status_json(status))["shards"]]
+    assert [profile and profile["emulated_speed"] for profile in profiles] == [None, 0.125, None]
+
+
+def test_what_is_missing_is_shown() -> None:
+    text = shown(ClusterStatus(View(GroupPhase.WAITING, None, "2 of 3 shards are here"), (), ()))
+    assert "waiting" in text and "2 of 3 shards are here" in text
+
+
+def test_expert_ranges() -> None:
+    assert expert_ranges(contiguous_placement(3, 8, (2, 6, 0)), 0) == "6: 0-1"
+    assert expert_ranges(contiguous_placement(3, 8, (2, 6, 0)), 2) == "none"
+    uneven = Placement(2, (((0,), (0,), (1,)), ((0,), (1,), (1,))))
+    assert expert_ranges(uneven, 0) == "3: 1-2 a layer"
+
+
+def test_json_holds_everything() -> None:
+    content = json.loads(status_json(a_status()))
+    assert content["is_ready"] and content["view"]["epoch"]["number"] == 1 and len(content["shards"]) == 3
+    assert "expert_rows" not in content
+    load = ExpertLoad(1, 2, np.array([3, 1], np.float32).tobytes())
+    placement = PlacementStatus(Epoch(1, MEMBERS[:2], contiguous_placement(1, 2, (1, 1)), ""), None, load,
+                                (WorkRatio(1.5, None, 30), None))
+    content = json.loads(status_json(a_status(), placement))
+    assert content["expert_rows"] == [[3.0, 1.0]]
+    assert content["work_over_profile"] == [{"own": 1.5, "experts": None, "num_steps": 30, "own_spread": 0.0,
+                                                "experts_spread": 0.0, "planning_s": None}, None]

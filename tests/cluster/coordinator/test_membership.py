@@ -1,0 +1,160 @@
+"""The group's decisions, one snapshot at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cluster.coordinator.membership import (
+    NEXT,
+    GroupPhase,
+    GroupSnapshot,
+    IllegalTransition,
+    Report,
+    ShardLifecycle,
+    ShardState,
+    View,
+    decide,
+    plan_members,
+)
+from serving.link.epoch import Epoch, PlacementChange
+from tests.cluster.coordinator.group_reports import member, report, rules
+
+A, B, C, D = (member(name) for name in "abcd")
+
+
+def decided(reports: list[Report], epoch: Epoch | None = None, highest: int = 0, now_s: float = 0.0,
+            num_members: int = 3) -> View:
+    """With a placement, should one be needed: the coordinator makes it beside its work."""
+    snapshot = GroupSnapshot(tuple(reports), epoch, highest, highest, now_s)
+    view = decide(snapshot, rules(num_members))
+    if not view.to_plan:
+        return view
+    assert view.epoch is None and "is planned" in view.why
+    return decide(replace(snapshot, planned=plan_members(view.to_plan, rules(num_members), epoch)), rules(num_members))
+
+
+def first_epoch() -> Epoch:
+    epoch = decided([report(one) for one in (A, B, C)]).epoch
+    assert epoch is not None
+    return epoch
+
+
+def test_waits_for_all_members_and_says_who_is_here() -> None:
+    view = decided([report(B), report(A)])
+    assert (view.phase, view.epoch) == (GroupPhase.WAITING, None)
+    assert view.why == "2 of 3 shards are here (node-a, node-b)"
+
+
+def test_epoch_one_orders_ranks_by_pool_and_node_however_they_report() -> None:
+    fast = member("z", pool="gpu")
+    for reports in ([report(one) for one in (B, fast, A)], [report(one) for one in (A, B, fast)]):
+        epoch = decided(reports).epoch
+        assert epoch is not None and epoch.number == 1
+        assert epoch.members == (fast, A, B)
+
+
+def test_spare_members_stay_out() -> None:
+    epoch = decided([report(one) for one in (A, B, C, D)]).epoch
+    assert epoch is not None and epoch.rank_of(D.shard_id) is None
+
+
+def test_members_that_cannot_hold_the_model_learn_what_is_missing_where() -> None:
+    small = [report(member(name, budget=400)) for name in "abc"]
+    view = decided(small)
+    assert view.is_too_small and view.epoch is None
+    # 400 - 10 process - 20 buffers (- 80 with requests) = 370 (290) for experts: 3, 3 and 2 of the 12, 4 are missing.
+    assert "600 bytes are missing" in view.why
+    assert all(f"member node-{name}: 200 bytes missing (budget 400 - process 10" in view.why for name in "abc")
+
+
+def test_phases_follow_the_slowest_member() -> None:
+    epoch = first_epoch()
+    for states, phase in [
+            ((ShardState.WAITING,) * 3, GroupPhase.LOADING),
+            ((ShardState.LOADED, ShardState.LOADING, ShardState.LOADED), GroupPhase.LOADING),
+            ((ShardState.LOADED, ShardState.JOINING, ShardState.LOADED), GroupPhase.JOINING),
+            ((ShardState.READY, ShardState.READY, ShardState.JOINING), GroupPhase.JOINING),
+            ((ShardState.READY,) * 3, GroupPhase.READY)]:
+        reports = [report(one, state, epoch=0 if state is ShardState.WAITING else 1)
+                   for one, state in zip((A, B, C), states, strict=True)]
+        view = decided(reports, epoch, highest=1)
+        assert view.phase is phase and view.epoch is not None and view.epoch.number == 1
+
+
+def test_members_meet_where_rank_0_says_when_all_have_loaded() -> None:
+    epoch, moved = first_epoch(), replace(A, store_address="a:77")
+    view = decided([report(one, ShardState.LOADED, epoch=1) for one in (moved, B, C)], epoch, highest=1)
+    assert view.epoch == replace(epoch, rendezvous="tcp://a:77")
+    again = decided([report(one, ShardState.JOINING, epoch=1) for one in (A, B, C)], view.epoch, highest=1)
+    assert again.epoch == view.epoch
+
+
+@pytest.mark.parametrize(("of_c", "reason"), [
+    (report(C, ShardState.READY, epoch=1, at_s=-20.0), "is gone"),
+    (report(C, ShardState.FAILED, epoch=1, detail="bad weights"), "bad weights"),
+    (report(C, ShardState.WAITING, epoch=1, detail="group broke"), "left it: group broke")])
+def test_a_member_that_is_gone_ends_the_epoch(of_c: Report, reason: str) -> None:
+    of_others = [report(one, ShardState.READY, epoch=1) for one in (A, B)]
+    view = decided([*of_others, of_c], first_epoch(), highest=1)
+    if of_c.status.state is ShardState.WAITING:     # it still runs, so the next epoch can have it
+        assert view.epoch is not None and view.epoch.number == 2
+    else:
+        assert view.epoch is None and reason in view.why and "2 of 3 shards are here" in view.why
+
+
+def test_the_next_epoch_is_numbered_above_all_seen() -> None:
+    reports = [report(A, ShardState.READY, epoch=7), report(B, ShardState.READY, epoch=7), report(D)]
+    epoch = decided(reports, first_epoch(), highest=7).epoch
+    assert epoch is not None and epoch.number == 8 and epoch.members == (A, B, D)
+
+
+def test_nothing_is_planned_over_an_epoch_that_runs_unknown() -> None:
+    reports = tuple(report(one, ShardState.READY, epoch=4) for one in (A, B, C))
+    view = decide(GroupSnapshot(reports, None, highest_epoch=4, known_epoch=3, now_s=0.0), rules())
+    assert view.epoch is None and "epoch 4 runs" in view.why
+
+
+def test_views_are_told_apart_by_their_keys() -> None:
+    views = [decided([report(A)]), decided([report(A), report(B)]), decided([report(one) for one in (A, B, C)])]
+    assert len({view.key for view in views}) == 3
+
+
+def test_views_of_one_epoch_are_told_apart_by_what_runs_and_what_comes() -> None:
+    epoch = first_epoch()
+    later = replace(epoch, revision=1)
+    views = [View(GroupPhase.READY, epoch), View(GroupPhase.READY, epoch, next=later),
+             View(GroupPhase.READY, epoch, next=replace(epoch, revision=2)), View(GroupPhase.READY, later)]
+    assert len({view.key for view in views}) == 4
+
+
+@pytest.mark.parametrize("state", ShardState)
+def test_only_listed_moves_are_legal(state: ShardState) -> None:
+    for to in ShardState:
+        lifecycle = ShardLifecycle("s")
+        lifecycle.state = state
+        if to in NEXT[state]:
+            lifecycle.advance(to, "test")
+            assert lifecycle.state is to
+        else:
+            with pytest.raises(IllegalTransition, match="allowed next"):
+                lifecycle.advance(to, "test")
+
+
+def test_members_of_the_epoch_before_keep_what_they_held_and_its_changes_are_remembered() -> None:
+    before = first_epoch()
+    before = replace(before, changes=(PlacementChange("op", "because", 100, 0, 1),))
+    planned = plan_members((B, C, D), rules(), before)
+    assert planned.placement is not None
+    placement = planned.placement.placement
+    for layer in range(2):
+        for old_rank, new_rank in ((1, 0), (2, 1)):      # B and C; D holds what A held
+            assert set(before.placement.experts_of(layer, old_rank)) <= set(placement.experts_of(layer, new_rank))
+    assert [(change.operation_id, change.state) for change in planned.changes] == [("op", "failed")]
+
+
+def test_a_plan_of_other_members_is_not_used() -> None:
+    planned = plan_members((A, B, C), rules(), None)
+    snapshot = GroupSnapshot(tuple(report(one) for one in (A, B, D)), None, 0, 0, 0.0, planned)
+    assert decide(snapshot, rules()).to_plan == (A, B, D)

@@ -1,0 +1,59 @@
+"""What stale rates cost, and what running members can change to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cluster.planner.device_curves import expert_rate
+from cluster.planner.group_plan import best_change, slowdown_of_rates
+from cluster.shard.work_ratio import corrected
+from model.placement import Placement
+from serving.link.epoch import Epoch, RequestShare, WorkRatio
+from tests.cluster.coordinator.group_reports import member, rules
+from tests.cluster.profiles import PROFILE
+
+PLAN = rules().plan
+OLD = (expert_rate(PROFILE),) * 3
+SLOW_B = corrected(PROFILE, WorkRatio(1.0, 3.0, 50), 2)
+NEW = (expert_rate(PROFILE), expert_rate(SLOW_B), expert_rate(PROFILE))
+HOLDERS = (((0, 1), (1, 2), (0, 1), (1, 2), (0, 1), (1, 2)),) * 2
+SLOTS = (6, 6, 6)            # copies in both layers together
+SHARES = (RequestShare(0.5, 64), RequestShare(0.0, 0), RequestShare(0.5, 64))
+
+
+def epoch(placement: Placement) -> Epoch:
+    a, b, c = (member(name) for name in "abc")
+    return Epoch(1, (a, replace(b, profile=SLOW_B), c), placement, "", SHARES)
+
+
+@pytest.mark.parametrize("load_LE", [None, np.full((2, 6), 50.0)])
+def test_rates_of_before_give_a_slow_member_too_many_rows(load_LE: np.ndarray | None) -> None:
+    stale = slowdown_of_rates(epoch(Placement(3, HOLDERS, OLD)), PLAN, load_LE, NEW)
+    assert stale > 1.02
+    assert slowdown_of_rates(epoch(Placement(3, HOLDERS, NEW)), PLAN, load_LE, OLD) == pytest.approx(1 / stale)
+
+
+def test_rates_cost_nothing_when_they_are_right_or_nothing_has_copies() -> None:
+    assert slowdown_of_rates(epoch(Placement(3, HOLDERS, NEW)), PLAN, None, NEW) == 1.0
+    single = Placement(3, (((0,), (1,), (2,), (0,), (1,), (2,)),) * 2, OLD)
+    assert slowdown_of_rates(epoch(single), PLAN, None, NEW) == 1.0
+
+
+def test_what_runs_as_well_stays_and_only_gets_new_rates() -> None:
+    planned = best_change(epoch(Placement(3, HOLDERS, OLD)), PLAN, None, SLOTS).target
+    stale = replace(epoch(replace(planned.placement, rates=OLD)), figures=replace(planned.figures, solver="given"))
+    best = best_change(stale, PLAN, None, SLOTS)
+    assert best.target.placement.holders == planned.placement.holders and best.target.shares == SHARES
+    assert best.target.placement.rates == planned.placement.rates != OLD
+    assert best.target.figures is not None and best.target.figures.solver == "given"
+    assert best.running_s >= best.target.figures.step_s >= best.target.figures.bound_s
+
+
+def test_hot_experts_are_moved_apart() -> None:
+    together = Placement(3, (((0,), (0,), (1,), (1,), (2,), (2,)),) * 2, OLD)
+    best = best_change(epoch(together), PLAN, np.array([[400.0, 400.0, 1.0, 1.0, 1.0, 1.0]] * 2), SLOTS)
+    assert best.target.placement.holders != together.holders
+    assert best.target.figures is not None and best.target.figures.step_s < 0.97 * best.running_s

@@ -1,0 +1,85 @@
+"""Roles and slots: what memory allows, and what a member is better left out of."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.planner.layer.error import PlacementError
+from cluster.planner.member_roles import MemoryPlanner, Roles, choose_roles, slots_of_layers
+from cluster.planner.placement import PlannedMember
+from cluster.planner.step_costs import StepCosts, Workload
+from tests.cluster.planner.planned_members import MB, budget, demand, member, model_args
+
+ARGS = model_args()
+
+
+def planner(*members: PlannedMember, num_rows: int = 64, context_tokens: int = 100,
+            min_copies: int = 1) -> MemoryPlanner:
+    costs = StepCosts(ARGS, 2, [one.profile for one in members], Workload(num_rows, context_tokens))
+    return MemoryPlanner(costs, demand(ARGS), tuple(one.memory for one in members), min_copies)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 9))
+def test_no_slot_is_wasted_and_layers_are_alike(slots_M: list[int], num_layers: int) -> None:
+    layers = slots_of_layers(slots_M, num_layers)
+    assert [sum(layer[rank] for layer in layers) for rank in range(len(slots_M))] == slots_M
+    for rank in range(len(slots_M)):
+        assert max(layer[rank] for layer in layers) - min(layer[rank] for layer in layers) <= 1
+    assert max(map(sum, layers)) - min(map(sum, layers)) <= 1
+
+
+def test_where_all_fits_all_do_everything() -> None:
+    fit = choose_roles(planner(member("a"), member("b")))
+    assert fit.roles == Roles((True, True), (True, True))
+    assert fit.kv_part == 1.0 and fit.slots_M == (48, 48)
+
+
+def test_a_member_too_small_for_shared_weights_holds_experts_only() -> None:
+    small = member("small", budget_bytes=budget(ARGS, 20, takes_requests=False))
+    fit = choose_roles(planner(member("a", budget_bytes=budget(ARGS, 40)), small))
+    assert fit.roles == Roles((True, False), (True, True))
+    assert fit.slots_M[1] == 20
+
+
+def test_attention_is_given_up_for_experts_when_memory_is_tight() -> None:
+    """Both can hold the shared weights, but then the experts do not fit."""
+    one = budget(ARGS, 23)
+    fit = choose_roles(planner(member("a", 2.0, one), member("b", 1.0, one)))
+    assert fit.roles.takes_requests == (True, False)
+    assert sum(fit.slots_M) >= 48
+
+
+def test_kv_cache_is_kept_for_the_workload_when_it_can_be() -> None:
+    roomy = planner(member("a", budget_bytes=budget(ARGS, 40) + 20 * MB), member("b"), context_tokens=400)
+    fit = choose_roles(roomy)
+    assert fit.kv_part == 1.0
+    assert sum(roomy.max_rows(fit.roles.takes_requests, fit.slots_M)) >= 63.9
+
+
+def test_a_member_that_slows_the_step_is_left_out() -> None:
+    fit = choose_roles(planner(member("a"), member("b"), member("snail", 1e-4, link_bytes_per_s=1e4)))
+    assert fit.roles == Roles((True, True, False), (True, True, False))
+
+
+def test_what_cannot_fit_says_how_much_is_missing() -> None:
+    few = budget(ARGS, 10)
+    with pytest.raises(PlacementError) as caught:
+        choose_roles(planner(member("a", budget_bytes=few), member("b", budget_bytes=few)))
+    text = str(caught.value)
+    assert "the 2 members cannot hold the model" in text and "member a:" in text and "member b:" in text
+    missing = int(text.split("model: ")[1].split(" bytes")[0])
+    raised = few + -(-missing // 2)
+    assert choose_roles(planner(member("a", budget_bytes=raised), member("b", budget_bytes=raised))).slots_M
+
+
+def test_two_copies_take_twice_the_slots() -> None:
+    with pytest.raises(PlacementError, match="set min_copies to 1"):
+        choose_roles(planner(member("a", budget_bytes=budget(ARGS, 30)), member("b", budget_bytes=budget(ARGS, 30)),
+                             min_copies=2))
+
+
+def test_members_too_small_for_anything_are_refused() -> None:
+    with pytest.raises(PlacementError, match="bytes are missing"):
+        choose_roles(planner(member("a", budget_bytes=4 * MB)))

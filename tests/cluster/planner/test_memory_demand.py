@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cluster.planner.memory_demand import MIN_CONTEXT_TOKENS, PROCESS_GROWTH_BYTES, max_model_len, memory_demand
+from model.args import parse_model_args
+from serving.config import parse_config
+
+ARGS = parse_model_args({
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", "vocab_size": 1000,
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2,
+    "max_position_embeddings": 4096, "norm_topk_prob": True, "mlp_only_layers": [0]})
+
+
+def config(**changes: object) -> dict[str, object]:
+    return {"model": {"path": "x", **changes}, "pools": [{"replicas": 2}]}
+
+
+def test_experts_are_counted_once_and_the_rest_on_every_member() -> None:
+    demand = memory_demand(ARGS, parse_config(config()), 2)
+    assert demand.num_slots == 3 * 8                                    # the dense layer has none
+    assert demand.expert_bytes == 3 * 64 * 32 * 2
+    assert memory_demand(ARGS, parse_config(config(dtype="float32")), 2).expert_bytes == 2 * demand.expert_bytes
+
+
+def test_the_least_kv_cache_holds_a_sequence_of_moderate_length_or_what_the_pool_asks_for() -> None:
+    token_bytes = 4 * 2 * 2 * 16 * 2                                    # layers, keys and values, heads, size, bytes
+    assert memory_demand(ARGS, parse_config(config()), 2).kv_cache_bytes == MIN_CONTEXT_TOKENS * token_bytes
+    short = parse_config(config(max_model_len=100))
+    assert memory_demand(ARGS, short, 2).kv_cache_bytes == 112 * token_bytes        # whole blocks of 16
+    asked = parse_config({**config(), "pools": [{"kv_cache": "5MB"}]})
+    assert memory_demand(ARGS, asked, 2).kv_cache_bytes == 5_000_000
+
+
+def test_more_members_can_send_more_rows_to_one() -> None:
+    few, many = (memory_demand(ARGS, parse_config(config()), members).buffer_bytes for members in (2, 8))
+    assert many > few
+
+
+def test_loading_counts_where_the_vocabulary_is_large_and_batches_are_small() -> None:
+    large = replace(ARGS, vocab_size=1_000_000)
+    small = {**config(), "scheduler": {"max_batch_tokens": 1, "max_running_requests": 1}}
+    table_bytes = 1_000_000 * 64 * 2
+    assert memory_demand(large, parse_config(small), 1).buffer_bytes == table_bytes + PROCESS_GROWTH_BYTES
+    wider = parse_config({**small, "model": {"path": "x", "dtype": "float32"}})     # converted: 2 + 4 bytes
+    assert memory_demand(large, wider, 1).buffer_bytes == 3 * table_bytes + PROCESS_GROWTH_BYTES
+
+
+def test_the_context_is_never_longer_than_the_checkpoints() -> None:
+    assert max_model_len(ARGS, parse_config(config())) == 4096
+    assert max_model_len(ARGS, parse_config(config(max_model_len=100))) == 100
+    assert max_model_len(ARGS, parse_config(config(max_model_len=10_000))) == 4096

@@ -1,0 +1,13 @@
+"""What the worker processes of the link tests do."""
+
+from __future__ import annotations
+
+import torch
+
+from cluster.shard.link_probe import measure_link
+from serving.link.epoch import Link
+from tests.process_pool import Worker
+
+
+def measure(worker: Worker) -> Link | None:
+    return measure_link(worker.kept["group"], torch.device("cpu"))

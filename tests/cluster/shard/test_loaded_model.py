@@ -1,0 +1,110 @@
+"""What of a member's memory goes to its KV cache."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cluster.planner.memory_demand import buffer_bytes, min_kv_cache_bytes
+from cluster.shard import loaded_model
+from cluster.shard.loaded_model import LoadedModel, load_model, new_dispatcher, new_pace, num_kv_blocks
+from cluster.shard.process_group import ProcessGroup
+from model.args import read_model_args
+from model.errors import OutOfMemoryError
+from model.expert_host import ExpertHost
+from model.kernels.torch_kernels import TorchKernels
+from model.memory import expert_bytes, kv_block_bytes
+from model.placement import Placement
+from model.weights import WeightLoader
+from serving.config import ModelConfig, PoolConfig, ServeConfig
+from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare
+from tests.model.conftest import CONFIG, tiny_tensors
+
+USED = 1_000_000
+PLACEMENT = Placement(2, (((0,), (0,), (0, 1), (1,)),))
+FACTS = DeviceFacts("cpu", "test", "test", 1, 1, 1)
+MEMBERS = tuple(Member(f"s{rank}", "default", "n", "node", "127.0.0.1:1", FACTS) for rank in range(2))
+POOL = PoolConfig(memory_budget=1)      # only says that there is one: the budget is passed
+
+
+@dataclass
+class Case:
+    model: LoadedModel
+    config: ServeConfig
+
+    def budget(self, kv_cache_bytes: int, above: int = 0) -> int:
+        buffers = buffer_bytes(self.model.decoder.args, self.config.scheduler, 2, 4)
+        return USED + buffers + kv_cache_bytes + above
+
+    def num_blocks(self, budget_bytes: int, num_members: int = 2) -> int:
+        return num_kv_blocks(self.config, POOL, self.model, budget_bytes, num_members)
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> WeightLoader:
+    save_file(tiny_tensors(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return WeightLoader(tmp_path, read_model_args(tmp_path), torch.float32, TorchKernels())
+
+
+@pytest.fixture
+def case(loader: WeightLoader, monkeypatch: pytest.MonkeyPatch) -> Case:
+    monkeypatch.setattr(loaded_model, "used_memory_bytes", lambda device: USED)
+    config = ServeConfig(model=ModelConfig(path=".", dtype="float32"), pools=(POOL,))
+    return Case(load_model(loader, Epoch(1, MEMBERS, PLACEMENT, ""), 0, lambda done, total: None), config)
+
+
+def test_the_experts_of_one_layer_can_exist_twice_beside_the_kv_cache(case: Case) -> None:
+    args = case.model.decoder.args
+    reserve = 3 * expert_bytes(args, 4)
+    assert case.model.change_reserve_bytes == reserve
+    block_bytes = kv_block_bytes(args, case.config.scheduler.block_size, 4)
+    wanted = min_kv_cache_bytes(args, case.config) + 20 * block_bytes
+    assert case.num_blocks(case.budget(wanted, above=reserve)) == wanted // block_bytes
+    assert case.num_blocks(case.budget(wanted, above=reserve - 1)) == wanted // block_bytes - 1
+    assert case.num_blocks(case.budget(wanted), num_members=1) >= wanted // block_bytes    # nowhere to move
+
+
+def test_where_memory_is_short_serving_comes_before_changing(case: Case) -> None:
+    args = case.model.decoder.args
+    least = min_kv_cache_bytes(args, case.config)
+    block_bytes = kv_block_bytes(args, case.config.scheduler.block_size, 4)
+    assert case.num_blocks(case.budget(least)) == least // block_bytes
+    with pytest.raises(OutOfMemoryError, match="for the KV cache"):
+        case.num_blocks(USED)
+
+
+def test_a_member_with_experts_only_has_no_kv_cache(case: Case, loader: WeightLoader) -> None:
+    shares = (RequestShare(0.0, 0), RequestShare(1.0, 64))
+    epoch = Epoch(1, MEMBERS, PLACEMENT, "", shares)
+    model = load_model(loader, epoch, 0, lambda done, total: None)
+    assert isinstance(model.decoder, ExpertHost) and not model.takes_requests
+    assert replace(case, model=model).num_blocks(budget_bytes=0) == 0
+    assert model.holds(epoch, 0) and not case.model.holds(epoch, 0) and not model.holds(epoch, 1)
+
+
+def test_after_a_change_of_the_placement_it_is_known_what_is_held(case: Case) -> None:
+    placement = Placement(2, (((1,), (0,), (1,), (1,)),))
+    model = case.model.placed(placement)
+    assert (case.model.num_expert_copies, model.num_expert_copies) == (3, 1)
+    assert model.holds(Epoch(2, MEMBERS, placement, ""), 0)
+    assert not model.holds(Epoch(2, MEMBERS, PLACEMENT, ""), 0)
+
+
+def test_a_member_alone_on_a_cpu_times_its_work_and_that_for_experts(case: Case) -> None:
+    kernels, alone = case.model.decoder.kernels, cast(ProcessGroup, SimpleNamespace(num_members=1))
+    pace = new_pace(MEMBERS[0], kernels)
+    assert pace is not None and pace.speed == 1.0
+    dispatcher = new_dispatcher(kernels, Placement(1, (((0,),) * 4,)), alone, case.config, pace)
+    pace.begin_step()
+    rows_RD, handle = dispatcher.dispatch(0, torch.ones(3, 8), torch.tensor([[0, 1]] * 3))
+    dispatcher.combine(0, rows_RD, torch.ones(3, 2), handle)
+    pace.settle()
+    assert 0 < pace.experts_work_s[0] < pace.work_s and len(pace.experts_work_s) == 1

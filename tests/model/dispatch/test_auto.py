@@ -1,0 +1,31 @@
+"""The cost rule. That all dispatchers compute the same is in test_dispatch.py."""
+
+from __future__ import annotations
+
+from model.dispatch.auto import COLLECTIVE_BYTES, prefers_gather
+
+
+def test_small_steps_gather_and_large_ones_go_all_to_all() -> None:
+    row_bytes = 2048
+    enough = COLLECTIVE_BYTES // row_bytes + 1
+    assert prefers_gather((1, 0, 2), (1.0, 1.0, 1.0), row_bytes, fixed_shapes=False)
+    assert not prefers_gather((1, 0, enough), (1.0, 1.0, 1.0), row_bytes, fixed_shapes=False)
+
+
+def test_what_a_collective_is_worth_decides() -> None:
+    wasted_bytes = 4 * 1000 * 2048          # 1000 rows go to 5 others, of whom each row needs 1
+    ask = ((1000, 0, 0, 0, 0, 0), (1.0,) * 6, 2048, False)
+    assert prefers_gather(*ask, collective_bytes=wasted_bytes)
+    assert not prefers_gather(*ask, collective_bytes=wasted_bytes - 1)
+
+
+def test_rows_that_must_reach_everybody_always_gather() -> None:
+    assert prefers_gather((100_000, 5, 0), (2.0, 2.0, 2.0), 8192, fixed_shapes=False)
+
+
+def test_padding_counts_as_waste() -> None:
+    assert not prefers_gather((100_000, 5, 0), (2.0, 2.0, 2.0), 8192, fixed_shapes=True)
+
+
+def test_one_member_gathers() -> None:
+    assert prefers_gather((7,), (0.0,), 8192, fixed_shapes=False)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.step import SamplingSpec, TokenLogprob
+from serving.engine.engine import ShardLoad
+from serving.engine.request import FinishReason, Submission, TokenEvent
+from serving.errors import ContextLengthError, DeadlineExceededError, ServingError, ShardFailedError
+from serving.link.messages import (
+    decode_event,
+    decode_load,
+    decode_submission,
+    encode_event,
+    encode_load,
+    encode_submission,
+    error_of_text,
+    error_text,
+    merge_events,
+)
+from serving.proto import shard_pb2
+
+token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=4).map(tuple)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+small = st.integers(0, 2**32 - 1)
+logprobs = st.lists(st.builds(TokenLogprob, small, floats, st.lists(st.tuples(small, floats), max_size=3).map(tuple)),
+                    max_size=3).map(tuple)
+biases = st.dictionaries(small, floats, max_size=3).map(lambda bias: tuple(sorted(bias.items())))
+specs = st.builds(SamplingSpec, floats, st.none() | small, floats, floats, floats, floats, floats, biases, token_ids,
+                  st.integers(-2**63, 2**63 - 1), st.none() | small)
+submissions = st.builds(Submission, st.text(), token_ids, specs, small, small, token_ids, token_ids, st.none() | small)
+events = st.builds(TokenEvent, st.just("r"), token_ids, logprobs, logprobs, st.none() | small,
+                   st.none() | st.sampled_from(FinishReason), st.none() | small, st.text())
+
+
+@settings(deadline=None)
+@given(submission=submissions)
+def test_a_submission_arrives_as_it_was_sent(submission: Submission) -> None:
+    wire = encode_submission(submission, 5.0).SerializeToString()
+    assert decode_submission(shard_pb2.Submission.FromString(wire), 9.0) == submission
+
+
+def test_a_deadline_moves_to_the_other_sides_clock() -> None:
+    submission = Submission("r", (1,), SamplingSpec(), 1, deadline_s=12.0)
+    assert decode_submission(encode_submission(submission, 10.0), 500.0).deadline_s == 502.0
+
+
+@settings(deadline=None)
+@given(event=events)
+def test_an_event_arrives_as_it_was_sent(event: TokenEvent) -> None:
+    wire = encode_event(event).SerializeToString()
+    assert decode_event(shard_pb2.SequenceUpdate.FromString(wire)) == event
+
+
+def test_a_load_arrives_as_it_was_sent() -> None:
+    load = ShardLoad(1, 2, 3, 4, 5.5, 6, 7.5)
+    assert decode_load(encode_load(load)) == load
+
+
+@settings(deadline=None)
+@given(steps=st.lists(events, min_size=1, max_size=5))
+def test_merged_events_say_the_same_as_the_steps(steps: list[TokenEvent]) -> None:
+    merged = steps[0]
+    for step in steps[1:]:
+        merged = merge_events(merged, step)
+    assert merged.token_ids == sum((step.token_ids for step in steps), ())
+    assert merged.logprobs == sum((step.logprobs for step in steps), ())
+    assert merged.prompt_logprobs == sum((step.prompt_logprobs for step in steps), ())
+    assert merged.finish_reason == steps[-1].finish_reason and merged.error == steps[-1].error
+    counts = [step.num_cached_tokens for step in steps if step.num_cached_tokens is not None]
+    assert merged.num_cached_tokens == (counts[0] if counts else None)
+
+
+@pytest.mark.parametrize("error", [ContextLengthError("too long", fix="shorten it"), DeadlineExceededError("late")])
+def test_an_errors_class_survives_the_link(error: ServingError) -> None:
+    received = error_of_text(error_text(error))
+    assert type(received) is type(error) and str(received) == str(error)
+
+
+@pytest.mark.parametrize("text", ["", "the deadline passed: sorry", "ServingError: x"])
+def test_other_faults_are_the_shards(text: str) -> None:
+    assert type(error_of_text(text)) is ShardFailedError

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from serving.link.peer_ringer import PeerRinger
+from serving.link.server import ShardLinkServer, start_link_server
+from tests.serving.link.fake_link import RecordingEngine, clock, epoch_of
+
+
+async def test_a_ring_reaches_every_peer_and_not_oneself() -> None:
+    engines = [RecordingEngine() for _ in range(3)]
+    servers = []
+    for engine in engines:
+        servicer = ShardLinkServer(clock)
+        servicer.open_epoch(4, engine)
+        servers.append(await start_link_server(servicer, "127.0.0.1:0"))
+    ringer = PeerRinger(epoch_of(4, *(port for _, port in servers)).members, 4, my_rank=1)
+    ringer.connect()
+    await ringer.ring_peers(17)
+    assert [engine.rings for engine in engines] == [[(4, 17)], [], [(4, 17)]]
+    await ringer.close()
+    for server, _ in servers:
+        await server.stop(None)
+
+
+async def test_rings_of_a_coming_epoch_are_kept_and_late_ones_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    servicer, engine = ShardLinkServer(clock), RecordingEngine()
+    server, port = await start_link_server(servicer, "127.0.0.1:0")
+    coming = PeerRinger(epoch_of(2, 1, port).members, 2, my_rank=0)
+    await coming.ring_peers(3)
+    await coming.ring_peers(2)
+    servicer.open_epoch(1, RecordingEngine())
+    servicer.open_epoch(2, engine)
+    assert engine.rings == [(2, 3)]
+    late = PeerRinger(epoch_of(1, 1, port).members, 1, my_rank=0)
+    with caplog.at_level(logging.WARNING):
+        await late.ring_peers(9)
+    assert engine.rings == [(2, 3)] and "FAILED_PRECONDITION" in caplog.text
+    for ringer in (coming, late):
+        await ringer.close()
+    await server.stop(None)
+
+
+async def test_a_peer_that_is_gone_is_logged_within_the_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    ringer = PeerRinger(epoch_of(1, 1, 1).members, 1, my_rank=0, timeout_s=0.05)
+    with caplog.at_level(logging.WARNING):
+        await ringer.ring_peers(0)
+    assert "ring_failed shard_id=s1 epoch=1 step=0 code=StatusCode.DEADLINE_EXCEEDED" in caplog.text
+    await ringer.close()

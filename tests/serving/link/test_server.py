@@ -1,0 +1,275 @@
+"""Both ends of the shard link, over real gRPC on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import pytest
+
+from model.step import SamplingSpec
+from serving.engine.request import FinishReason, Submission, TokenEvent
+from serving.link.channel_options import channel_options
+from serving.link.client import ShardLinkClient, Upward
+from serving.link.messages import error_of_text
+from serving.link.server import ShardLinkServer, start_link_server
+from serving.proto import shard_pb2, shard_pb2_grpc
+from tests.serving.link.fake_link import RecordingEngine, RecordingOwner, clock, member
+
+
+@dataclass
+class Shard:
+    engine: RecordingEngine
+    servicer: ShardLinkServer
+    server: grpc.aio.Server
+    port: int
+
+
+@pytest.fixture
+async def shard() -> AsyncIterator[Shard]:
+    engine, servicer = RecordingEngine(), ShardLinkServer(clock)
+    server, port = await start_link_server(servicer, "127.0.0.1:0")
+    servicer.open_epoch(1, engine)
+    yield Shard(engine, servicer, server, port)
+    servicer.close_epoch("the test ends")
+    await server.stop(None)
+
+
+@asynccontextmanager
+async def linked(port: int, epoch: int = 1, router_id: str = "r",
+                 window: int = 8) -> AsyncIterator[tuple[ShardLinkClient, RecordingOwner]]:
+    owner = RecordingOwner()
+    link = ShardLinkClient(member(port), lambda: Upward(epoch, router_id, window, clock), epoch, owner)
+    link.start()
+    try:
+        yield link, owner
+    finally:
+        await link.close()
+
+
+async def connected(owner: RecordingOwner, times: int = 1) -> None:
+    await owner.changed.until(lambda: owner.num_connected == times)
+
+
+def submission(request_id: str, num_prompt: int = 3) -> Submission:
+    return Submission(request_id, tuple(range(num_prompt)), SamplingSpec(), 5)
+
+
+async def test_submissions_go_up_and_one_message_per_step_comes_down(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        assert link.load is not None and link.load.kv_blocks_total == 10
+        link.submit(submission("a"))
+        link.submit(submission("b"))
+        await shard.engine.changed.until(lambda: len(shard.engine.submissions) == 2)
+        for step in range(5):
+            num_before = owner.num_messages
+            shard.servicer.deliver("r", step, [TokenEvent("a", (step,)), TokenEvent("b", (step,))])
+            await owner.changed.until(lambda before=num_before: owner.num_messages > before)
+            assert owner.num_messages == num_before + 1
+        assert [event.token_ids for event in owner.events if event.request_id == "a"] == [(i,) for i in range(5)]
+        assert link.load.num_running == 2
+
+
+async def test_what_gathers_before_a_write_goes_in_one_message() -> None:
+    upward = Upward(1, "r", 8, clock)
+    messages = upward.messages()
+    first = await anext(messages)
+    assert (first.epoch, first.router_id, first.window) == (1, "r", 8)
+    upward.submit(submission("a"))
+    upward.submit(submission("b"))
+    upward.cancel("b")              # the shard need never hear of it
+    upward.cancel("c")
+    upward.handled(7)
+    message = await anext(messages)
+    assert [entry.request_id for entry in message.submissions] == ["a"]
+    assert list(message.cancellations) == ["c"] and message.acknowledged_sequence == 7 and message.epoch == 1
+
+
+async def test_acknowledgements_alone_wait_for_a_quarter_of_the_window() -> None:
+    upward = Upward(1, "r", 8, clock)
+    messages = upward.messages()
+    await anext(messages)
+    following = asyncio.ensure_future(anext(messages))
+    upward.handled(1)
+    await asyncio.sleep(0)
+    assert not following.done()
+    upward.handled(2)
+    assert (await following).acknowledged_sequence == 2
+
+
+async def test_cancellation_is_sent_at_once(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        link.submit(submission("a"))
+        await shard.engine.changed.until(lambda: len(shard.engine.submissions) == 1)
+        link.cancel("a")
+        await shard.engine.changed.until(lambda: shard.engine.cancelled == ["a"])
+
+
+async def test_a_refused_submission_ends_with_the_engines_error(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        link.submit(submission("long", num_prompt=101))
+        await owner.changed.until(lambda: len(owner.events) == 1)
+        event = owner.events[0]
+        assert event.request_id == "long" and event.finish_reason is FinishReason.FAILED
+        assert repr(error_of_text(event.error)) == "ContextLengthError('too long. shorten it')"
+
+
+async def test_a_closed_link_takes_its_sequences_out_of_the_engine(shard: Shard) -> None:
+    async with linked(shard.port) as (_, owner):
+        await connected(owner)
+        assert shard.engine.disconnected == []
+    await shard.engine.changed.until(lambda: shard.engine.disconnected == ["r"])
+
+
+async def test_a_dead_shard_breaks_the_link(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        await shard.server.stop(None)
+        await owner.changed.until(lambda: len(owner.errors) == 1)
+        assert "link to shard s0 on s0 broke" in str(owner.errors[0])
+        assert not link.is_connected
+    assert shard.engine.disconnected == ["r"]
+
+
+async def test_a_broken_link_connects_again(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        await shard.server.stop(None)
+        await owner.changed.until(lambda: not link.is_connected)
+        server, _ = await start_link_server(shard.servicer, f"127.0.0.1:{shard.port}")
+        await connected(owner, times=2)
+        assert link.is_connected
+        await link.close()
+        await server.stop(None)
+
+
+async def test_an_owner_that_fails_breaks_only_the_stream(shard: Shard) -> None:
+    async with linked(shard.port) as (_, owner):
+        await connected(owner)
+        owner.fails_on = "bad"
+        shard.servicer.deliver("r", 1, [TokenEvent("bad")])
+        await connected(owner, times=2)
+        assert "the owner is broken" in str(owner.errors[0])
+
+
+async def test_a_router_that_connects_again_replaces_itself(shard: Shard) -> None:
+    async with linked(shard.port) as (_, first):
+        await connected(first)
+        async with linked(shard.port) as (_, second):
+            await connected(second)
+            assert shard.engine.disconnected[0] == "r"
+
+
+async def test_an_old_epoch_is_refused_for_good(shard: Shard) -> None:
+    shard.servicer.open_epoch(2, shard.engine)
+    async with linked(shard.port, epoch=1) as (link, owner):
+        assert link._task is not None
+        await link._task
+        assert owner.num_connected == 0
+
+
+async def test_the_end_of_an_epoch_breaks_its_links(shard: Shard) -> None:
+    async with linked(shard.port, epoch=1) as (_, owner):
+        await connected(owner)
+        shard.servicer.open_epoch(2, RecordingEngine())
+        await owner.changed.until(lambda: len(owner.errors) == 1)
+        assert shard.engine.disconnected == ["r"]
+        assert "epoch 2 begins" in str(owner.errors[0])
+
+
+async def test_a_router_may_hear_of_an_epoch_before_its_shard(shard: Shard) -> None:
+    later = RecordingEngine()
+    async with linked(shard.port, epoch=2) as (link, owner):
+        async with linked(shard.port, epoch=1, router_id="other") as (_, other):
+            await connected(other)      # by now the first link's stream waits
+        assert owner.num_connected == 0
+        shard.servicer.open_epoch(2, later)
+        await connected(owner)
+        link.submit(submission("a"))
+        await later.changed.until(lambda: len(later.submissions) == 1)
+
+
+async def test_a_message_of_another_epoch_ends_the_stream(shard: Shard) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel:
+        call = shard_pb2_grpc.ShardLinkStub(channel).Connect()
+        await call.write(shard_pb2.ToShard(epoch=1, router_id="r", window=4))
+        assert (await call.read()).epoch == 1
+        await call.write(shard_pb2.ToShard(epoch=2, submissions=[shard_pb2.Submission(request_id="x")]))
+        with pytest.raises(grpc.aio.AioRpcError, match="message of epoch 2 came on a stream of epoch 1"):
+            await call.read()
+        assert shard.engine.submissions == [] and shard.engine.disconnected == ["r"]
+
+
+async def test_a_router_that_does_not_acknowledge_is_held_and_only_that_one(shard: Shard) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel, linked(shard.port) as (_, owner):
+        silent = shard_pb2_grpc.ShardLinkStub(channel).Connect()
+        await silent.write(shard_pb2.ToShard(epoch=1, router_id="silent", window=2))
+        await silent.read()
+        await connected(owner)
+        for step in range(20):
+            for router_id in ("silent", "r"):
+                shard.servicer.deliver(router_id, step, [TokenEvent(f"of-{router_id}", (step,))])
+            await owner.changed.until(lambda step=step: len(owner.events) == step + 1)
+        assert [hold for hold in shard.engine.holds if hold[1]] == [("silent", True)]
+        received = []
+        while len(received) < 20:
+            message = await silent.read()
+            received += [token_id for update in message.updates for token_id in update.token_ids]
+            await silent.write(shard_pb2.ToShard(epoch=1, acknowledged_sequence=message.sequence))
+        assert received == list(range(20))
+        await shard.engine.changed.until(lambda: shard.engine.holds[-1] == ("silent", False))
+        silent.cancel()
+
+
+async def test_every_router_learns_the_load_of_a_working_shard(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.shard_link_server.LOAD_REFRESH_S", 0.0)
+    async with linked(shard.port, router_id="busy") as (_, busy), linked(shard.port, router_id="idle") as (link, idle):
+        await connected(busy)
+        await connected(idle)
+        shard.engine.submit("busy", submission("a"))
+        shard.servicer.deliver("busy", 1, [TokenEvent("a", (1,))])
+        await idle.changed.until(lambda: idle.num_messages == 1)
+        assert idle.events == [] and link.load is not None and link.load.num_running == 1
+
+
+async def test_an_address_in_use_is_an_error(shard: Shard) -> None:
+    with pytest.raises(RuntimeError):
+        await start_link_server(shard.servicer, f"127.0.0.1:{shard.port}")
+
+
+async def test_a_peer_that_falls_silent_is_noticed(shard: Shard) -> None:
+    """A proxy between both ends stops forwarding without closing: what a lost node looks like."""
+    frozen = asyncio.Event()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while content := await reader.read(65536):
+            if not frozen.is_set():
+                writer.write(content)
+
+    tasks: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", shard.port)
+        writers.extend((writer, up_writer))
+        tasks.extend((asyncio.create_task(pump(reader, up_writer)), asyncio.create_task(pump(up_reader, writer))))
+
+    proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
+    owner = RecordingOwner()
+    link = ShardLinkClient(member(proxy.sockets[0].getsockname()[1]), lambda: Upward(1, "r", 8, clock), 1, owner,
+                           options=channel_options(keepalive_time_s=0.1, timeout_s=0.1))
+    link.start()
+    await connected(owner)
+    frozen.set()
+    await owner.changed.until(lambda: len(owner.errors) == 1)
+    await link.close()
+    proxy.close()
+    for writer in writers:
+        writer.close()
+    await asyncio.gather(*tasks)

@@ -1,0 +1,445 @@
+"""The service over real links to real engines; only the model is fake, and a function of what the KV cache holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from model.step import SamplingSpec, StepPlan, StepResult
+from serving.config import AdmissionConfig, RouterConfig, SchedulerConfig
+from serving.engine.engine import Engine
+from serving.engine.request import FinishReason, Submission
+from serving.engine.scheduler import Scheduler
+from serving.errors import (
+    ContextLengthError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotReadyError,
+    OverloadedError,
+    ServingError,
+    ShardFailedError,
+)
+from serving.link.server import ShardLinkServer, start_link_server
+from serving.metrics import RouterMetrics
+from serving.router.generation import GenerationDelta, GenerationRequest, ModelCard
+from serving.router.service import InferenceService
+from serving.sampling_params import SamplingParams
+from serving.text.tokenizer import Tokenizer
+from tests.serving.engine.fake_group import Expected, FakeExecutor, Group, KvModel, expected, prompt_logprob
+from tests.serving.link.fake_link import Changed, clock, epoch_of
+
+BLOCK = 16
+PROMPT = tuple(range(10, 30))
+MAX_MODEL_LEN = 2000
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what announces itself to nobody."""
+    while not condition():      # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+class SteppedExecutor(FakeExecutor):
+    """Runs as many steps as the test allows: None for any number."""
+
+    def __init__(self) -> None:
+        super().__init__(Group(num_members=1), 0, KvModel(BLOCK))
+        self.num_allowed: int | None = None
+        self.changed = Changed()
+
+    def allow(self, num_steps: int | None) -> None:
+        self.num_allowed = num_steps
+        self.changed.set()
+
+    async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+        await self.changed.until(lambda: self.num_allowed != 0)
+        if self.num_allowed is not None:
+            self.num_allowed -= 1
+        return await super().execute(plan, num_tokens_of_member)
+
+
+class Shard:
+    """A whole shard whose group is itself. Several of them compute the same, so each can continue for the others."""
+
+    def __init__(self, num_blocks: int = 200) -> None:
+        self.executor = SteppedExecutor()
+        self.servicer = ShardLinkServer(clock)
+        self.scheduler = Scheduler(SchedulerConfig(block_size=BLOCK), num_blocks, MAX_MODEL_LEN)
+        self.engine = Engine(self.scheduler, self.executor, 1, clock, self.ring_nobody, self.deliver)
+        self.changed = Changed()
+        self.server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def ring_nobody(self, step_index: int) -> None:
+        pass
+
+    def deliver(self, router_id: str, step_index: int, events: Any) -> None:
+        self.servicer.deliver(router_id, step_index, events)
+        self.changed.set()
+
+    async def start(self) -> None:
+        self.server, self.port = await start_link_server(self.servicer, "127.0.0.1:0")
+        self.servicer.open_epoch(1, self.engine)
+        self._task = asyncio.create_task(self.engine.run())
+
+    async def stop(self) -> None:
+        self.servicer.close_epoch("the test ends")
+        assert self.server is not None
+        await self.server.stop(None)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def die(self) -> None:
+        assert self.server is not None
+        await self.server.stop(None)
+
+    @property
+    def num_open(self) -> int:
+        return self.scheduler.num_running + self.scheduler.num_waiting
+
+    async def until_empty(self) -> None:
+        """Every sequence is out of the engine and its blocks are free."""
+        await until(lambda: not self.num_open and self.scheduler.blocks.num_free == self.scheduler.blocks.num_blocks)
+
+
+Start = Callable[..., Awaitable[tuple[InferenceService, list[Shard]]]]
+
+
+@pytest.fixture
+def tokenizer(byte_level_dir: Path) -> Tokenizer:
+    return Tokenizer.from_dir(byte_level_dir)
+
+
+@pytest.fixture
+async def start(tokenizer: Tokenizer) -> AsyncIterator[Start]:
+    async with AsyncExitStack() as stack:
+        async def make(num_shards: int = 1, num_blocks: int = 200,
+                       **admission: Any) -> tuple[InferenceService, list[Shard]]:
+            shards = [Shard(num_blocks) for _ in range(num_shards)]
+            for shard in shards:
+                await shard.start()
+                stack.push_async_callback(shard.stop)
+            config = RouterConfig(admission=AdmissionConfig(**admission), stream_window=8)
+            card = ModelCard("m", MAX_MODEL_LEN, 0)
+            service = InferenceService(card, tokenizer, config, BLOCK, RouterMetrics(), clock)
+            stack.push_async_callback(service.close)
+            await service.set_epoch(epoch_of(1, *(shard.port for shard in shards)))
+            assert service.is_ready()
+            return service, shards
+        yield make
+
+
+def ask(prompt: tuple[int, ...] = PROMPT, deadline_s: float | None = None, tenant: str = "default",
+        **params: Any) -> GenerationRequest:
+    defaults: dict[str, Any] = {"seed": 7, "ignore_eos": True, "max_tokens": 12}
+    return GenerationRequest("id", "m", prompt, SamplingParams(**{**defaults, **params}), tenant, deadline_s)
+
+
+def truth(max_tokens: int = 12, seed: int = 7, prompt: tuple[int, ...] = PROMPT, **fields: Any) -> Expected:
+    return expected(Submission("x", prompt, SamplingSpec(seed=seed), max_tokens, **fields))
+
+
+async def collect(service: InferenceService, request: GenerationRequest) -> list[GenerationDelta]:
+    return [delta async for delta in service.generate(request)]
+
+
+def token_ids(deltas: list[GenerationDelta], choice: int = 0) -> tuple[int, ...]:
+    return tuple(token_id for delta in deltas if delta.choice == choice for token_id in delta.token_ids)
+
+
+def text(deltas: list[GenerationDelta], choice: int = 0) -> str:
+    return "".join(delta.text for delta in deltas if delta.choice == choice)
+
+
+def counter(service: InferenceService, name: str) -> float:
+    for line in service._metrics.render()[0].decode().splitlines():
+        if line.startswith(f"moesaic:{name} "):
+            return float(line.split()[1])
+    raise AssertionError(f"no metric {name}")
+
+
+async def test_a_request_streams_its_tokens_and_their_text(start: Start, tokenizer: Tokenizer) -> None:
+    service, (shard,) = await start()
+    deltas = await collect(service, ask(logprobs=0))
+    want = truth()
+    assert token_ids(deltas) == want.token_ids
+    assert text(deltas) == tokenizer.decode(want.token_ids)
+    assert [delta.finish_reason for delta in deltas if delta.finish_reason] == [FinishReason.LENGTH]
+    assert [entry.token_id for delta in deltas for entry in delta.logprobs] == list(want.token_ids)
+    assert deltas[0].num_cached_tokens == 0
+    await shard.until_empty()
+    assert service.snapshot().num_open == 0 and len(service._journal) == 0
+
+
+async def test_choices_have_seeds_of_their_own(start: Start) -> None:
+    service, _ = await start()
+    deltas = await collect(service, ask(n=3))
+    assert [token_ids(deltas, choice) for choice in range(3)] == [truth(seed=7 + i).token_ids for i in range(3)]
+    assert sorted(delta.choice for delta in deltas if delta.finish_reason) == [0, 1, 2]
+
+
+async def test_many_requests_at_once_on_several_shards_all_come_out_right(start: Start) -> None:
+    service, shards = await start(num_shards=3)
+    prompts = [tuple(range(i, i + 5 + 3 * i)) for i in range(24)]
+    answers = await asyncio.gather(*(collect(service, ask(prompt, seed=i, max_tokens=5 + i))
+                                     for i, prompt in enumerate(prompts)))
+    for i, (prompt, deltas) in enumerate(zip(prompts, answers, strict=True)):
+        assert token_ids(deltas) == truth(5 + i, seed=i, prompt=prompt).token_ids
+    assert all(shard.engine.num_tokens_computed for shard in shards)
+
+
+async def test_a_drawn_seed_differs_between_requests(start: Start) -> None:
+    service, _ = await start()
+    assert token_ids(await collect(service, ask(seed=None))) != token_ids(await collect(service, ask(seed=None)))
+
+
+@pytest.mark.parametrize("includes_stop", [False, True])
+async def test_a_stop_string_cuts_text_tokens_and_logprobs_exactly(start: Start, tokenizer: Tokenizer,
+                                                                   includes_stop: bool) -> None:
+    service, (shard,) = await start()
+    want = truth(max_tokens=1000).token_ids
+    whole = tokenizer.decode(want)
+    stop = whole[40:43]                         # straddles tokens: each of these is a byte
+    at = whole.index(stop)
+    deltas = await collect(service, ask(max_tokens=1000, stop=(stop,), logprobs=0,
+                                        include_stop_str_in_output=includes_stop))
+    assert text(deltas) == whole[:at + len(stop) * includes_stop]
+    kept = token_ids(deltas)
+    assert kept == want[:len(kept)] and tokenizer.decode(kept) == whole[:at + len(stop)]
+    assert sum(len(delta.logprobs) for delta in deltas) == len(kept)
+    assert deltas[-1].finish_reason is FinishReason.STOP and deltas[-1].stop_reason == stop
+    await shard.until_empty()                   # the shard was told
+    assert shard.engine.num_tokens_computed < 1000
+
+
+async def test_a_stop_token_is_counted_but_not_shown(start: Start, tokenizer: Tokenizer) -> None:
+    service, _ = await start()
+    want = truth(max_tokens=100).token_ids
+    stop_id = next(token_id for token_id in want[5:] if token_id not in want[:5] and token_id > 2)
+    at = want.index(stop_id)
+    deltas = await collect(service, ask(max_tokens=100, stop_token_ids=(stop_id,)))
+    assert token_ids(deltas) == want[:at + 1] and text(deltas) == tokenizer.decode(want[:at])
+    assert deltas[-1].finish_reason is FinishReason.STOP and deltas[-1].stop_reason == stop_id
+
+
+async def test_the_models_end_of_sequence_ends_without_a_stop_reason(start: Start, tokenizer: Tokenizer) -> None:
+    service, _ = await start()
+    eos_ids = tokenizer.eos_token_ids
+    seed = next(seed for seed in range(100) if any(token_id in eos_ids for token_id in truth(50, seed).token_ids))
+    want = truth(50, seed, stop_token_ids=eos_ids)
+    deltas = await collect(service, ask(seed=seed, ignore_eos=False, max_tokens=50))
+    assert token_ids(deltas) == want.token_ids
+    assert deltas[-1].finish_reason is FinishReason.STOP and deltas[-1].stop_reason is None
+
+
+async def test_prompt_logprobs_come_with_the_first_delta(start: Start) -> None:
+    service, _ = await start()
+    deltas = await collect(service, ask(prompt_logprobs=0))
+    assert deltas[0].prompt_logprobs == tuple(prompt_logprob(PROMPT[:i], PROMPT[i]) for i in range(1, len(PROMPT)))
+    assert not any(delta.prompt_logprobs for delta in deltas[1:])
+
+
+async def test_closing_the_iterator_reaches_the_engine_within_the_step(start: Start) -> None:
+    service, (shard,) = await start()
+    shard.executor.allow(3)
+    stream = service.generate(ask(n=2, max_tokens=1000))
+    await anext(stream)
+    await stream.aclose()
+    await shard.until_empty()                   # while the fourth step is still in flight
+    assert len(shard.executor.plans) <= 3
+    assert service.snapshot().num_open == 0 and len(service._journal) == 0
+
+
+async def test_a_cancelled_task_cancels_its_request(start: Start) -> None:
+    service, (shard,) = await start()
+    shard.executor.allow(0)
+    task = asyncio.create_task(collect(service, ask()))
+    await until(lambda: shard.num_open > 0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await shard.until_empty()
+    assert counter(service, 'request_success_total{finished_reason="cancelled"}') == 1
+
+
+async def test_a_deadline_ends_the_request_here_and_there(start: Start) -> None:
+    service, (shard,) = await start()
+    shard.executor.allow(2)
+    with pytest.raises(DeadlineExceededError, match="deadline passed after [012] tokens"):
+        await collect(service, ask(deadline_s=0.2))
+    await shard.until_empty()
+    assert counter(service, 'request_success_total{finished_reason="failed"}') == 1
+
+
+async def test_over_the_bounds_is_refused_with_a_time_to_come_back(start: Start) -> None:
+    service, (shard,) = await start(max_open_requests=1, max_queued_requests=1)
+    shard.executor.allow(0)
+    tasks = [asyncio.create_task(collect(service, ask())) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError) as refusal:
+        await collect(service, ask())
+    assert refusal.value.retry_after_s >= 1.0
+    assert counter(service, 'request_refused_total{error="OverloadedError"}') == 1
+    shard.executor.allow(None)
+    assert [token_ids(deltas) for deltas in await asyncio.gather(*tasks)] == [truth().token_ids] * 2
+
+
+async def test_tenants_take_turns(start: Start) -> None:
+    service, (shard,) = await start(max_open_requests=1)
+    shard.executor.allow(0)
+    order: list[str] = []
+
+    async def run(tenant: str) -> None:
+        await collect(service, ask(tenant=tenant))
+        order.append(tenant)
+
+    tasks = [asyncio.create_task(run(tenant)) for tenant in ["a", "a", "a", "a", "b", "b"]]
+    await asyncio.sleep(0)
+    shard.executor.allow(None)
+    await asyncio.gather(*tasks)
+    assert order == ["a", "b", "a", "b", "a", "a"]
+
+
+async def test_a_consumer_that_does_not_read_holds_only_itself(start: Start) -> None:
+    service, (shard,) = await start()
+    slow = service.generate(ask(max_tokens=500))
+    first = await anext(slow)
+    assert token_ids(await collect(service, ask(seed=8, max_tokens=600))) == truth(600, seed=8).token_ids
+    await shard.until_empty()                   # the slow one's too: nobody waits for its reader
+    rest = [delta async for delta in slow]
+    assert token_ids([first, *rest]) == truth(500).token_ids
+
+
+@pytest.mark.parametrize(("request_", "error", "message"), [
+    (GenerationRequest("id", "other", PROMPT, SamplingParams()), ModelNotFoundError, "'other' does not exist.*use 'm'"),
+    (ask(prompt=()), InvalidRequestError, "no tokens"),
+    (ask(prompt=(1, 512)), InvalidRequestError, "token id 512, .*0 to 511"),
+    (ask(logit_bias={600: 1.0}), InvalidRequestError, "logit_bias holds the token id 600"),
+    (ask(stop_token_ids=(600,)), InvalidRequestError, "stop_token_ids"),
+    (ask(n=99), InvalidRequestError, "at most 64"),
+    (ask(prompt=PROMPT * 100, max_tokens=None), ContextLengthError, "2000 tokens. However, your prompt has 2000"),
+    (ask(max_tokens=1990), ContextLengthError, r"2010 tokens \(20 in the prompt, 1990 in the completion\).*most 1980"),
+])
+async def test_what_can_never_work_is_refused_at_once(start: Start, request_: GenerationRequest,
+                                                      error: type[ServingError], message: str) -> None:
+    service, (shard,) = await start(max_open_requests=64)
+    with pytest.raises(error, match=message):
+        await collect(service, request_)
+    assert shard.engine.num_steps == 0 and service.snapshot().num_open == 0
+
+
+async def test_a_kv_cache_smaller_than_the_context_is_the_limit(start: Start) -> None:
+    service, _ = await start(num_blocks=4)
+    with pytest.raises(ContextLengthError, match="KV cache of this model's largest shard holds 65 tokens"):
+        await collect(service, ask(max_tokens=46))
+    assert token_ids(await collect(service, ask(max_tokens=45))) == truth(45).token_ids
+    assert token_ids(await collect(service, ask(max_tokens=None))) == truth(45).token_ids
+
+
+async def test_before_the_first_epoch_the_service_is_not_ready(tokenizer: Tokenizer) -> None:
+    service = InferenceService(ModelCard("m", 100, 0), tokenizer, RouterConfig(), BLOCK, RouterMetrics(), clock)
+    assert not service.is_ready()
+    with pytest.raises(NotReadyError):
+        await collect(service, ask())
+
+
+async def test_a_dead_shards_requests_go_on_elsewhere_with_the_same_tokens(start: Start, tokenizer: Tokenizer) -> None:
+    service, shards = await start(num_shards=2)
+    for shard in shards:
+        shard.executor.allow(5)
+    tasks = [asyncio.create_task(collect(service, ask(seed=seed, max_tokens=40, logprobs=0))) for seed in range(4)]
+    await until(lambda: all(shard.executor.num_allowed == 0 for shard in shards))
+    await shards[0].die()
+    shards[1].executor.allow(None)
+    for seed, deltas in enumerate(await asyncio.gather(*tasks)):
+        want = truth(40, seed=seed).token_ids
+        assert token_ids(deltas) == want and text(deltas) == tokenizer.decode(want)
+        assert [entry.token_id for delta in deltas for entry in delta.logprobs] == list(want)
+    assert counter(service, "request_resubmitted_total") == 2
+    assert not service.is_ready()
+
+
+async def test_with_no_shard_left_requests_fail_at_once(start: Start) -> None:
+    service, (shard,) = await start()
+    shard.executor.allow(3)
+    task = asyncio.create_task(collect(service, ask()))
+    await until(lambda: shard.executor.num_allowed == 0)
+    await shard.die()
+    with pytest.raises(ShardFailedError):
+        await task
+    with pytest.raises(NotReadyError):
+        await collect(service, ask())
+    assert service.snapshot().num_open == 0
+
+
+async def test_a_new_epoch_continues_what_is_open(start: Start) -> None:
+    service, (shard,) = await start()
+    later = Shard()
+    await later.start()
+    later.servicer.open_epoch(2, later.engine)
+    shard.executor.allow(5)
+    task = asyncio.create_task(collect(service, ask(max_tokens=40)))
+    await until(lambda: shard.executor.num_allowed == 0)
+    await service.set_epoch(epoch_of(2, later.port))
+    assert token_ids(await task) == truth(40).token_ids
+    await shard.until_empty()
+    await service.set_epoch(epoch_of(1, shard.port))        # late: ignored
+    assert service.snapshot().epoch == 2 and service.is_ready()
+    await service.close()
+    await later.stop()
+
+
+async def test_a_request_that_comes_while_links_are_made_waits_for_them(start: Start) -> None:
+    service, _ = await start()
+    later = Shard()
+    await later.start()
+    switch = asyncio.create_task(service.set_epoch(epoch_of(2, later.port)))
+    await asyncio.sleep(0)
+    task = asyncio.create_task(collect(service, ask()))
+    await asyncio.sleep(0)
+    later.servicer.open_epoch(2, later.engine)
+    await switch
+    assert token_ids(await task) == truth().token_ids
+    await service.close()
+    await later.stop()
+
+
+async def test_the_next_turn_of_a_chat_finds_its_cached_prefix(start: Start) -> None:
+    service, shards = await start(num_shards=3)
+    prompt = tuple(range(64))
+    answer = token_ids(await collect(service, ask(prompt, max_tokens=64)))
+    await asyncio.gather(*(collect(service, ask(tuple(range(100 + i, 120 + i)), max_tokens=5)) for i in range(4)))
+    deltas = await collect(service, ask((*prompt, *answer, 1, 2, 3)))
+    assert deltas[0].num_cached_tokens == 112       # of 131: the last token of the answer was never computed
+
+
+async def test_closing_the_service_ends_every_request(start: Start) -> None:
+    service, (shard,) = await start(max_open_requests=1)
+    shard.executor.allow(0)
+    tasks = [asyncio.create_task(collect(service, ask())) for _ in range(2)]
+    await until(lambda: shard.num_open > 0)
+    await service.close()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, NotReadyError)
+    await shard.until_empty()
+
+
+async def test_a_fault_in_one_requests_text_fails_only_that_request(start: Start,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    service, (shard,) = await start()
+    shard.executor.allow(0)
+    bad, good = asyncio.create_task(collect(service, ask())), asyncio.create_task(collect(service, ask(seed=8)))
+    await until(lambda: shard.num_open == 2)
+    _, choice = next(iter(service._open.values()))
+    monkeypatch.setattr(choice._text, "push", lambda token_ids: 1 / 0)
+    shard.executor.allow(None)
+    with pytest.raises(ServingError, match="ZeroDivisionError"):
+        await bad
+    assert token_ids(await good) == truth(seed=8).token_ids

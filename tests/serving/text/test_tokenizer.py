@@ -1,0 +1,124 @@
+"""Our tokenizer against transformers', on small tokenizers made on the spot."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from serving.errors import InvalidRequestError
+from serving.text.token_bytes import TokenizerError
+from serving.text.tokenizer import SamplingDefaults, Tokenizer
+
+TEXTS = ["", "hello world", "  two  spaces ", "你好，世界", "👩‍👩‍👧‍👦 family", "สวัสดี",
+         "<|im_start|>user\nhi<|im_end|>", "a<think>b", "\n\t\x00", "é vs é", "</s> <s>x"]
+
+
+@pytest.fixture(scope="module", params=["byte_level_dir", "metaspace_dir"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+def test_ids_and_text_equal_transformers(folder: Path) -> None:
+    ours, theirs = Tokenizer.from_dir(folder), AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        for special in (True, False):
+            ids = ours.encode(text, add_special_tokens=special)
+            assert ids == theirs.encode(text, add_special_tokens=special), text
+            for skip in (True, False):
+                assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip)
+    assert ours.vocab_size == len(theirs)
+    assert ours.special_token_ids == set(theirs.all_special_ids) | {
+        token_id for token_id, token in theirs.added_tokens_decoder.items() if token.special}
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_any_text_equals_transformers(both: tuple[Tokenizer, AutoTokenizer], text: str) -> None:
+    ours, theirs = both
+    assert ours.encode(text) == theirs.encode(text)
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> tuple[Tokenizer, AutoTokenizer]:
+    return Tokenizer.from_dir(folder), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("switches", [{"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}])
+def test_bos_and_eos_switches_follow_transformers(folder_with: Callable[..., Path], switches: dict[str, bool]) -> None:
+    folder = folder_with(bos_token="<|endoftext|>", **switches)
+    assert Tokenizer.from_dir(folder).encode("hi") == AutoTokenizer.from_pretrained(folder).encode("hi")
+
+
+def test_tokens_that_only_the_config_knows_are_added(folder_with: Callable[..., Path]) -> None:
+    folder = folder_with(bos_token="<|new|>")
+    ours, theirs = Tokenizer.from_dir(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.encode("a<|new|>b") == theirs.encode("a<|new|>b")
+    assert ours.vocab_size == len(theirs)
+
+
+def test_eos_ids_come_from_the_generation_config_first(byte_level_dir: Path, metaspace_dir: Path) -> None:
+    assert Tokenizer.from_dir(byte_level_dir).eos_token_ids == (2, 0)
+    assert Tokenizer.from_dir(metaspace_dir).eos_token_ids == (2,)
+
+
+def test_sampling_defaults_come_from_the_generation_config(byte_level_dir: Path, metaspace_dir: Path) -> None:
+    expected = SamplingDefaults(temperature=0.7, top_p=0.8, top_k=20)
+    assert Tokenizer.from_dir(byte_level_dir).sampling_defaults == expected
+    assert Tokenizer.from_dir(metaspace_dir).sampling_defaults == SamplingDefaults()
+
+
+def test_number_of_embeddings_is_the_models(byte_level_dir: Path, metaspace_dir: Path) -> None:
+    assert Tokenizer.from_dir(byte_level_dir).num_embeddings == 512
+    assert Tokenizer.from_dir(metaspace_dir).num_embeddings == Tokenizer.from_dir(metaspace_dir).vocab_size
+
+
+def test_token_text_shows_parts_of_characters_as_bytes(byte_level_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(byte_level_dir)
+    ids = tokenizer.encode("𝄞")
+    assert b"".join(map(tokenizer.token_bytes, ids)) == "𝄞".encode()
+    assert tokenizer.token_text(ids[0]).startswith("bytes:\\x")
+    assert tokenizer.token_bytes(10**6) == b""
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path, byte_level_dir: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
+        Tokenizer.from_dir(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        Tokenizer.from_dir(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_dir / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text("[1")
+    with pytest.raises(TokenizerError, match=r"config\.json is not valid JSON"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_unknown_decoder_is_refused_by_name(tmp_path: Path, byte_level_dir: Path) -> None:
+    content = json.loads((byte_level_dir / "tokenizer.json").read_text()) | {"decoder": {"type": "CTC", "pad_token": "",
+                         "word_delimiter_token": "|", "cleanup": True}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match="CTC"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_a_checkpoint_without_a_template_says_what_to_do(metaspace_dir: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"no chat template.*chat_template\.jinja"):
+        Tokenizer.from_dir(metaspace_dir).apply_chat_template([])
+
+
+def test_encoding_a_long_text_lets_other_threads_run(byte_level_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(byte_level_dir)
+    thread = threading.Thread(target=tokenizer.encode, args=("hello world " * 30_000,))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+    thread.join()
+    assert turns > 100
