@@ -49,7 +49,7 @@ class CoordinatorDeployment:
 
         _log_to_stderr()
         # While the shards start: the planner's solver takes a second to import.
-        self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.placement"))
+        self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.planner.placement"))
         args = read_model_args(locate_checkpoint(config.model, "facts"))
         num_members = config.group.members or sum(pool.replicas for pool in config.pools)
         plan = PlanRules(args, memory_demand(args, config, num_members), DTYPE_BYTES[config.model.dtype],

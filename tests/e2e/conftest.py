@@ -37,7 +37,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def moesaic(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, as a user runs it."""
-    return run("-c", "from cluster.cli import main; main()", *arguments)
+    return run("-c", "from cluster.cli.main import main; main()", *arguments)
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 30.0) -> bool:

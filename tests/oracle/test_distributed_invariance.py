@@ -96,7 +96,7 @@ def run(pool: ProcessPool, parts: list[Part]) -> dict[str, list[Seen]]:
 
 @pytest.fixture(scope="module")
 def pool(worker_pool: ProcessPool) -> ProcessPool:
-    worker_pool.run("tests.model.dispatch_jobs:join", [(free_rendezvous(), NUM_WORKERS)] * NUM_WORKERS, 120.0)
+    worker_pool.run("tests.model.dispatch.dispatch_jobs:join", [(free_rendezvous(), NUM_WORKERS)] * NUM_WORKERS, 120.0)
     return worker_pool
 
 

@@ -30,7 +30,7 @@ SaveTiny = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def pool(worker_pool: ProcessPool) -> ProcessPool:
-    worker_pool.run("tests.model.dispatch_jobs:join", [(free_rendezvous(), NUM_WORKERS)] * NUM_WORKERS, 120.0)
+    worker_pool.run("tests.model.dispatch.dispatch_jobs:join", [(free_rendezvous(), NUM_WORKERS)] * NUM_WORKERS, 120.0)
     return worker_pool
 
 

@@ -10,7 +10,7 @@ import pytest
 
 
 def moesaic(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", "from cluster.cli import main; main()", *arguments],
+    return subprocess.run([sys.executable, "-c", "from cluster.cli.main import main; main()", *arguments],
                           capture_output=True, text=True, timeout=120)
 
 

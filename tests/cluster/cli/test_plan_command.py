@@ -13,7 +13,7 @@ from tests.cluster.whatif.plan_questions import EXAMPLES, SMALL_MODEL
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", "from cluster.cli import main; main()", "plan", *map(str, arguments)],
+    return subprocess.run([sys.executable, "-c", "from cluster.cli.main import main; main()", "plan", *map(str, arguments)],
                           capture_output=True, text=True, timeout=120)
 
 

@@ -14,7 +14,7 @@ from model.step import StepHeader
 from tests.process_pool import JobFailed, ProcessPool, free_rendezvous
 
 pytestmark = pytest.mark.multinode
-JOBS = "tests.cluster.group_jobs"
+JOBS = "tests.cluster.shard.group_jobs"
 LONG_S = 120.0          # a test that would need this long fails: results are awaited for a shorter time
 
 

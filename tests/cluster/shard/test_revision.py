@@ -29,7 +29,7 @@ from tests.cluster.shard.revision_jobs import ScriptedCoordinator, Standing
 from tests.model.conftest import CONFIG, tiny_tensors
 from tests.process_pool import ProcessPool, free_rendezvous
 
-JOBS = "tests.cluster.revision_jobs"
+JOBS = "tests.cluster.shard.revision_jobs"
 NUM_LAYERS, NUM_EXPERTS = 2, 4
 PLENTY = 1 << 50
 
@@ -103,7 +103,7 @@ class LiveGroup:
 
 @pytest.fixture
 def live_group(worker_pool: ProcessPool, folder: Path) -> Iterator[Callable[..., LiveGroup]]:
-    worker_pool.run("tests.cluster.group_jobs:leave", [()] * 4)
+    worker_pool.run("tests.cluster.shard.group_jobs:leave", [()] * 4)
     yield lambda *arguments, **named: LiveGroup(worker_pool, folder, *arguments, **named)
     worker_pool.run(f"{JOBS}:abandon", [()] * 4)
 

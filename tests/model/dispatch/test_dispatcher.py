@@ -17,7 +17,7 @@ from tests.process_pool import ProcessPool, free_rendezvous
 
 pytestmark = pytest.mark.multinode
 NUM_WORKERS = 4
-JOBS = "tests.model.dispatch_jobs"
+JOBS = "tests.model.dispatch.dispatch_jobs"
 
 
 @pytest.fixture(scope="module")

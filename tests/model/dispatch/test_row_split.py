@@ -174,7 +174,7 @@ def test_without_rates_all_members_are_alike() -> None:
 
 def test_the_same_in_another_process() -> None:
     """Not even the order of a hash decides."""
-    program = ("import random, tests.model.test_expert_copies as t; rng = random.Random(1);"
+    program = ("import random, tests.model.dispatch.test_row_split as t; rng = random.Random(1);"
                "print([t.some_layer(rng, 40, (4, 2, 1, 1), 8.0).split().tolist() for _ in range(20)])")
     rng = random.Random(1)
     expected = str([some_layer(rng, 40, (4, 2, 1, 1), 8.0).split().tolist() for _ in range(20)])

@@ -228,7 +228,7 @@ async def test_a_router_that_does_not_acknowledge_is_held_and_only_that_one(shar
 
 
 async def test_every_router_learns_the_load_of_a_working_shard(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.shard_link_server.LOAD_REFRESH_S", 0.0)
+    monkeypatch.setattr("serving.link.server.LOAD_REFRESH_S", 0.0)
     async with linked(shard.port, router_id="busy") as (_, busy), linked(shard.port, router_id="idle") as (link, idle):
         await connected(busy)
         await connected(idle)
