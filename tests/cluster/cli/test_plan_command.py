@@ -13,8 +13,8 @@ from tests.cluster.whatif.plan_questions import EXAMPLES, SMALL_MODEL
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", "from cluster.cli.main import main; main()", "plan", *map(str, arguments)],
-                          capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", "from cluster.cli.main import main; main()", "plan", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_json_is_all_that_stdout_has_and_the_page_is_written(tmp_path: Path) -> None:
