@@ -8,7 +8,7 @@ ServingError
 ├── ModelNotFoundError       the request names a model that is not served here
 ├── OverloadedError          admission is full: come back after retry_after_s
 ├── DeadlineExceededError    the request's own deadline passed
-├── CancelledError           the client went away
+├── ClientGoneError          the client went away
 ├── NotReadyError            no epoch yet: shards are starting
 └── ShardFailedError         the shard failed and the request could not be continued elsewhere
 """
@@ -56,7 +56,7 @@ class DeadlineExceededError(ServingError):
     pass
 
 
-class CancelledError(ServingError):
+class ClientGoneError(ServingError):
     pass
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from model.step import TokenLogprob
 from serving.engine.request import FinishReason
-from serving.errors import CancelledError, ShardFailedError
+from serving.errors import ClientGoneError, ShardFailedError
 from serving.ingress.openai_responses import PromptTokensDetails, Usage
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
 
@@ -122,5 +122,5 @@ def _checked(delta: GenerationDelta) -> GenerationDelta:
     if delta.finish_reason is FinishReason.FAILED:
         raise ShardFailedError("the request failed on its shard", fix="send it again")
     if delta.finish_reason is FinishReason.CANCELLED:
-        raise CancelledError("the request was cancelled", fix="send it again")
+        raise ClientGoneError("the request was cancelled", fix="send it again")
     return delta

@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serving.errors import CancelledError
+from serving.errors import ClientGoneError
 from serving.ingress.http_request import until_disconnect
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class EventStream(Response):
         self._answer_error = answer_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(CancelledError):      # nobody is left to be told
+        with suppress(ClientGoneError):      # nobody is left to be told
             await until_disconnect(receive, self._send_all(scope, receive, send))
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive
 
-from serving.errors import CancelledError
+from serving.errors import ClientGoneError
 from serving.ingress.auth import choose_tenant
 
 MAX_BODY_BYTES = 32 * 2**20     # a million token ids written as JSON are 8 MB
@@ -62,14 +62,14 @@ async def read_body(request: Request) -> bytes:
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[None, None, T]) -> T:
-    """Run `work`; when the client goes away first, cancel it and raise CancelledError. The body must have been read."""
+    """Run `work`; when the client goes away first, cancel it and raise ClientGoneError. The body must have been read."""
     task = asyncio.create_task(work)
     listener = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({task, listener}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise CancelledError("the client went away")
+        raise ClientGoneError("the client went away")
     finally:
         task.cancel()
         listener.cancel()

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.config import RouterConfig
-from serving.errors import CancelledError, InvalidRequestError, NotReadyError
+from serving.errors import ClientGoneError, InvalidRequestError, NotReadyError
 from serving.ingress.auth import tenant_of_header
 from serving.ingress.build_request import RequestBuilder, Text
 from serving.ingress.event_stream import EventStream
@@ -107,7 +107,7 @@ class _HttpDoor:
             except HTTPException as error:
                 response = _http_error(error)
             except ClientDisconnect:
-                response = _error(CancelledError("the client went away"), request_id)
+                response = _error(ClientGoneError("the client went away"), request_id)
             except Exception as error:
                 response = _error(error, request_id)
             response.headers["x-request-id"] = request_id

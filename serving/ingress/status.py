@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import grpc
 
 from serving.errors import (
-    CancelledError,
+    ClientGoneError,
     ContextLengthError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -51,7 +51,7 @@ STATUS: dict[type[BaseException], Status] = {
     OverloadedError: Status(429, "rate_limit_error", "rate_limit_exceeded", grpc.StatusCode.RESOURCE_EXHAUSTED),
     DeadlineExceededError: Status(504, "timeout_error", "deadline_exceeded", grpc.StatusCode.DEADLINE_EXCEEDED),
     TimeoutError: Status(504, "timeout_error", "deadline_exceeded", grpc.StatusCode.DEADLINE_EXCEEDED),
-    CancelledError: Status(499, _REQUEST, "cancelled", grpc.StatusCode.CANCELLED),
+    ClientGoneError: Status(499, _REQUEST, "cancelled", grpc.StatusCode.CANCELLED),
     asyncio.CancelledError: Status(499, _REQUEST, "cancelled", grpc.StatusCode.CANCELLED),
     NotReadyError: Status(503, "service_unavailable_error", "not_ready", grpc.StatusCode.UNAVAILABLE),
     ShardFailedError: Status(503, "service_unavailable_error", "shard_failed", grpc.StatusCode.UNAVAILABLE),

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from serving.engine.request import FinishReason
-from serving.errors import CancelledError, ShardFailedError
+from serving.errors import ClientGoneError, ShardFailedError
 from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
 from serving.router.generation import GenerationDelta, GenerationRequest
 from serving.sampling_params import SamplingParams
@@ -44,7 +44,7 @@ async def test_leaving_early_closes_every_stream(service: FakeService, number: i
 
 
 @pytest.mark.parametrize(("reason", "error"), [(FinishReason.FAILED, ShardFailedError),
-                                               (FinishReason.CANCELLED, CancelledError)])
+                                               (FinishReason.CANCELLED, ClientGoneError)])
 async def test_a_choice_that_did_not_finish_is_an_error(service: FakeService, monkeypatch: pytest.MonkeyPatch,
                                                         reason: FinishReason, error: type[Exception]) -> None:
     monkeypatch.setattr(service, "_deltas", lambda request: [GenerationDelta(0, finish_reason=reason)])
