@@ -62,7 +62,7 @@ async def read_body(request: Request) -> bytes:
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[None, None, T]) -> T:
-    """Run `work`; when the client goes away first, cancel it and raise ClientGoneError. The body must have been read."""
+    """Run `work`; when the client goes away first, cancel it, raise ClientGoneError. The body must have been read."""
     task = asyncio.create_task(work)
     listener = asyncio.create_task(_disconnected(receive))
     try:

@@ -11,7 +11,7 @@ from serving.link.messages import merge_events
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
+class OutgoingMessage:
     """One message to write. `sequence`: steps delivered so far; the router acknowledges it when it has handled it."""
 
     step_index: int
@@ -70,7 +70,7 @@ class Outbox:
         self._closed_because = self._closed_because or why
         self._wakeup.set()
 
-    async def take(self) -> Dispatch:
+    async def take(self) -> OutgoingMessage:
         """Wait for the next message; everything that has gathered goes into it. Raises OutboxClosedError."""
         while True:
             if self._closed_because is not None:
@@ -80,8 +80,8 @@ class Outbox:
             self._wakeup.clear()
             await self._wakeup.wait()
 
-    def _take_all(self) -> Dispatch:
+    def _take_all(self) -> OutgoingMessage:
         events, self._pending = tuple(self._pending.values()), {}
         self._num_sent = self._num_delivered
         self._wants_message = False
-        return Dispatch(self._step_index, self._num_sent, events)
+        return OutgoingMessage(self._step_index, self._num_sent, events)
