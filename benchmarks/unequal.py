@@ -191,7 +191,7 @@ def planned(running: RunningCluster) -> dict[str, object]:
         epoch = client.placement().epoch
     assert epoch.figures is not None
     return {"expert_copies": [epoch.placement.num_experts_of(rank) for rank in range(len(epoch.members))],
-            "request_shares": [round(share.share, 4) for share in epoch.shares],
+            "request_shares": [round(share.fraction, 4) for share in epoch.shares],
             "predicted_tokens_per_s": epoch.figures.tokens_per_s,
             "planned_ratio_to_bound": epoch.figures.ratio}
 

@@ -31,7 +31,7 @@ def placement_view(status: PlacementStatus) -> Group:
         share = epoch.shares[rank] if epoch.shares else None
         speed = member.profile.emulated_speed if member.profile else None
         name = member.node_name if speed is None else f"{member.node_name} (emulated {speed:g})"
-        table.add_row(str(rank), name, member.pool, f"{share.share:.1%}" if share else "even",
+        table.add_row(str(rank), name, member.pool, f"{share.fraction:.1%}" if share else "even",
                       str(share.token_budget) if share else "-", expert_ranges(epoch.placement, rank))
     return Group(*parts, table, *_work_lines(status))
 
@@ -110,7 +110,7 @@ def _member_json(status: PlacementStatus, rank: int) -> dict[str, object]:
     member = epoch.members[rank]
     share = epoch.shares[rank] if epoch.shares else None
     return {"rank": rank, "shard_id": member.shard_id, "node": member.node_name, "pool": member.pool,
-            "request_share": share.share if share else 1.0 / len(epoch.members),
+            "request_share": share.fraction if share else 1.0 / len(epoch.members),
             "token_budget": share.token_budget if share else None,
             "expert_copies": epoch.placement.num_experts_of(rank),
             "emulated_speed": member.profile.emulated_speed if member.profile else None,

@@ -54,7 +54,7 @@ def predict_step(args: ModelArgs, dtype_bytes: int, profiles: Sequence[DevicePro
                  splits: Sequence[Split] | None, shares: Sequence[RequestShare], workload: Workload) -> StepPrediction:
     """`splits`: of each layer; None: at best."""
     costs = StepCosts(args, dtype_bytes, profiles, workload)
-    return predict(costs, placement.holders, splits, [share.share for share in shares])
+    return predict(costs, placement.holders, splits, [share.fraction for share in shares])
 
 
 def predict(costs: StepCosts, holders: Sequence[Holders], splits: Sequence[Split] | None,

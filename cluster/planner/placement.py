@@ -119,7 +119,7 @@ def predict_running(args: ModelArgs, members: Sequence[PlannedMember], placement
                              f"{len(members)} members", fix="give those of the epoch that these members are in")
     costs = StepCosts(args, dtype_bytes, [member.profile for member in members], workload,
                       [member.name for member in members])
-    return predict(costs, placement.holders, None, [share.share for share in shares])
+    return predict(costs, placement.holders, None, [share.fraction for share in shares])
 
 
 def surviving_holders(placement: Placement, old_names: Sequence[str], new_names: Sequence[str]) -> tuple[Holders, ...]:
@@ -239,9 +239,9 @@ def _finish(members: Sequence[PlannedMember], planner: MemoryPlanner, layers: _L
     rows_M = layers.rows_M or share_rows(costs, layers.takes_requests, max_rows_M)[0].tolist()
     shares = request_shares(rows_M, max_batch_tokens)
     plans = tuple(
-        MemberPlan(member.name, share, memory_use(member.memory, planner.demand, count, share.share > 0), count)
+        MemberPlan(member.name, share, memory_use(member.memory, planner.demand, count, share.fraction > 0), count)
         for member, share, count in zip(members, shares, copies, strict=True))
-    prediction = predict(costs, layers.holders, layers.splits, [share.share for share in shares])
+    prediction = predict(costs, layers.holders, layers.splits, [share.fraction for share in shares])
     bound_s = layers.bound_s
     if not layers.is_local:
         can_take = [free_bytes(memory, planner.demand) >= 0 for memory in planner.memories]

@@ -36,7 +36,7 @@ def member_groups(answer: ClusterPlan, plan: PlacementPlan) -> tuple[MemberGroup
     """By kind, those that take requests first. A group's members differ in a few expert copies at most."""
     groups: list[list[int]] = []
     kinds = [member.pool for member in answer.members]
-    by_share = sorted(range(len(kinds)), key=lambda rank: -plan.members[rank].share.share)
+    by_share = sorted(range(len(kinds)), key=lambda rank: -plan.members[rank].share.fraction)
     for rank in sorted(by_share, key=lambda rank: kinds.index(kinds[rank])):
         for group in groups:
             if kinds[group[0]] == kinds[rank] and _are_alike(plan.members[group[0]], plan.members[rank]):

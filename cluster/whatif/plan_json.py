@@ -55,7 +55,7 @@ def _plan(answer: ClusterPlan, plan: PlacementPlan) -> Json:
         "limit": prediction.limit, "bound_s": plan.bound_s, "ratio": plan.ratio, "solver": plan.solver,
         "members": [{
             "name": member.name, "kind": planned.pool, "num_expert_copies": member.num_expert_copies,
-            "request_share": member.share.share, "token_budget": member.share.token_budget,
+            "request_share": member.share.fraction, "token_budget": member.share.token_budget,
             "memory": asdict(member.memory) | {"budget_bytes": member.memory.budget_bytes}, "step": asdict(times)}
             for planned, member, times in zip(answer.members, plan.members, prediction.members, strict=True)],
         "holders": [[list(ranks) for ranks in layer] for layer in plan.placement.holders],

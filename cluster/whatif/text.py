@@ -120,7 +120,7 @@ def _roles_table(plan: PlacementPlan, groups: tuple[MemberGroup, ...]) -> Table:
     for group in groups:
         few, most = group.num_copies
         here = sum(member.num_expert_copies for member in group.members)
-        share = mean([member.share.share for member in group.members])
+        share = mean([member.share.fraction for member in group.members])
         table.add_row(group.label, f"{few:,}" if few == most else f"{few:,}-{most:,}", f"{here / total:.1%}",
                       f"{share:.1%}" if share else "none", f"{group.members[0].share.token_budget:,}" if share else "-",
                       experts_a_layer(plan.placement, group.ranks) if share or most else "left out")

@@ -72,14 +72,14 @@ class WorkRatio:
 
 @dataclass(frozen=True, slots=True)
 class RequestShare:
-    """A member's part in the requests: attention work and KV memory. share 0: experts only, no attention weights."""
+    """A member's part in the requests: attention work and KV memory. Fraction 0: experts only, no attention weights."""
 
-    share: float                    # of new requests; all members' add up to 1
+    fraction: float                 # of new requests; all members' add up to 1
     token_budget: int               # prefill + decode tokens that one step of this member may compute
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or (self.share > 0 and self.token_budget < 1):
-            raise ValueError(f"{self}: a share is within 0..1, and who has one computes at least 1 token in a step")
+        if not 0 <= self.fraction <= 1 or (self.fraction > 0 and self.token_budget < 1):
+            raise ValueError(f"{self}: a fraction is within 0..1, and who has one computes at least 1 token in a step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class Epoch:
 
     def takes_requests(self, rank: int) -> bool:
         """False: the member holds experts only."""
-        return not self.shares or self.shares[rank].share > 0
+        return not self.shares or self.shares[rank].fraction > 0
 
     def token_budget(self, rank: int, max_batch_tokens: int) -> int:
         """Tokens that one step of the member may compute, never above what its memory is planned for."""

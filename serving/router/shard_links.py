@@ -228,5 +228,5 @@ class ShardLinks:
 
 
 def _shares_of(epoch: Epoch) -> dict[str, float]:
-    shares = [entry.share for entry in epoch.shares] or [1.0] * len(epoch.members)
+    shares = [entry.fraction for entry in epoch.shares] or [1.0] * len(epoch.members)
     return {member.shard_id: share for member, share in zip(epoch.members, shares, strict=True)}

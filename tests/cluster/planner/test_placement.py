@@ -45,9 +45,9 @@ def assert_sound(result: PlacementPlan, members: Sequence[PlannedMember], min_co
         assert planned.memory.budget_bytes == one.memory.budget_bytes
         assert planned.memory.free_bytes >= 0 and planned.name == one.name
         assert planned.num_expert_copies == result.placement.num_experts_of(rank)
-        assert planned.memory.kv_cache_bytes >= demand(ARGS).kv_cache_bytes or planned.share.share == 0
-        assert (planned.share.token_budget > 0) == (planned.share.share > 0)
-    assert sum(share.share for share in result.shares) == pytest.approx(1)
+        assert planned.memory.kv_cache_bytes >= demand(ARGS).kv_cache_bytes or planned.share.fraction == 0
+        assert (planned.share.token_budget > 0) == (planned.share.fraction > 0)
+    assert sum(share.fraction for share in result.shares) == pytest.approx(1)
     assert result.prediction.step_s >= result.bound_s * (1 - 1e-6)
 
 
@@ -85,7 +85,7 @@ def test_speed_beats_even_on_unequal_members() -> None:
     fast, even = plan(members, EXACT, workload), plan(members, PlanOptions("even"), workload)
     assert_sound(even, members)
     assert [one.num_expert_copies for one in even.members] == [12] * 4
-    assert [share.share for share in even.shares] == [0.25] * 4
+    assert [share.fraction for share in even.shares] == [0.25] * 4
     assert even.placement.rates == () and len(fast.placement.rates) == 4
     assert even.prediction.step_s > 1.7 * fast.prediction.step_s
 
@@ -104,7 +104,7 @@ def test_one_more_member_never_makes_the_step_slower(speed: float, num_rows: int
 def test_a_member_that_cannot_help_gets_neither_experts_nor_requests() -> None:
     result = plan([member("a"), member("b"), member("snail", 1e-4, link_bytes_per_s=1e4)])
     assert result.members[2].num_expert_copies == 0
-    assert result.shares[2].share == 0.0 and result.shares[2].token_budget == 0
+    assert result.shares[2].fraction == 0.0 and result.shares[2].token_budget == 0
 
 
 def test_with_memory_for_everything_members_alike_exchange_nothing() -> None:
@@ -112,7 +112,7 @@ def test_with_memory_for_everything_members_alike_exchange_nothing() -> None:
     result = plan(members, EXACT, Workload(512, 100))
     assert_sound(result, members)
     assert result.placement.is_local(0) and result.ratio == pytest.approx(1, abs=0.01)
-    assert [share.share for share in result.shares] == pytest.approx([0.5, 0.5])
+    assert [share.fraction for share in result.shares] == pytest.approx([0.5, 0.5])
     assert all(time.exchange_s == 0 for time in result.prediction.members)
 
 
@@ -120,7 +120,7 @@ def test_an_experts_only_member_has_no_shared_weights() -> None:
     small = member("small", budget_bytes=budget(ARGS, 20, takes_requests=False))
     result = plan([member("a", budget_bytes=budget(ARGS, 40)), small])
     use = result.members[1].memory
-    assert (use.shared_bytes, use.kv_cache_bytes, result.shares[1].share) == (0, 0, 0.0)
+    assert (use.shared_bytes, use.kv_cache_bytes, result.shares[1].fraction) == (0, 0, 0.0)
     assert result.members[1].num_expert_copies > 0
 
 
@@ -209,7 +209,7 @@ def test_a_running_group_keeps_its_roles_and_its_room() -> None:
     hot = Workload(64, 100, loads)
     running = RunningMembers(takes_requests=(True, True, False), slots_M=(30, 12, 12))
     result = plan(members, replace(QUICK, running=running), hot)
-    assert [share.share > 0 for share in result.shares] == [True, True, False]
+    assert [share.fraction > 0 for share in result.shares] == [True, True, False]
     assert all(result.placement.num_experts_of(rank) <= slots for rank, slots in enumerate(running.slots_M))
     with pytest.raises(PlacementError, match="room for 47 expert copies, 48 are wanted"):
         plan(members, replace(QUICK, running=replace(running, slots_M=(30, 12, 5))), hot)

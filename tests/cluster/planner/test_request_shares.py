@@ -59,7 +59,7 @@ def test_no_shares_are_faster(speeds: list[float], num_rows: int, seed: int) -> 
 def test_the_largest_share_has_the_whole_token_budget() -> None:
     shares = request_shares([60.0, 30.0, 0.01, 0.0], 1024)
     assert [share.token_budget for share in shares] == [1024, 512, 16, 0]
-    assert sum(share.share for share in shares) == pytest.approx(1)
+    assert sum(share.fraction for share in shares) == pytest.approx(1)
 
 
 def test_a_small_step_keeps_its_small_budget() -> None:

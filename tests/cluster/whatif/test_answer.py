@@ -78,7 +78,7 @@ def test_a_member_without_room_for_its_buffers_is_left_out(tmp_path: Path) -> No
     found = answer(tmp_path, "{nodes: [{name: a, device: h200-sxm}, {name: tiny, device: t4, memory_budget: 1GB}], "
                              "link: {bandwidth: 10GB/s}}")
     assert found.missing_bytes == 0 and found.plan is not None
-    assert found.plan.members[1].num_expert_copies == 0 and found.plan.members[1].share.share == 0
+    assert found.plan.members[1].num_expert_copies == 0 and found.plan.members[1].share.fraction == 0
 
 
 def test_two_copies_need_two_devices(tmp_path: Path) -> None:
