@@ -256,6 +256,6 @@ def estimate_step(planner: MemoryPlanner, fit: RoleFit, probability_E: FloatArra
         np.ceil(num_layers * relaxed.copies_EM.sum(axis=0)), fit.slots_M)
     max_rows_M = planner.max_rows(takes, num_copies_M.astype(np.int64).tolist())
     rows_M, own_rows_s = share_rows(costs, takes, max_rows_M)
-    exchange_M = exchange_seconds(costs.profiles, rows_M, probability_E, relaxed.rows_EM, costs.row_bytes)
+    exchange_M = exchange_seconds(costs.profiles, rows_M, probability_E, relaxed.fraction_EM, costs.row_bytes)
     step_s = own_rows_s + num_layers * (relaxed.step_s + float(exchange_M.max()))
     return step_s * planner.steps_for_all_rows(sum(max_rows_M))

@@ -86,8 +86,8 @@ def _experts_to_free(problem: LayerProblem, best: LayerSolution, turn: int) -> B
     """Those of the slowest members and those in several copies come first, then chance decides."""
     random = np.random.default_rng(turn)
     held_EM = holders_mask(best.holders, problem.costs_EM.shape[1])
-    rows_EM = split_matrix(best.holders, best.split, problem.costs_EM.shape[1])
-    load_M = member_seconds(problem, rows_EM)
+    fraction_EM = split_matrix(best.holders, best.split, problem.costs_EM.shape[1])
+    load_M = member_seconds(problem, fraction_EM)
     is_slowest_M: BoolArray = load_M >= load_M.max() * (1 - 1e-4)
     on_slowest_E = (held_EM & is_slowest_M).any(axis=1)
     priority_E = 0.5 * on_slowest_E + 0.5 * (held_EM.sum(axis=1) > problem.min_copies) + random.random(len(held_EM))

@@ -46,21 +46,21 @@ def empty_solution(problem: LayerProblem, solver: Solver) -> LayerSolution:
 
 def make_solution(problem: LayerProblem, held_EM: BoolArray, bound_s: float, solver: Solver) -> LayerSolution:
     """Split the rows at best, and drop new copies that are hardly used."""
-    step_s, rows_EM = best_split(problem, held_EM)
-    fewer_EM = _without_unused(problem, held_EM, rows_EM, HARDLY_USED)
-    fewer_s, fewer_rows_EM = best_split(problem, fewer_EM)
+    step_s, fraction_EM = best_split(problem, held_EM)
+    fewer_EM = _without_unused(problem, held_EM, fraction_EM, HARDLY_USED)
+    fewer_s, fewer_fraction_EM = best_split(problem, fewer_EM)
     if fewer_s <= step_s * KEEPS_TIME:
-        held_EM, step_s, rows_EM = fewer_EM, fewer_s, fewer_rows_EM
-    held_EM = _without_unused(problem, held_EM, rows_EM, 0.0)
+        held_EM, step_s, fraction_EM = fewer_EM, fewer_s, fewer_fraction_EM
+    held_EM = _without_unused(problem, held_EM, fraction_EM, 0.0)
     holders = mask_holders(held_EM)
-    split = tuple(tuple(rows_EM[expert, list(ranks)].tolist()) for expert, ranks in enumerate(holders))
+    split = tuple(tuple(fraction_EM[expert, list(ranks)].tolist()) for expert, ranks in enumerate(holders))
     num_moved = int((held_EM & ~problem.previous_EM()).sum())
     return LayerSolution(holders, split, step_s, min(bound_s, step_s), solver, num_moved)
 
 
-def _without_unused(problem: LayerProblem, held_EM: BoolArray, rows_EM: FloatArray, part: float) -> BoolArray:
+def _without_unused(problem: LayerProblem, held_EM: BoolArray, fraction_EM: FloatArray, part: float) -> BoolArray:
     held_EM, previous_EM = held_EM.copy(), problem.previous_EM()
-    for expert, member in np.argwhere(held_EM & (rows_EM <= part) & ~previous_EM):
+    for expert, member in np.argwhere(held_EM & (fraction_EM <= part) & ~previous_EM):
         if held_EM[expert].sum() > problem.min_copies:
             held_EM[expert, member] = False
     return held_EM

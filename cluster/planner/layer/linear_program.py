@@ -1,7 +1,7 @@
 """The linear program behind a layer's placement, relaxed or with whole copies, solved by HiGHS. Pure.
 
-Variables: rows_EM, the part of an expert's rows that a member computes; copies_EM, whether it holds a copy; T, the time
-of the slowest member. Times are scaled to about 1 because HiGHS' tolerances are absolute.
+Variables: fraction_EM, the part of an expert's rows that a member computes; copies_EM, whether it holds a copy; T, the
+time of the slowest member. Times are scaled to about 1 because HiGHS' tolerances are absolute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SLACK = 1e-6            # HiGHS' tolerance: a bound is lowered by so much, relat
 class Solved:
     """Of one solve: seconds, and per (expert, member) the fractions described above."""
 
-    rows_EM: FloatArray
+    fraction_EM: FloatArray
     copies_EM: FloatArray
     step_s: float
     bound_s: float          # proven for this model; 0 when moves counted too
@@ -70,9 +70,9 @@ class LayerModel:
         return layout.solved(result.x, max(0.0, bound) * scale * (1 - SLACK) if is_time_alone else 0.0)
 
     def _nothing_to_decide(self) -> Solved:
-        rows_EM = self.held_EM.astype(np.float64)
-        step_s = float(member_seconds(self.problem, rows_EM).max())
-        return Solved(rows_EM, rows_EM.copy(), step_s, step_s)
+        fraction_EM = self.held_EM.astype(np.float64)
+        step_s = float(member_seconds(self.problem, fraction_EM).max())
+        return Solved(fraction_EM, fraction_EM.copy(), step_s, step_s)
 
 
 def time_scale(problem: LayerProblem) -> float:
@@ -81,8 +81,8 @@ def time_scale(problem: LayerProblem) -> float:
     return max(float(spread), float(problem.base_M.max()), 1e-30)
 
 
-def member_seconds(problem: LayerProblem, rows_EM: FloatArray) -> FloatArray:
-    seconds_M: FloatArray = problem.base_M + (rows_EM * problem.costs_EM).sum(axis=0)
+def member_seconds(problem: LayerProblem, fraction_EM: FloatArray) -> FloatArray:
+    seconds_M: FloatArray = problem.base_M + (fraction_EM * problem.costs_EM).sum(axis=0)
     return seconds_M
 
 
@@ -111,10 +111,10 @@ def least_moves(problem: LayerProblem) -> int:
 
 
 def best_split(problem: LayerProblem, held_EM: BoolArray) -> tuple[float, FloatArray]:
-    """Given the copies: (seconds of the slowest member, rows_EM)."""
+    """Given the copies: (seconds of the slowest member, fraction_EM)."""
     solved = LayerModel(problem, held_EM, np.zeros_like(held_EM)).relaxed()
     assert solved is not None, "every expert has a holder"
-    return solved.step_s, solved.rows_EM
+    return solved.step_s, solved.fraction_EM
 
 
 class _Layout:
@@ -206,11 +206,11 @@ class _Layout:
 
     def solved(self, x: FloatArray, bound_s: float) -> Solved:
         model, problem = self.model, self.model.problem
-        rows_EM = (model.held_EM & self.is_fixed_E[:, None]).astype(np.float64)
+        fraction_EM = (model.held_EM & self.is_fixed_E[:, None]).astype(np.float64)
         rows = np.clip(x[:self.num_pairs], 0.0, 1.0)
-        rows_EM[self.pair_expert, self.pair_member] = np.where(rows < 1e-7, 0.0, rows)
-        rows_EM /= rows_EM.sum(axis=1, keepdims=True)
+        fraction_EM[self.pair_expert, self.pair_member] = np.where(rows < 1e-7, 0.0, rows)
+        fraction_EM /= fraction_EM.sum(axis=1, keepdims=True)
         copies_EM = model.held_EM.astype(np.float64)
         copies_EM[self.pair_expert[self.open_pairs], self.pair_member[self.open_pairs]] = np.clip(
             x[self.copy_columns], 0.0, 1.0)
-        return Solved(rows_EM, copies_EM, float(member_seconds(problem, rows_EM).max()), bound_s)
+        return Solved(fraction_EM, copies_EM, float(member_seconds(problem, fraction_EM).max()), bound_s)

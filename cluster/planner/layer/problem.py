@@ -91,11 +91,11 @@ def holders_mask(holders: Holders, num_members: int) -> BoolArray:
 
 
 def split_matrix(holders: Holders, split: Split, num_members: int) -> FloatArray:
-    """rows_EM: the part of each expert's rows that each member computes."""
-    rows_EM = np.zeros((len(holders), num_members))
+    """fraction_EM: the part of each expert's rows that each member computes."""
+    fraction_EM = np.zeros((len(holders), num_members))
     for expert, (ranks, parts) in enumerate(zip(holders, split, strict=True)):
-        rows_EM[expert, list(ranks)] = parts
-    return rows_EM
+        fraction_EM[expert, list(ranks)] = parts
+    return fraction_EM
 
 
 def mask_holders(held_EM: BoolArray) -> Holders:

@@ -20,8 +20,8 @@ def round_copies(problem: LayerProblem, solved: Solved, max_moves: int) -> BoolA
     """Whole copies near the relaxed ones, in the slots, every expert in min_copies. At most max_moves new ones, where
     that is possible."""
     held_EM = solved.copies_EM >= WHOLE
-    wished_EM = np.where(held_EM, 0.0, np.maximum(solved.rows_EM * problem.costs_EM, 1e-12 * solved.copies_EM))
-    most_first = np.argsort(-(solved.rows_EM * problem.costs_EM).sum(axis=1), kind="stable")
+    wished_EM = np.where(held_EM, 0.0, np.maximum(solved.fraction_EM * problem.costs_EM, 1e-12 * solved.copies_EM))
+    most_first = np.argsort(-(solved.fraction_EM * problem.costs_EM).sum(axis=1), kind="stable")
     for expert in most_first:
         while held_EM[expert].sum() < problem.min_copies:
             add_copy(problem, held_EM, int(expert), wished_EM[expert])
@@ -116,18 +116,18 @@ def _add_where_it_helps(problem: LayerProblem, held_EM: BoolArray, goal_s: float
     """Give experts of the slowest members a copy on others with a free slot, while the step becomes faster."""
     best_EM, best_s = held_EM, np.inf
     for _ in range(NUM_COPY_ROUNDS):
-        step_s, rows_EM = best_split(problem, held_EM)
+        step_s, fraction_EM = best_split(problem, held_EM)
         if step_s >= best_s * (1 - 1e-6):
             break
         best_EM, best_s, held_EM = held_EM, step_s, held_EM.copy()
-        if step_s <= goal_s * CLOSE or not _relieve(problem, held_EM, rows_EM, max_moves):
+        if step_s <= goal_s * CLOSE or not _relieve(problem, held_EM, fraction_EM, max_moves):
             break
     return best_EM
 
 
-def _relieve(problem: LayerProblem, held_EM: BoolArray, rows_EM: FloatArray, max_moves: int) -> bool:
+def _relieve(problem: LayerProblem, held_EM: BoolArray, fraction_EM: FloatArray, max_moves: int) -> bool:
     """In place: one more copy for each of the slowest members. False when there was none to give."""
-    costs_EM, load_M = problem.costs_EM, member_seconds(problem, rows_EM)
+    costs_EM, load_M = problem.costs_EM, member_seconds(problem, fraction_EM)
     step_s, is_changed = load_M.max(), False
     for slowest in np.flatnonzero(load_M >= step_s * (1 - 1e-6)):
         num_moves = int((held_EM & ~problem.previous_EM()).sum())
@@ -135,7 +135,8 @@ def _relieve(problem: LayerProblem, held_EM: BoolArray, rows_EM: FloatArray, max
         if num_moves >= max_moves or not has_slot_M.any():
             break
         cost_E = costs_EM[:, slowest][:, None]
-        shifted_EM = np.minimum(rows_EM[:, slowest][:, None], (step_s - load_M) / np.maximum(cost_E + costs_EM, 1e-30))
+        shifted_EM = np.minimum(fraction_EM[:, slowest][:, None],
+                                (step_s - load_M) / np.maximum(cost_E + costs_EM, 1e-30))
         relief_EM = np.where(has_slot_M & ~held_EM, shifted_EM * cost_E, 0.0)
         best_expert, best_member = np.unravel_index(int(relief_EM.argmax()), relief_EM.shape)
         if relief_EM[best_expert, best_member] > 0:
