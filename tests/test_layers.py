@@ -20,7 +20,6 @@ PURE = {            # decide here, act elsewhere: no I/O, no clock, no torch, no
     "serving/router/shard_choice.py": {"time", "os", "asyncio", "grpc"},
     "serving/engine/scheduler.py": {"time", "os", "asyncio", "grpc"},
     "serving/engine/block_manager.py": {"time", "os", "asyncio", "grpc"},
-    "serving/device_curve.py": {"torch", "ray", "time", "os", "asyncio", "scipy"},
     "cluster/coordinator/membership.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/coordinator/placement_change.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/whatif/data_sheets.py": {"torch", "ray", "time", "os", "asyncio"},
@@ -29,7 +28,7 @@ PURE = {            # decide here, act elsewhere: no I/O, no clock, no torch, no
     "cluster/whatif/member_groups.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/whatif/notes.py": {"torch", "ray", "time", "os", "asyncio"},
     "cluster/whatif/expert_ranges.py": {"torch", "ray", "time", "os", "asyncio"},
-    "cluster/shard/work_ratio.py": {"torch", "ray", "time", "os", "asyncio", "scipy"},
+    "cluster/shard/work_meter.py": {"torch", "ray", "time", "os", "asyncio", "scipy"},
 }
 PURE_FOLDERS = {"cluster/planner": {"torch", "ray", "time", "os", "asyncio", "grpc"}}
 GENERATED = ("_pb2.py", "_pb2_grpc.py")

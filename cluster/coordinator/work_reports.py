@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from cluster.planner.group_plan import Rows
-from cluster.shard.work_ratio import corrected
+from cluster.shard.work_meter import corrected
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Member, WorkRatio
 

@@ -107,7 +107,7 @@ def _predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None) -> Step
 def slowdown_of_rates(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, rates: tuple[ExpertRate, ...]) -> float:
     """How much longer a step takes while rows are split over copies by the rates that run than it would by others."""
     from cluster.planner.cost_model import predict_step
-    from cluster.planner.device_curves import chosen_probability
+    from cluster.planner.expert_times import chosen_probability
 
     args, workload = rules.args, _workload(rules, load_LE)
     if rates == epoch.placement.rates:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.planner.device_curves import (
+from cluster.planner.device_curves import curve_seconds
+from cluster.planner.expert_times import (
     ExpertTimes,
     FloatArray,
     check_profile,
@@ -20,7 +21,6 @@ from cluster.planner.device_curves import (
 )
 from cluster.planner.layer.error import PlacementError
 from model.args import ModelArgs
-from serving.device_curve import curve_seconds
 from serving.link.epoch import DeviceProfile
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cluster.shard.loaded_model import LoadedModel
 from cluster.shard.process_group import ProcessGroup
-from cluster.shard.work_ratio import WorkMeter
+from cluster.shard.work_meter import WorkMeter
 from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import ExpertWeights
 from model.runner import Runner

@@ -29,7 +29,7 @@ from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
 from cluster.shard.loaded_model import LoadedModel, load_model, num_kv_blocks
 from cluster.shard.process_group import import_backend
-from cluster.shard.work_ratio import WorkMeter
+from cluster.shard.work_meter import WorkMeter
 from model.args import ModelArgs, read_model_args
 from model.errors import GroupError, ModelError
 from model.kernels.protocol import Kernels

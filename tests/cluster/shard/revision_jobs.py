@@ -19,7 +19,7 @@ from cluster.coordinator.membership import GroupPhase, View
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
 from cluster.shard.loaded_model import load_model
-from cluster.shard.work_ratio import WorkMeter
+from cluster.shard.work_meter import WorkMeter
 from model.args import read_model_args
 from model.kernels.select import select_kernels
 from model.weights import WeightLoader

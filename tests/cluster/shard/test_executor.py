@@ -15,7 +15,7 @@ import pytest
 from cluster.shard.executor import GroupExecutor, PreparedRevision, StepCounters
 from cluster.shard.loaded_model import LoadedModel
 from cluster.shard.process_group import ProcessGroup
-from cluster.shard.work_ratio import MIN_STEPS, WorkMeter
+from cluster.shard.work_meter import MIN_STEPS, WorkMeter
 from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import ExpertWeights
 from model.placement import Placement

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.planner.cost_model import expert_rate
-from cluster.planner.device_curves import check_profile
+from cluster.planner.expert_times import check_profile
 from cluster.whatif.data_sheets import DEVICE_SPECS, compute_dtype, data_sheet_profile, device_figures
 from cluster.whatif.question import PlanRequest, read_question
 from model.args import ModelArgs

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.shard.work_ratio import MIN_STEPS, RATIO_RANGE, WorkMeter, corrected, highest_of
+from cluster.shard.work_meter import MIN_STEPS, RATIO_RANGE, WorkMeter, corrected, highest_of
 from model.step import SamplingSpec, ScheduledRequest, StepPlan, StepStats, StepWork
 from serving.link.epoch import WorkRatio
 from tests.cluster.planner.planned_members import model_args

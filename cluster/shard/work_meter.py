@@ -17,9 +17,9 @@ from statistics import NormalDist
 
 import numpy as np
 
+from cluster.planner.device_curves import FloatArray, curve_seconds, scaled, seconds_at
 from model.args import ModelArgs
 from model.step import ScheduledRequest, StepPlan, StepStats
-from serving.device_curve import FloatArray, curve_seconds, scaled, seconds_at
 from serving.link.epoch import DeviceProfile, WorkRatio
 
 MIN_STEPS, MIN_WORK_S = 20.0, 2.0   # one of them, recently, before a ratio says anything
