@@ -105,5 +105,5 @@ class RouterReplica:
 
     def _report(self) -> RouterReport:
         snapshot = self._service.snapshot()
-        return RouterReport(self._service.router_id, self._node.name, self._grpc_address, snapshot.epoch,
+        return RouterReport(self._service.router_id, self._node.name, self._grpc_address, snapshot.epoch_number,
                             snapshot.is_ready)

@@ -61,7 +61,7 @@ class Runner:
             num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
             num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
             work=self._end_work(), forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
-        return StepResult(plan.epoch, plan.step_index, tokens, stats)
+        return StepResult(plan.epoch_number, plan.step_index, tokens, stats)
 
     def _end_work(self) -> StepWork | None:
         pace = self.pace

@@ -57,7 +57,7 @@ class ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    epoch: int
+    epoch_number: int
     step_index: int
     requests: tuple[ScheduledRequest, ...]
 
@@ -70,19 +70,19 @@ class StepPlan:
 class StepHeader:
     """What a member tells every other before a step; sent as integers by one small all-gather."""
 
-    epoch: int
+    epoch_number: int
     step_index: int
     num_tokens: int
     wants_pause: bool = False
     prepared_revision: int = 0      # of the placement: this member could switch to it now
 
     def to_ints(self) -> tuple[int, int, int, int, int]:
-        return (self.epoch, self.step_index, self.num_tokens, int(self.wants_pause), self.prepared_revision)
+        return (self.epoch_number, self.step_index, self.num_tokens, int(self.wants_pause), self.prepared_revision)
 
     @staticmethod
     def from_ints(ints: tuple[int, ...]) -> StepHeader:
-        epoch, step_index, num_tokens, wants_pause, prepared_revision = ints
-        return StepHeader(epoch, step_index, num_tokens, bool(wants_pause), prepared_revision)
+        epoch_number, step_index, num_tokens, wants_pause, prepared_revision = ints
+        return StepHeader(epoch_number, step_index, num_tokens, bool(wants_pause), prepared_revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    epoch: int
+    epoch_number: int
     step_index: int
     tokens: tuple[SampledToken, ...]                    # same order as the plan's requests
     stats: StepStats = StepStats()

@@ -180,7 +180,8 @@ class RouterMetrics:
         self.requests = RequestMetrics(self._registry)
         self.shards = ShardMetrics(self._registry)
         self.placement = PlacementMetrics(self._registry)
-        self.epoch = Gauge("moesaic:epoch", "Number of the running epoch, 0 before the first", registry=self._registry)
+        self.epoch_number = Gauge("moesaic:epoch", "Number of the running epoch, 0 before the first",
+                                  registry=self._registry)
 
     def render(self) -> tuple[bytes, str]:
         """The text exposition format, and its content type."""

@@ -139,10 +139,10 @@ def _agree_many_times(port: int, rank: int, seconds: object) -> None:
     from model.step import StepHeader
 
     group = ProcessGroup.join(f"tcp://127.0.0.1:{port}", rank, 2, ROUND_TRIP_TIMEOUT_S, "gloo", "cpu")
-    group.agree(StepHeader(epoch=1, step_index=0, num_tokens=0))
+    group.agree(StepHeader(epoch_number=1, step_index=0, num_tokens=0))
     began_s = time.perf_counter()
     for step in range(_NUM_ROUND_TRIPS):
-        group.agree(StepHeader(epoch=1, step_index=1 + step, num_tokens=0))
+        group.agree(StepHeader(epoch_number=1, step_index=1 + step, num_tokens=0))
     if rank == 0:
         seconds.value = (time.perf_counter() - began_s) / _NUM_ROUND_TRIPS  # type: ignore[attr-defined]
     group.close()

@@ -31,7 +31,7 @@ def status_view(status: ClusterStatus) -> Group:
     parts.append(_shard_table(status))
     for router in status.routers:
         parts.append(Text(f"router {router.router_id} on {router.node_name}: gRPC at {router.grpc_address}, "
-                          f"{'ready' if router.is_ready else 'not ready'}, epoch {router.epoch}"))
+                          f"{'ready' if router.is_ready else 'not ready'}, epoch {router.epoch_number}"))
     return Group(*parts)
 
 

@@ -42,12 +42,12 @@ _REVISION_JUMP = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class RouterReport:
-    """What a router replica says of itself. `epoch`: the number that it serves, 0 for none."""
+    """What a router replica says of itself. `epoch_number`: of the epoch that it serves, 0 for none."""
 
     router_id: str
     node_name: str
     grpc_address: str           # host:port of its own gRPC door
-    epoch: int
+    epoch_number: int
     is_ready: bool
 
 
@@ -64,7 +64,7 @@ class ClusterStatus:
         """The group is ready, and every router serves its epoch."""
         epoch = self.view.epoch
         return (self.view.phase == "ready" and epoch is not None and bool(self.routers)
-                and all(router.is_ready and router.epoch == epoch.number for router in self.routers))
+                and all(router.is_ready and router.epoch_number == epoch.number for router in self.routers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class Coordinator:
         self._reports: dict[str, Report] = {}
         self._work = WorkReports(rules.plan.args.num_moe_layers, rules.plan.args.num_experts)
         self._routers: dict[str, tuple[RouterReport, float]] = {}
-        self._highest_epoch = 0
-        self._known_epoch = 0
+        self._highest_epoch_number = 0
+        self._known_epoch_number = 0
         self._revision_above = 0
         self._last_epoch: Epoch | None = None       # that ran, or runs
         self._planned: GroupPlanned | None = None
@@ -101,7 +101,7 @@ class Coordinator:
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
         """Register a shard, or hear that it lives. True: it runs what is unknown here and should send that along."""
         self._reports[member.shard_id] = Report(member, status, self._clock())
-        self._highest_epoch = max(self._highest_epoch, status.epoch)
+        self._highest_epoch_number = max(self._highest_epoch_number, status.epoch_number)
         if epoch is not None and self._is_newer(epoch):
             self._adopt(epoch)
         self._refresh()
@@ -114,7 +114,7 @@ class Coordinator:
     async def report_router(self, report: RouterReport) -> PlacementStatus | None:
         """Returns what the router shows of the placement; None without an epoch."""
         self._routers[report.router_id] = (report, self._clock())
-        self._highest_epoch = max(self._highest_epoch, report.epoch)
+        self._highest_epoch_number = max(self._highest_epoch_number, report.epoch_number)
         self._refresh()
         return self._placement_status() if self._view.epoch is not None else None
 
@@ -245,14 +245,14 @@ class Coordinator:
 
     def _is_newer(self, epoch: Epoch) -> bool:
         known = self._view.epoch
-        return epoch.number > self._known_epoch or (
+        return epoch.number > self._known_epoch_number or (
             known is not None and epoch.number == known.number and epoch.revision > known.revision)
 
     def _is_unknown(self, report: Report) -> bool:
-        if is_of_unknown_epoch(report, self._known_epoch):
+        if is_of_unknown_epoch(report, self._known_epoch_number):
             return True
         epoch, prepared = self._view.epoch, self._view.next
-        if epoch is None or report.status.epoch != epoch.number:
+        if epoch is None or report.status.epoch_number != epoch.number:
             return False
         return report.status.revision > max(epoch.revision, prepared.revision if prepared else 0)
 
@@ -338,13 +338,13 @@ class Coordinator:
                          if now_s - at_s <= self._rules.lost_after_s}
 
     def _snapshot(self) -> GroupSnapshot:
-        return GroupSnapshot(tuple(self._reports.values()), self._view.epoch, self._highest_epoch, self._known_epoch,
-                             self._clock(), self._planned)
+        return GroupSnapshot(tuple(self._reports.values()), self._view.epoch, self._highest_epoch_number,
+                             self._known_epoch_number, self._clock(), self._planned)
 
     def _know(self, epoch: Epoch) -> None:
         self._last_epoch = epoch
-        self._known_epoch = max(self._known_epoch, epoch.number)
-        self._highest_epoch = max(self._highest_epoch, epoch.number)
+        self._known_epoch_number = max(self._known_epoch_number, epoch.number)
+        self._highest_epoch_number = max(self._highest_epoch_number, epoch.number)
 
 
 def _begun(epoch: Epoch, operation_id: str) -> PlacementChange | None:

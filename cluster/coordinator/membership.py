@@ -124,8 +124,8 @@ class GroupPlanned:
 class GroupSnapshot:
     reports: tuple[Report, ...]
     epoch: Epoch | None                 # the one that runs, or is being brought up
-    highest_epoch: int                  # highest number ever heard of
-    known_epoch: int                    # highest number of which the coordinator knows more than the number
+    highest_epoch_number: int                  # highest number ever heard of
+    known_epoch_number: int                    # highest number of which the coordinator knows more than the number
     now_s: float
     planned: GroupPlanned | None = None
 
@@ -146,7 +146,8 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
     over = _why_epoch_is_over(snapshot, rules) if snapshot.epoch else None
     if snapshot.epoch is not None and over is None:
         return _view_of_running(snapshot, snapshot.epoch)
-    unknown = [report.status.epoch for report in snapshot.reports if is_of_unknown_epoch(report, snapshot.known_epoch)]
+    unknown = [report.status.epoch_number for report in snapshot.reports
+               if is_of_unknown_epoch(report, snapshot.known_epoch_number)]
     if unknown:
         return View(GroupPhase.WAITING, None, f"epoch {max(unknown)} runs; its members are asked about it")
     present = sorted((report.member for report in snapshot.reports if _is_present(report, snapshot, rules)),
@@ -160,18 +161,19 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
         return View(GroupPhase.WAITING, None, f"{ended}the placement is planned", to_plan=members)
     if planned.placement is None:
         return View(GroupPhase.WAITING, None, f"{ended}{planned.why}", is_too_small=True)
-    epoch = Epoch(snapshot.highest_epoch + 1, members, planned.placement.placement, rendezvous="",
+    epoch = Epoch(snapshot.highest_epoch_number + 1, members, planned.placement.placement, rendezvous="",
                   shares=planned.placement.shares, figures=planned.placement.figures, changes=planned.changes)
     return View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights")
 
 
-def is_of_unknown_epoch(report: Report, known_epoch: int) -> bool:
+def is_of_unknown_epoch(report: Report, known_epoch_number: int) -> bool:
     """The shard serves, or comes to serve, an epoch that another coordinator made: it must tell before a new one is."""
-    return report.status.epoch > known_epoch and report.status.state in _IN_EPOCH
+    return report.status.epoch_number > known_epoch_number and report.status.state in _IN_EPOCH
 
 
 def _view_of_running(snapshot: GroupSnapshot, epoch: Epoch) -> View:
-    reports = {report.member.shard_id: report for report in snapshot.reports if report.status.epoch == epoch.number}
+    reports = {report.member.shard_id: report for report in snapshot.reports
+               if report.status.epoch_number == epoch.number}
     of_members = [reports[member.shard_id].status.state if member.shard_id in reports else UNKNOWN
                   for member in epoch.members]
     num_ready = of_members.count(ShardState.READY)
@@ -192,7 +194,7 @@ def _why_epoch_is_over(snapshot: GroupSnapshot, rules: GroupRules) -> str | None
         if report is None or not _is_present(report, snapshot, rules):
             reason = report.status.detail if report else ""
             return f"shard {member.shard_id} on node {member.node_name} is gone{': ' if reason else ''}{reason}"
-        if report.status.epoch == snapshot.epoch.number and report.status.state == ShardState.WAITING:
+        if report.status.epoch_number == snapshot.epoch.number and report.status.state == ShardState.WAITING:
             return f"shard {member.shard_id} on node {member.node_name} left it: {report.status.detail}"
     return None
 

@@ -95,17 +95,18 @@ class ProcessGroup:
         except RuntimeError as error:
             self._failed = True
             raise GroupError(
-                f"rank {self.rank}: the members did not agree on step {header.step_index} of epoch {header.epoch} "
-                f"within {self._timeout_s:g} s: {error}",
+                f"rank {self.rank}: the members did not agree on step {header.step_index} of epoch "
+                f"{header.epoch_number} within {self._timeout_s:g} s: {error}",
                 fix="a member died or is too slow: wait for the next epoch, or raise group.collective_timeout_s",
             ) from error
         headers = tuple(StepHeader.from_ints(tuple(ints)) for ints in gathered.tolist())
         for rank, other in enumerate(headers):
-            if (other.epoch, other.step_index) != (header.epoch, header.step_index):
+            if (other.epoch_number, other.step_index) != (header.epoch_number, header.step_index):
                 self._failed = True
                 raise GroupError(
-                    f"rank {rank} is at step {other.step_index} of epoch {other.epoch}, rank {self.rank} at step "
-                    f"{header.step_index} of epoch {header.epoch}", fix="all members must join the next epoch")
+                    f"rank {rank} is at step {other.step_index} of epoch {other.epoch_number}, rank {self.rank} at "
+                    f"step {header.step_index} of epoch {header.epoch_number}",
+                    fix="all members must join the next epoch")
         return headers
 
     def close(self) -> None:

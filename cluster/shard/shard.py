@@ -232,7 +232,7 @@ class Shard:
         run, model = self._run, self._model
         load = run.engine.load() if run else None
         return ShardStatus(
-            shard_id=self.shard_id, epoch=self._epoch.number if self._epoch else 0, state=self._lifecycle.state,
+            shard_id=self.shard_id, epoch_number=self._epoch.number if self._epoch else 0, state=self._lifecycle.state,
             num_running=load.num_running if load else 0, num_waiting=load.num_waiting if load else 0,
             kv_blocks_total=load.kv_blocks_total if load else 0, kv_blocks_free=load.kv_blocks_free if load else 0,
             weights_bytes=model.decoder.weights_bytes if model else 0,

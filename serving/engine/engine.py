@@ -97,12 +97,12 @@ class Engine:
     step_index, events)` hands over what a step did, once for each router concerned.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, epoch: int, clock: Callable[[], float],
+    def __init__(self, scheduler: Scheduler, executor: Executor, epoch_number: int, clock: Callable[[], float],
                  ring_peers: Callable[[int], Awaitable[None]],
                  deliver: Callable[[str, int, list[TokenEvent]], None]) -> None:
         self.scheduler = scheduler
         self.executor = executor
-        self.epoch = epoch
+        self.epoch_number = epoch_number
         self.num_steps = 0                  # steps in which anybody computed anything
         self.num_tokens_computed = 0        # by this member
         self.num_expert_rows = 0            # (row, expert) pairs computed here, for anybody
@@ -166,9 +166,9 @@ class Engine:
 
     # The group.
 
-    def ring(self, epoch: int, step_index: int) -> None:
+    def ring(self, epoch_number: int, step_index: int) -> None:
         """A peer waits in the agreement of that step. Rings of another epoch mean nothing here."""
-        if epoch == self.epoch:
+        if epoch_number == self.epoch_number:
             self._rung_step_index = max(self._rung_step_index, step_index)
             self._wake.set()
 
@@ -191,11 +191,11 @@ class Engine:
         self._wake.set()
         self._pause_changed.set()
 
-    def change_epoch(self, epoch: int, executor: Executor, ring_peers: Callable[[int], Awaitable[None]]) -> None:
+    def change_epoch(self, epoch_number: int, executor: Executor, ring_peers: Callable[[int], Awaitable[None]]) -> None:
         """Go on with another group, between two runs. Sequences keep their tokens and their KV blocks."""
         if self._run_task is not None:
-            raise RuntimeError(f"epoch {self.epoch} still runs: end it with stop() before epoch {epoch}")
-        self.epoch, self.executor, self._ring_peers = epoch, executor, ring_peers
+            raise RuntimeError(f"epoch {self.epoch_number} still runs: end it with stop() before epoch {epoch_number}")
+        self.epoch_number, self.executor, self._ring_peers = epoch_number, executor, ring_peers
         self._begin_epoch()
 
     async def run(self) -> None:
@@ -262,7 +262,7 @@ class Engine:
 
     def _plan(self) -> StepPlan:
         requests: tuple[ScheduledRequest, ...] = () if self._wants_pause else self.scheduler.schedule()
-        return StepPlan(self.epoch, self._step_index, requests)
+        return StepPlan(self.epoch_number, self._step_index, requests)
 
     async def _agree(self, plan: StepPlan) -> tuple[StepHeader, ...]:
         """Enter the agreement and learn from it whether the group steps, pauses or falls asleep."""
@@ -272,7 +272,7 @@ class Engine:
             ring_task.add_done_callback(self._ring_tasks.discard)
         self._told_revision = self.executor.prepared_revision
         headers = await self.executor.agree(
-            StepHeader(plan.epoch, plan.step_index, plan.num_tokens, self._wants_pause, self._told_revision))
+            StepHeader(plan.epoch_number, plan.step_index, plan.num_tokens, self._wants_pause, self._told_revision))
         self._step_index += 1
         self._is_group_paused = any(header.wants_pause for header in headers)
         self._is_awake = not self._is_group_paused and any(header.num_tokens for header in headers)
@@ -285,14 +285,15 @@ class Engine:
         first, *others = (header.prepared_revision for header in headers)
         if first > self.revision and all(revision == first for revision in others):
             await self.executor.switch(first)
-            logger.info("revision_switched epoch=%d revision=%d step_index=%d", self.epoch, first, self._step_index - 1)
+            logger.info("revision_switched epoch=%d revision=%d step_index=%d", self.epoch_number, first,
+                        self._step_index - 1)
             self.revision = first
 
     async def _ring(self, step_index: int) -> None:
         try:
             await self._ring_peers(step_index)
         except Exception:       # the agreement's own timeout decides whether the group is broken
-            logger.warning("ring_failed epoch=%d step_index=%d", self.epoch, step_index, exc_info=True)
+            logger.warning("ring_failed epoch=%d step_index=%d", self.epoch_number, step_index, exc_info=True)
 
     def _queue(self, events: Iterable[TokenEvent]) -> None:
         for event in events:

@@ -135,7 +135,8 @@ class Scheduler:
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Commit a step that succeeded. Requests that ended while it was in flight are dropped."""
-        assert (plan.epoch, plan.step_index) == (result.epoch, result.step_index), "the result is another step's"
+        is_of_plan = (plan.epoch_number, plan.step_index) == (result.epoch_number, result.step_index)
+        assert is_of_plan, "the result is another step's"
         assert len(plan.requests) == len(result.tokens), "one result for each scheduled request"
         events: list[TokenEvent] = []
         for scheduled, sampled in zip(plan.requests, result.tokens, strict=True):

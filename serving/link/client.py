@@ -37,8 +37,8 @@ class LinkOwner(Protocol):
 class Upward:
     """What waits to be written to the shard. Everything that has gathered since the last write goes in one message."""
 
-    def __init__(self, epoch: int, router_id: str, window: int, clock: Callable[[], float]) -> None:
-        self._epoch = epoch
+    def __init__(self, epoch_number: int, router_id: str, window: int, clock: Callable[[], float]) -> None:
+        self._epoch_number = epoch_number
         self._router_id = router_id
         self._window = window
         self._clock = clock
@@ -65,7 +65,7 @@ class Upward:
 
     async def messages(self) -> AsyncIterator[shard_pb2.ToShard]:
         """The stream's requests, as gRPC writes them: the next is asked for when the one before is on its way."""
-        yield shard_pb2.ToShard(epoch=self._epoch, router_id=self._router_id, window=self._window)
+        yield shard_pb2.ToShard(epoch=self._epoch_number, router_id=self._router_id, window=self._window)
         while True:
             await self._wakeup.wait()
             self._wakeup.clear()
@@ -77,18 +77,18 @@ class Upward:
         self._num_acknowledged = self._num_handled
         now_s = self._clock()
         return shard_pb2.ToShard(
-            epoch=self._epoch, submissions=[encode_submission(entry, now_s) for entry in submissions.values()],
+            epoch=self._epoch_number, submissions=[encode_submission(entry, now_s) for entry in submissions.values()],
             cancellations=cancellations, acknowledged_sequence=self._num_acknowledged)
 
 
 class ShardLinkClient:
     """One router's link to one member of one epoch. Connects again after a break until the epoch ends or close()."""
 
-    def __init__(self, member: Member, upward: Callable[[], Upward], epoch: int, owner: LinkOwner,
+    def __init__(self, member: Member, upward: Callable[[], Upward], epoch_number: int, owner: LinkOwner,
                  options: Options | None = None, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         """`upward` makes the queue of one stream."""
         self.member = member
-        self.epoch = epoch
+        self.epoch_number = epoch_number
         self.load: ShardLoad | None = None      # as of the last message; None before the first
         self._make_upward = upward
         self._owner = owner
@@ -135,7 +135,7 @@ class ShardLinkClient:
                 except TimeoutError:
                     why = f"no answer within {self._connect_timeout_s:g} s"
                 except Exception as error:      # a fault of ours: the sequences of this link must still be continued
-                    logger.exception("shard_link_failed shard_id=%s epoch=%d", self.member.shard_id, self.epoch)
+                    logger.exception("shard_link_failed shard_id=%s epoch=%d", self.member.shard_id, self.epoch_number)
                     why = f"a message could not be handled: {error!r}"
                 retry_s = RETRY_MIN_S if self.is_connected else min(RETRY_MAX_S, retry_s * 2)
                 self._break(why)
@@ -153,7 +153,7 @@ class ShardLinkClient:
                 return "the shard closed the stream at once"
             self.load = decode_load(greeting.load)
             self._upward = upward
-            logger.info("shard_connected shard_id=%s epoch=%d", self.member.shard_id, self.epoch)
+            logger.info("shard_connected shard_id=%s epoch=%d", self.member.shard_id, self.epoch_number)
             self._owner.link_connected(self)
             await self._receive(call, upward)
         finally:
@@ -163,7 +163,7 @@ class ShardLinkClient:
     async def _receive(self, call: grpc.aio.StreamStreamCall[shard_pb2.ToShard, shard_pb2.ToRouter],
                        upward: Upward) -> None:
         while (message := await call.read()) is not grpc.aio.EOF:
-            if message.epoch != self.epoch:
+            if message.epoch != self.epoch_number:
                 logger.warning("late_message shard_id=%s epoch=%d", self.member.shard_id, message.epoch)
                 continue
             self.load = decode_load(message.load)
@@ -173,9 +173,11 @@ class ShardLinkClient:
     def _break(self, why: str) -> None:
         was_connected, self._upward = self._upward is not None, None
         if was_connected:
-            logger.warning("shard_disconnected shard_id=%s epoch=%d why=%s", self.member.shard_id, self.epoch, why)
+            logger.warning("shard_disconnected shard_id=%s epoch=%d why=%s", self.member.shard_id, self.epoch_number,
+                           why)
             self._owner.link_broken(self, ShardFailedError(
                 f"the link to shard {self.member.shard_id} on {self.member.node_name} broke: {why}",
                 fix="send the request again; `moesaic status` shows the shards"))
         else:
-            logger.info("shard_connect_failed shard_id=%s epoch=%d why=%s", self.member.shard_id, self.epoch, why)
+            logger.info("shard_connect_failed shard_id=%s epoch=%d why=%s", self.member.shard_id, self.epoch_number,
+                        why)

@@ -170,7 +170,7 @@ class ShardStatus:
     """What a member reports of itself, for `moesaic status`, the router's choice and the coordinator."""
 
     shard_id: str
-    epoch: int
+    epoch_number: int
     state: str
     num_running: int = 0
     num_waiting: int = 0

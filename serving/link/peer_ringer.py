@@ -20,8 +20,9 @@ RING_TIMEOUT_S = 10.0
 class PeerRinger:
     """Persistent channels from one member to all others of its epoch."""
 
-    def __init__(self, members: Sequence[Member], epoch: int, my_rank: int, timeout_s: float = RING_TIMEOUT_S) -> None:
-        self._epoch = epoch
+    def __init__(self, members: Sequence[Member], epoch_number: int, my_rank: int,
+                 timeout_s: float = RING_TIMEOUT_S) -> None:
+        self._epoch_number = epoch_number
         self._timeout_s = timeout_s
         self._channels = {member.shard_id: grpc.aio.insecure_channel(member.link_address, options=channel_options())
                           for rank, member in enumerate(members) if rank != my_rank}
@@ -40,10 +41,10 @@ class PeerRinger:
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
     async def _ring(self, shard_id: str, step_index: int) -> None:
-        request = shard_pb2.RingRequest(epoch=self._epoch, step_index=step_index)
+        request = shard_pb2.RingRequest(epoch=self._epoch_number, step_index=step_index)
         try:
             # wait_for_ready: a connection still being made must not lose the ring.
             await self._stubs[shard_id].Ring(request, timeout=self._timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
-            logger.warning("ring_failed shard_id=%s epoch=%d step=%d code=%s details=%s", shard_id, self._epoch,
+            logger.warning("ring_failed shard_id=%s epoch=%d step=%d code=%s details=%s", shard_id, self._epoch_number,
                            step_index, error.code(), error.details())

@@ -38,16 +38,16 @@ class LinkedEngine(Protocol):
     def cancel(self, request_id: str) -> None: ...
     def disconnect(self, router_id: str) -> None: ...
     def hold(self, router_id: str, held: bool) -> None: ...
-    def ring(self, epoch: int, step_index: int) -> None: ...
+    def ring(self, epoch_number: int, step_index: int) -> None: ...
     def load(self) -> ShardLoad: ...
 
 
 class RouterStream:
     """One connected router."""
 
-    def __init__(self, router_id: str, epoch: int, engine: LinkedEngine, window: int) -> None:
+    def __init__(self, router_id: str, epoch_number: int, engine: LinkedEngine, window: int) -> None:
         self.router_id = router_id
-        self.epoch = epoch
+        self.epoch_number = epoch_number
         self.engine = engine
         self.outbox = Outbox(window, self._hold)
 
@@ -74,22 +74,22 @@ class ShardLinkServer:
     def __init__(self, clock: Callable[[], float], epoch_wait_s: float = EPOCH_WAIT_S) -> None:
         self._clock = clock
         self._epoch_wait_s = epoch_wait_s
-        self._epoch = 0
+        self._epoch_number = 0
         self._engine: LinkedEngine | None = None
         self._epoch_changed = asyncio.Event()
         self._streams: dict[str, RouterStream] = {}
         self._early_rings: dict[int, int] = {}      # epochs that are still to come here -> highest step rung for
         self._load_timer: asyncio.TimerHandle | None = None
 
-    def open_epoch(self, epoch: int, engine: LinkedEngine) -> None:
-        """Serve routers of `epoch` with `engine`; streams of the epoch before end."""
-        self.close_epoch(f"epoch {epoch} begins")
-        self._epoch, self._engine = epoch, engine
+    def open_epoch(self, epoch_number: int, engine: LinkedEngine) -> None:
+        """Serve routers of epoch `epoch_number` with `engine`; streams of the epoch before end."""
+        self.close_epoch(f"epoch {epoch_number} begins")
+        self._epoch_number, self._engine = epoch_number, engine
         self._announce()
-        step_index = self._early_rings.get(epoch)
-        self._early_rings = {later: step for later, step in self._early_rings.items() if later > epoch}
+        step_index = self._early_rings.get(epoch_number)
+        self._early_rings = {later: step for later, step in self._early_rings.items() if later > epoch_number}
         if step_index is not None:
-            engine.ring(epoch, step_index)
+            engine.ring(epoch_number, step_index)
 
     def close_epoch(self, why: str) -> None:
         """End all streams, which cancels their sequences; routers of this epoch are refused until another opens."""
@@ -131,28 +131,29 @@ class ShardLinkServer:
 
     async def Ring(self, request: shard_pb2.RingRequest, context: Context) -> shard_pb2.RingReply:
         """A peer waits in an agreement. A ring of an epoch that this shard has yet to open is kept for it."""
-        if self._engine is not None and request.epoch == self._epoch:
+        if self._engine is not None and request.epoch == self._epoch_number:
             self._engine.ring(request.epoch, request.step_index)
-        elif request.epoch > self._epoch:
+        elif request.epoch > self._epoch_number:
             self._early_rings[request.epoch] = max(request.step_index, self._early_rings.get(request.epoch, 0))
         else:
             await self._refuse_epoch(request.epoch, context)
         return shard_pb2.RingReply()
 
-    async def _engine_of(self, epoch: int, context: Context) -> LinkedEngine:
-        """Wait until `epoch` runs here; ends the call when it is over or does not come."""
+    async def _engine_of(self, epoch_number: int, context: Context) -> LinkedEngine:
+        """Wait until that epoch runs here; ends the call when it is over or does not come."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._epoch_wait_s):
-                while epoch > self._epoch:
+                while epoch_number > self._epoch_number:
                     await self._epoch_changed.wait()
-        if epoch != self._epoch or self._engine is None:
-            await self._refuse_epoch(epoch, context)
+        if epoch_number != self._epoch_number or self._engine is None:
+            await self._refuse_epoch(epoch_number, context)
         return self._engine
 
-    async def _refuse_epoch(self, epoch: int, context: Context) -> NoReturn:
-        error = NotReadyError(f"epoch {epoch} does not run here; the latest is {self._epoch}"
+    async def _refuse_epoch(self, epoch_number: int, context: Context) -> NoReturn:
+        error = NotReadyError(f"epoch {epoch_number} does not run here; the latest is {self._epoch_number}"
                               f"{'' if self._engine else ', and it has ended'}", fix="wait for the next epoch")
-        code = grpc.StatusCode.FAILED_PRECONDITION if epoch <= self._epoch else grpc.StatusCode.UNAVAILABLE
+        is_over = epoch_number <= self._epoch_number
+        code = grpc.StatusCode.FAILED_PRECONDITION if is_over else grpc.StatusCode.UNAVAILABLE
         await context.abort(code, str(error))
         raise AssertionError("abort raises")
 
@@ -173,14 +174,14 @@ class ShardLinkServer:
         del self._streams[stream.router_id]
         stream.outbox.close(why)
         stream.engine.disconnect(stream.router_id)
-        logger.info("router_disconnected router_id=%s epoch=%d why=%s", stream.router_id, stream.epoch, why)
+        logger.info("router_disconnected router_id=%s epoch=%d why=%s", stream.router_id, stream.epoch_number, why)
 
     async def _read(self, stream: RouterStream, requests: AsyncIterator[shard_pb2.ToShard]) -> None:
         why = "the router closed the stream"
         try:
             async for message in requests:
-                if message.epoch != stream.epoch:
-                    why = f"a message of epoch {message.epoch} came on a stream of epoch {stream.epoch}"
+                if message.epoch != stream.epoch_number:
+                    why = f"a message of epoch {message.epoch} came on a stream of epoch {stream.epoch_number}"
                     break
                 stream.handle(message, self._clock())
         except grpc.aio.BaseError as error:     # the call ended while we were reading
@@ -195,7 +196,7 @@ class ShardLinkServer:
         while True:
             dispatch = await stream.outbox.take()
             await context.write(shard_pb2.ToRouter(
-                epoch=stream.epoch, step_index=dispatch.step_index, sequence=dispatch.sequence,
+                epoch=stream.epoch_number, step_index=dispatch.step_index, sequence=dispatch.sequence,
                 updates=[encode_event(event) for event in dispatch.events], load=encode_load(stream.engine.load())))
 
     def _refresh_loads(self) -> None:

@@ -38,7 +38,7 @@ ADMITTED_OUTPUT_TOKENS = 1024
 class RouterSnapshot:
     """For status displays."""
 
-    epoch: int                  # 0 before the first
+    epoch_number: int            # 0 before the first
     is_ready: bool
     num_open: int
     num_queued: int
@@ -81,7 +81,7 @@ class InferenceService:
 
     async def set_epoch(self, epoch: Epoch, connect_wait_s: float = CONNECT_WAIT_S) -> None:
         """Go over to a newer epoch; what is open is continued there. An older one is ignored."""
-        self._metrics.epoch.set(max(epoch.number, self._links.epoch.number if self._links.epoch else 0))
+        self._metrics.epoch_number.set(max(epoch.number, self._links.epoch.number if self._links.epoch else 0))
         await self._links.set_epoch(epoch, connect_wait_s)
 
     async def close(self) -> None:

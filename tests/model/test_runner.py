@@ -41,7 +41,7 @@ def whole(spec: SamplingSpec | None = GREEDY) -> ScheduledRequest:
 def test_result_follows_the_plan(runner: Runner) -> None:
     result = runner.execute(plan(replace(whole(), request_id="a"),
                                  ScheduledRequest("b", PROMPT[:3], 0, (9,)), step_index=5), (13,))
-    assert (result.epoch, result.step_index) == (3, 5)
+    assert (result.epoch_number, result.step_index) == (3, 5)
     assert [token.request_id for token in result.tokens] == ["a", "b"]
     assert result.tokens[0].token_id is not None and result.tokens[1].token_id is None
     assert result.stats.num_tokens == 13 and result.stats.forward_s > 0

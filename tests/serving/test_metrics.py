@@ -89,6 +89,6 @@ def test_work_over_the_profile_is_shown_for_the_members_there_are() -> None:
 
 def test_replicas_in_one_process_do_not_share_a_registry() -> None:
     first, second = RouterMetrics(), RouterMetrics()
-    first.epoch.set(7)
+    first.epoch_number.set(7)
     assert samples(second)["moesaic:epoch", ()] == 0
     assert first.render()[1].startswith("text/plain")

@@ -27,7 +27,7 @@ def a_status() -> ClusterStatus:
         (one, ShardStatus(one.shard_id, 1, ShardState.READY, num_running=12, num_waiting=3, kv_blocks_total=300,
                           kv_blocks_free=75, resident_bytes=1_041 << 20, num_tokens_computed=12_345,
                           num_expert_rows=1_234_567)) for one in reversed(MEMBERS))
-    routers = (RouterReport("r1", "node-a", "127.0.0.1:9000", epoch=1, is_ready=True),)
+    routers = (RouterReport("r1", "node-a", "127.0.0.1:9000", epoch_number=1, is_ready=True),)
     return ClusterStatus(View(GroupPhase.READY, Epoch(1, MEMBERS, placement, "")), shards, routers)
 
 

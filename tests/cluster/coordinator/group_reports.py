@@ -25,13 +25,14 @@ def member(name: str, budget: int = 1000, pool: str = "cpu") -> Member:
     return Member(f"{pool}-{name}", pool, f"id-{name}", f"node-{name}", f"{name}:1", facts, f"{name}:2", PROFILE)
 
 
-def status_of(one: Member, state: ShardState = ShardState.WAITING, epoch: int = 0, detail: str = "") -> ShardStatus:
-    return ShardStatus(one.shard_id, epoch, state, detail=detail)
+def status_of(one: Member, state: ShardState = ShardState.WAITING, epoch_number: int = 0,
+              detail: str = "") -> ShardStatus:
+    return ShardStatus(one.shard_id, epoch_number, state, detail=detail)
 
 
-def report(one: Member, state: ShardState = ShardState.WAITING, epoch: int = 0, at_s: float = 0.0,
+def report(one: Member, state: ShardState = ShardState.WAITING, epoch_number: int = 0, at_s: float = 0.0,
            detail: str = "") -> Report:
-    return Report(one, status_of(one, state, epoch, detail), at_s)
+    return Report(one, status_of(one, state, epoch_number, detail), at_s)
 
 
 def rules(num_members: int = 3, config: PlacementConfig | None = None) -> GroupRules:

@@ -85,7 +85,7 @@ async def test_a_reporter_sends_news_at_once_and_again_after_a_failure(coordinat
     try:
         async with asyncio.timeout(10.0):
             assert await sent.get() == statuses[0]
-            statuses.append(status_of(one, epoch=5))
+            statuses.append(status_of(one, epoch_number=5))
             reporter.hurry()
             assert await sent.get() == statuses[1]
         assert sent.empty()

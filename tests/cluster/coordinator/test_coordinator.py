@@ -56,7 +56,7 @@ async def bring_to_ready(coordinator: Coordinator) -> Epoch:
     await planned(coordinator)
     for state in (ShardState.LOADED, ShardState.READY):
         for one in (A, B, C):
-            await coordinator.report(one, status_of(one, state, epoch=1))
+            await coordinator.report(one, status_of(one, state, epoch_number=1))
     view = await coordinator.watch("", 0.0)
     assert view.phase is GroupPhase.READY and view.epoch is not None
     return view.epoch
@@ -79,16 +79,16 @@ async def test_a_watch_without_news_ends_in_time(coordinator: Coordinator) -> No
 async def test_healthy_only_when_group_and_routers_serve_the_same_epoch(coordinator: Coordinator) -> None:
     await bring_to_ready(coordinator)
     assert not (await coordinator.status()).is_ready
-    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch=0, is_ready=False))
+    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch_number=0, is_ready=False))
     assert not (await coordinator.status()).is_ready
-    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch=1, is_ready=True))
+    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch_number=1, is_ready=True))
     assert (await coordinator.status()).is_ready
 
 
 async def test_a_restart_goes_on_with_the_running_epoch(coordinator: Coordinator, clock: Clock) -> None:
     epoch = await bring_to_ready(coordinator)
     again = Coordinator(rules(), clock)
-    ready = {one.shard_id: status_of(one, ShardState.READY, epoch=1) for one in (A, B, C)}
+    ready = {one.shard_id: status_of(one, ShardState.READY, epoch_number=1) for one in (A, B, C)}
     for one in (A, B, C):
         assert await again.report(one, ready[one.shard_id])             # it asks for the epoch it does not know
     again = Coordinator(rules(), clock)
@@ -104,19 +104,19 @@ async def test_a_restart_goes_on_with_the_running_epoch(coordinator: Coordinator
 async def test_after_a_restart_numbers_go_on(coordinator: Coordinator, clock: Clock) -> None:
     epoch = await bring_to_ready(coordinator)
     again = Coordinator(rules(), clock)
-    await again.report(A, status_of(A, ShardState.READY, epoch=1), epoch)
+    await again.report(A, status_of(A, ShardState.READY, epoch_number=1), epoch)
     clock.now_s += 11.0                                                 # B and C died with the old coordinator
     new_b, new_c = member("b2"), member("c2")
     for one in (new_b, new_c):
         await again.report(one, status_of(one))
-    await again.report(A, status_of(A, ShardState.WAITING, epoch=1))
+    await again.report(A, status_of(A, ShardState.WAITING, epoch_number=1))
     found = await planned(again)
     assert (found.number, found.members) == (2, (A, new_b, new_c))
 
 
 async def test_silent_members_and_routers_are_forgotten(coordinator: Coordinator, clock: Clock) -> None:
     await bring_to_ready(coordinator)
-    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch=1, is_ready=True))
+    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch_number=1, is_ready=True))
     clock.now_s += 11.0
     status = await coordinator.status()
     assert not status.routers and "is gone" in status.view.why and "0 of 3" in status.view.why
@@ -135,7 +135,8 @@ def load_of(hot_expert: int, rows: float = 400.0) -> ExpertLoad:
 
 async def report_revision(coordinator: Coordinator, revision: int, **fields: int | str) -> None:
     for one in (A, B, C):
-        status = replace(status_of(one, ShardState.READY, epoch=1), revision=revision, prepared_revision=revision)
+        status = replace(status_of(one, ShardState.READY, epoch_number=1), revision=revision,
+                         prepared_revision=revision)
         await coordinator.report(one, replace(status, **fields))     # type: ignore[arg-type]
 
 
@@ -194,7 +195,8 @@ async def test_a_given_placement_is_checked_and_applied(coordinator: Coordinator
 async def test_a_member_that_cannot_prepare_leaves_everything_as_it_was(coordinator: Coordinator) -> None:
     before = await bring_to_ready(coordinator)
     await coordinator.change_placement("op", "", Placement(3, (((0, 1, 2),) * 6,) * 2))
-    await coordinator.report(B, replace(status_of(B, ShardState.READY, epoch=1), failed_revision=1, detail="no room"))
+    await coordinator.report(
+        B, replace(status_of(B, ShardState.READY, epoch_number=1), failed_revision=1, detail="no room"))
     view = await coordinator.watch("", 0.0)
     assert view.next is None and view.epoch is not None and view.epoch.placement == before.placement
     failed = find(view.epoch, "op")
@@ -232,7 +234,8 @@ async def test_rebalancing_leaves_a_given_placement_and_a_failed_change_alone(cl
     await bring_to_ready(coordinator)
     await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=1, rows=500.0), None)
     assert await coordinator.rebalance() is not None
-    await coordinator.report(B, replace(status_of(B, ShardState.READY, epoch=1), failed_revision=1, detail="no room"))
+    await coordinator.report(
+        B, replace(status_of(B, ShardState.READY, epoch_number=1), failed_revision=1, detail="no room"))
     await coordinator.report_expert_load(A.shard_id, load_of(hot_expert=1, rows=900.0), None)
     assert await coordinator.rebalance() is None
     await coordinator.change_placement("mine", "", Placement(3, (((0,), (1,), (2,), (0,), (1,), (2,)),) * 2))
@@ -254,7 +257,7 @@ async def test_plans_count_the_link_that_was_measured_after_the_start(coordinato
     for one in (A, B, C):
         assert one.profile is not None
         measured = replace(one, profile=replace(one.profile, link=slow))
-        await coordinator.report(measured, status_of(one, ShardState.READY, epoch=1))
+        await coordinator.report(measured, status_of(one, ShardState.READY, epoch_number=1))
     await coordinator.change_placement("mine", "", Placement(3, (((0,), (1,), (2,), (0,), (1,), (2,)),) * 2))
     await switch(coordinator)
     figures = (await coordinator.placement()).epoch.figures
@@ -269,7 +272,7 @@ async def test_a_new_coordinator_gives_out_other_revision_numbers(coordinator: C
     for _ in range(3):
         again = Coordinator(rules(), clock)
         for one in (A, B, C):
-            await again.report(one, status_of(one, ShardState.READY, epoch=1), epoch)
+            await again.report(one, status_of(one, ShardState.READY, epoch_number=1), epoch)
         await again.change_placement("op", "", Placement(3, (((0, 1),) * 6,) * 2))
         prepared = (await again.watch("", 0.0)).next
         assert prepared is not None
@@ -283,7 +286,7 @@ async def test_who_watches_hears_of_an_adopted_revision(coordinator: Coordinator
     watcher = asyncio.create_task(coordinator.watch(seen, 60.0))
     await asyncio.sleep(0)
     later = replace(epoch, revision=7, placement=Placement(3, (((0, 1),) * 6,) * 2))
-    status = replace(status_of(A, ShardState.READY, epoch=1), revision=7, prepared_revision=7)
+    status = replace(status_of(A, ShardState.READY, epoch_number=1), revision=7, prepared_revision=7)
     await coordinator.report(A, status, later)
     view = await asyncio.wait_for(watcher, 10.0)
     assert view.epoch == later
@@ -298,7 +301,8 @@ async def test_a_restarted_coordinator_goes_on_with_a_change(coordinator: Coordi
     first = (await coordinator.watch("", 0.0)).next
     assert first is not None and first.placement.holders.count(target.holders[0]) == 1
     again = Coordinator(rules(), clock)
-    ready = [replace(status_of(one, ShardState.READY, epoch=1), revision=1, prepared_revision=1) for one in (A, B, C)]
+    ready = [replace(status_of(one, ShardState.READY, epoch_number=1), revision=1, prepared_revision=1)
+             for one in (A, B, C)]
     assert await again.report(A, ready[0])                          # it asks for what it does not know
     await again.report(A, ready[0], first)
     for one, status in zip((B, C), ready[1:], strict=True):

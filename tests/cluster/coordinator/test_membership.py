@@ -77,7 +77,7 @@ def test_phases_follow_the_slowest_member() -> None:
             ((ShardState.LOADED, ShardState.JOINING, ShardState.LOADED), GroupPhase.JOINING),
             ((ShardState.READY, ShardState.READY, ShardState.JOINING), GroupPhase.JOINING),
             ((ShardState.READY,) * 3, GroupPhase.READY)]:
-        reports = [report(one, state, epoch=0 if state is ShardState.WAITING else 1)
+        reports = [report(one, state, epoch_number=0 if state is ShardState.WAITING else 1)
                    for one, state in zip((A, B, C), states, strict=True)]
         view = decided(reports, epoch, highest=1)
         assert view.phase is phase and view.epoch is not None and view.epoch.number == 1
@@ -85,18 +85,18 @@ def test_phases_follow_the_slowest_member() -> None:
 
 def test_members_meet_where_rank_0_says_when_all_have_loaded() -> None:
     epoch, moved = first_epoch(), replace(A, store_address="a:77")
-    view = decided([report(one, ShardState.LOADED, epoch=1) for one in (moved, B, C)], epoch, highest=1)
+    view = decided([report(one, ShardState.LOADED, epoch_number=1) for one in (moved, B, C)], epoch, highest=1)
     assert view.epoch == replace(epoch, rendezvous="tcp://a:77")
-    again = decided([report(one, ShardState.JOINING, epoch=1) for one in (A, B, C)], view.epoch, highest=1)
+    again = decided([report(one, ShardState.JOINING, epoch_number=1) for one in (A, B, C)], view.epoch, highest=1)
     assert again.epoch == view.epoch
 
 
 @pytest.mark.parametrize(("of_c", "reason"), [
-    (report(C, ShardState.READY, epoch=1, at_s=-20.0), "is gone"),
-    (report(C, ShardState.FAILED, epoch=1, detail="bad weights"), "bad weights"),
-    (report(C, ShardState.WAITING, epoch=1, detail="group broke"), "left it: group broke")])
+    (report(C, ShardState.READY, epoch_number=1, at_s=-20.0), "is gone"),
+    (report(C, ShardState.FAILED, epoch_number=1, detail="bad weights"), "bad weights"),
+    (report(C, ShardState.WAITING, epoch_number=1, detail="group broke"), "left it: group broke")])
 def test_a_member_that_is_gone_ends_the_epoch(of_c: Report, reason: str) -> None:
-    of_others = [report(one, ShardState.READY, epoch=1) for one in (A, B)]
+    of_others = [report(one, ShardState.READY, epoch_number=1) for one in (A, B)]
     view = decided([*of_others, of_c], first_epoch(), highest=1)
     if of_c.status.state is ShardState.WAITING:     # it still runs, so the next epoch can have it
         assert view.epoch is not None and view.epoch.number == 2
@@ -105,14 +105,14 @@ def test_a_member_that_is_gone_ends_the_epoch(of_c: Report, reason: str) -> None
 
 
 def test_the_next_epoch_is_numbered_above_all_seen() -> None:
-    reports = [report(A, ShardState.READY, epoch=7), report(B, ShardState.READY, epoch=7), report(D)]
+    reports = [report(A, ShardState.READY, epoch_number=7), report(B, ShardState.READY, epoch_number=7), report(D)]
     epoch = decided(reports, first_epoch(), highest=7).epoch
     assert epoch is not None and epoch.number == 8 and epoch.members == (A, B, D)
 
 
 def test_nothing_is_planned_over_an_epoch_that_runs_unknown() -> None:
-    reports = tuple(report(one, ShardState.READY, epoch=4) for one in (A, B, C))
-    view = decide(GroupSnapshot(reports, None, highest_epoch=4, known_epoch=3, now_s=0.0), rules())
+    reports = tuple(report(one, ShardState.READY, epoch_number=4) for one in (A, B, C))
+    view = decide(GroupSnapshot(reports, None, highest_epoch_number=4, known_epoch_number=3, now_s=0.0), rules())
     assert view.epoch is None and "epoch 4 runs" in view.why
 
 

@@ -31,7 +31,7 @@ def failed_agreement(worker: Worker, header: StepHeader) -> str:
     step_index = header.step_index
     try:
         while True:
-            worker.kept["group"].agree(StepHeader(header.epoch, step_index, header.num_tokens))
+            worker.kept["group"].agree(StepHeader(header.epoch_number, step_index, header.num_tokens))
             step_index += 1
     except GroupError as error:
         return str(error)

@@ -53,7 +53,7 @@ class RecordingRunner:
 
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
         work = StepWork((0.0, 0.0), (5e-5,), (2e-4,))
-        return StepResult(plan.epoch, plan.step_index, (), StepStats(expert_rows=((5,),), work=work))
+        return StepResult(plan.epoch_number, plan.step_index, (), StepStats(expert_rows=((5,),), work=work))
 
 
 class Case:

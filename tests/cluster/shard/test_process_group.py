@@ -29,9 +29,9 @@ def join(pool: ProcessPool, num_members: int, timeout_s: float = LONG_S) -> None
 
 
 def test_a_process_joins_one_epoch_after_another_with_other_sizes(pool: ProcessPool) -> None:
-    for epoch, num_members in enumerate((2, 3, 1, 3, 2), start=1):      # worker 2 is fresh when the second forms
+    for epoch_number, num_members in enumerate((2, 3, 1, 3, 2), start=1):      # worker 2 is fresh when the second forms
         join(pool, num_members)
-        headers = tuple(StepHeader(epoch, 5, 10 * rank, wants_pause=rank == 1) for rank in range(num_members))
+        headers = tuple(StepHeader(epoch_number, 5, 10 * rank, wants_pause=rank == 1) for rank in range(num_members))
         agreed = pool.run(f"{JOBS}:agree", [(header,) for header in headers])
         assert agreed == [headers] * num_members
         pool.run(f"{JOBS}:leave", [()] * num_members)
@@ -41,7 +41,7 @@ def test_a_process_joins_one_epoch_after_another_with_other_sizes(pool: ProcessP
 def test_a_header_of_another_epoch_or_step_is_refused_by_all(pool: ProcessPool, stray: StepHeader) -> None:
     join(pool, 2)
     for message in pool.run(f"{JOBS}:failed_agreement", [(StepHeader(7, 3, 1),), (stray,)]):
-        assert f"at step {stray.step_index} of epoch {stray.epoch}" in message
+        assert f"at step {stray.step_index} of epoch {stray.epoch_number}" in message
         assert "all members must join the next epoch" in message
 
 

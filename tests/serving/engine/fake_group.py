@@ -67,7 +67,7 @@ class KvModel:
     def run(self, plan: StepPlan) -> StepResult:
         for request in plan.requests:
             self._write(request, request.token_ids)
-        return StepResult(plan.epoch, plan.step_index, tuple(self._sample(request) for request in plan.requests))
+        return StepResult(plan.epoch_number, plan.step_index, tuple(self._sample(request) for request in plan.requests))
 
     def spoil(self, plan: StepPlan) -> None:
         """What a step that fails half-way leaves behind."""
@@ -116,7 +116,7 @@ class Group:
     """The members of one epoch. `rng` delays everything that could happen at different moments on different members."""
 
     num_members: int
-    epoch: int = 1
+    epoch_number: int = 1
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     max_delay: int = 0              # turns of the event loop
     fail_at: tuple[str, int] | None = None      # ("agree" | "execute", step index)
@@ -160,7 +160,7 @@ class FakeExecutor:
         group = self.group
         assert header.prepared_revision == self.prepared_revision
         await group.delay()
-        assert header.epoch == group.epoch
+        assert header.epoch_number == group.epoch_number
         headers = group.headers.setdefault(header.step_index, {})
         assert self.rank not in headers, "an agreement is entered once"
         headers[self.rank] = header

@@ -198,9 +198,9 @@ async def test_an_idle_group_agrees_on_nothing() -> None:
 async def test_late_and_foreign_rings_wake_nobody() -> None:
     async with Cluster(2) as cluster:
         agreements = cluster.group.num_agreements
-        cluster.shards[0].engine.ring(epoch=1, step_index=0)
-        cluster.shards[0].engine.ring(epoch=2, step_index=5)
-        cluster.shards[0].engine.ring(epoch=0, step_index=5)
+        cluster.shards[0].engine.ring(epoch_number=1, step_index=0)
+        cluster.shards[0].engine.ring(epoch_number=2, step_index=5)
+        cluster.shards[0].engine.ring(epoch_number=0, step_index=5)
         await turns(100)
         assert cluster.group.num_agreements == agreements
 
@@ -346,7 +346,7 @@ async def test_nobody_switches_while_members_have_prepared_different_revisions(l
 
 async def test_a_new_epoch_begins_with_what_its_members_have_loaded() -> None:
     cluster = Cluster(2)
-    cluster.group = Group(2, epoch=2)
+    cluster.group = Group(2, epoch_number=2)
     for shard in cluster.shards:
         shard.executor = FakeExecutor(cluster.group, shard.rank, shard.model)
         shard.executor.prepared_revision = 5
@@ -436,7 +436,7 @@ async def test_a_broken_group_keeps_its_requests_and_the_next_epoch_draws_the_sa
         assert isinstance(ended, GroupError)
     cluster.shards[1].submit(submission("between", max_tokens=3))
     cluster.shards[0].engine.cancel("b")
-    cluster.group = Group(3, epoch=2)
+    cluster.group = Group(3, epoch_number=2)
     for shard in cluster.shards:
         shard.executor = FakeExecutor(cluster.group, shard.rank, shard.model)
         shard.engine.change_epoch(2, shard.executor, shard._ring_peers)

@@ -70,8 +70,8 @@ class RecordingEngine:
         self.holds.append((router_id, held))
         self.changed.set()
 
-    def ring(self, epoch: int, step_index: int) -> None:
-        self.rings.append((epoch, step_index))
+    def ring(self, epoch_number: int, step_index: int) -> None:
+        self.rings.append((epoch_number, step_index))
         self.changed.set()
 
     def load(self) -> ShardLoad:

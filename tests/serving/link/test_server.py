@@ -39,10 +39,10 @@ async def shard() -> AsyncIterator[Shard]:
 
 
 @asynccontextmanager
-async def linked(port: int, epoch: int = 1, router_id: str = "r",
+async def linked(port: int, epoch_number: int = 1, router_id: str = "r",
                  window: int = 8) -> AsyncIterator[tuple[ShardLinkClient, RecordingOwner]]:
     owner = RecordingOwner()
-    link = ShardLinkClient(member(port), lambda: Upward(epoch, router_id, window, clock), epoch, owner)
+    link = ShardLinkClient(member(port), lambda: Upward(epoch_number, router_id, window, clock), epoch_number, owner)
     link.start()
     try:
         yield link, owner
@@ -168,14 +168,14 @@ async def test_a_router_that_connects_again_replaces_itself(shard: Shard) -> Non
 
 async def test_an_old_epoch_is_refused_for_good(shard: Shard) -> None:
     shard.servicer.open_epoch(2, shard.engine)
-    async with linked(shard.port, epoch=1) as (link, owner):
+    async with linked(shard.port, epoch_number=1) as (link, owner):
         assert link._task is not None
         await link._task
         assert owner.num_connected == 0
 
 
 async def test_the_end_of_an_epoch_breaks_its_links(shard: Shard) -> None:
-    async with linked(shard.port, epoch=1) as (_, owner):
+    async with linked(shard.port, epoch_number=1) as (_, owner):
         await connected(owner)
         shard.servicer.open_epoch(2, RecordingEngine())
         await owner.changed.until(lambda: len(owner.errors) == 1)
@@ -185,8 +185,8 @@ async def test_the_end_of_an_epoch_breaks_its_links(shard: Shard) -> None:
 
 async def test_a_router_may_hear_of_an_epoch_before_its_shard(shard: Shard) -> None:
     later = RecordingEngine()
-    async with linked(shard.port, epoch=2) as (link, owner):
-        async with linked(shard.port, epoch=1, router_id="other") as (_, other):
+    async with linked(shard.port, epoch_number=2) as (link, owner):
+        async with linked(shard.port, epoch_number=1, router_id="other") as (_, other):
             await connected(other)      # by now the first link's stream waits
         assert owner.num_connected == 0
         shard.servicer.open_epoch(2, later)

@@ -71,7 +71,7 @@ class Shard:
         self.deliveries: list[tuple[str, int, list[TokenEvent]]] = []
         self.accepted: dict[str, Submission] = {}
         self.num_rings = 0
-        self.engine = Engine(self.scheduler, self.executor, cluster.group.epoch, cluster.clock, self._ring_peers,
+        self.engine = Engine(self.scheduler, self.executor, cluster.group.epoch_number, cluster.clock, self._ring_peers,
                              self._deliver)
 
     def _deliver(self, router_id: str, step_index: int, events: list[TokenEvent]) -> None:
@@ -83,9 +83,9 @@ class Shard:
         await asyncio.gather(*(self._ring(shard, step_index) for shard in self.cluster.shards if shard is not self))
 
     async def _ring(self, shard: Shard, step_index: int) -> None:
-        epoch = self.engine.epoch
+        epoch_number = self.engine.epoch_number
         await self.cluster.group.delay()
-        shard.engine.ring(epoch, step_index)
+        shard.engine.ring(epoch_number, step_index)
 
     def submit(self, new: Submission, router_id: str = "r") -> None:
         self.engine.submit(router_id, new)

@@ -391,7 +391,7 @@ async def test_a_new_epoch_continues_what_is_open(start: Start) -> None:
     assert token_ids(await task) == truth(40).token_ids
     await shard.until_empty()
     await service.set_epoch(epoch_of(1, shard.port))        # late: ignored
-    assert service.snapshot().epoch == 2 and service.is_ready()
+    assert service.snapshot().epoch_number == 2 and service.is_ready()
     await service.close()
     await later.stop()
 
