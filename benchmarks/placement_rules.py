@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from cluster.planner.even_placement import equal_slots, even_holders
+from cluster.planner.layer.arrays import BoolArray
 from cluster.planner.layer.linear_program import best_split, member_seconds
-from cluster.planner.layer.problem import BoolArray, LayerProblem, holders_mask
+from cluster.planner.layer.problem import LayerProblem, holders_mask
 from cluster.planner.layer.rounding import add_copy
 
 NUM_EXPERTS = (16, 64, 128)

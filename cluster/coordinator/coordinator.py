@@ -26,7 +26,8 @@ from cluster.coordinator.membership import (
 )
 from cluster.coordinator.placement_change import ChangeState, advance, begin, find, running_change
 from cluster.coordinator.work_reports import WorkReports
-from cluster.planner.group_plan import BestChange, Rows, best_change, checked_placement
+from cluster.planner.group_plan import BestChange, best_change, checked_placement
+from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
 from model.placement import Placement
 from serving.engine.expert_load import ExpertLoad
@@ -200,7 +201,7 @@ class Coordinator:
             except Exception:       # the next look may go better; the group goes on meanwhile
                 logger.exception("rebalance_failed")
 
-    async def _best_change(self, epoch: Epoch, counted: Rows | None) -> BestChange:
+    async def _best_change(self, epoch: Epoch, counted: FloatArray | None) -> BestChange:
         for member, ratio in zip(epoch.members, self._work.ratios(epoch), strict=True):
             if ratio is not None:
                 logger.info("planned_with_work shard_id=%s %s", member.shard_id, ratio)

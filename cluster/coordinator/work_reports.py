@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from cluster.planner.group_plan import Rows
-from cluster.shard.work_meter import corrected
+from cluster.planner.layer.arrays import FloatArray
+from cluster.planner.measured_profile import corrected
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Member, WorkRatio
 
@@ -37,7 +37,7 @@ class WorkReports:
         """Of all members together."""
         return ExpertLoad(*self._shape, self._rows(epoch).astype(np.float32).tobytes())
 
-    def counted(self, epoch: Epoch | None) -> Rows | None:
+    def counted(self, epoch: Epoch | None) -> FloatArray | None:
         """Rows [L, E] of all members; None while too little was counted to say anything."""
         rows_LE = self._rows(epoch)
         enough = MIN_ROWS_PER_EXPERT * rows_LE.shape[1]
@@ -57,7 +57,7 @@ class WorkReports:
             replace(member, profile=corrected(member.profile, ratio, len(now))) if member.profile else member
             for member, ratio in zip(now, self.ratios(epoch), strict=True)))
 
-    def _rows(self, epoch: Epoch | None) -> Rows:
+    def _rows(self, epoch: Epoch | None) -> FloatArray:
         total_LE = np.zeros(self._shape)
         members = {member.shard_id for member in epoch.members} if epoch else set()
         for shard_id, load in self._loads.items():

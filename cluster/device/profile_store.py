@@ -7,18 +7,17 @@ import fcntl
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import platformdirs
 from pydantic import TypeAdapter, ValidationError
 
-from serving.link.epoch import Curve, DeviceProfile
+from cluster.planner.profile_check import profile_fault
+from serving.link.epoch import DeviceProfile
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +57,14 @@ class ProfileStore:
         path = self.path_of(facts)
         try:
             stored = _ADAPTER.validate_json(path.read_bytes())
-            check_profile(stored.profile)
         except FileNotFoundError:
             return None
         except (OSError, ValidationError, ValueError) as error:
             logger.warning("profile_unreadable path=%s error=%s", path, str(error).splitlines()[0])
+            return None
+        fault = profile_fault(stored.profile)
+        if fault:
+            logger.warning("profile_unreadable path=%s error=%s", path, fault)
             return None
         return stored if stored.facts == dict(facts) else None
 
@@ -100,17 +102,3 @@ def _lock(file_number: int, deadline_s: float) -> None:
             if time.monotonic() >= deadline_s:
                 raise
             time.sleep(_LOOK_S)
-
-
-def check_profile(profile: DeviceProfile) -> None:
-    """Raises ValueError for figures that no device has."""
-    numbers = [profile.read_bytes_per_s, profile.spread, *(rate for _, rate in profile.gemm_flop_per_s),
-               profile.attention_s, profile.layer_overhead_s]
-    if not all(math.isfinite(number) and number >= 0 for number in numbers) or profile.read_bytes_per_s == 0:
-        raise ValueError(f"a figure is not finite or below zero: {numbers}")
-    for name in ("expert_s", "dense_s", "head_s"):
-        curve: Curve = getattr(profile, name)
-        if not curve or curve[0][0] < 1 or any(not 0 < seconds < math.inf for _, seconds in curve):
-            raise ValueError(f"{name} is empty, or not of times above zero: {curve}")
-        if any(rows >= more or seconds > longer for (rows, seconds), (more, longer) in pairwise(curve)):
-            raise ValueError(f"{name} does not ascend: {curve}")

@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
+from cluster.planner.device_curves import fit_rate
 from cluster.planner.exchange_cost import exchange_seconds
-from cluster.planner.expert_times import FloatArray, fit_rate
-from cluster.planner.expert_times import expert_rate as expert_rate
+from cluster.planner.layer.arrays import BoolArray, FloatArray
 from cluster.planner.layer.linear_program import best_split
-from cluster.planner.layer.problem import BoolArray, Holders, LayerProblem, Split, holders_mask, split_matrix
+from cluster.planner.layer.problem import Holders, LayerProblem, Split, holders_mask, split_matrix
 from cluster.planner.step_costs import StepCosts
 from cluster.planner.step_costs import Workload as Workload
 from model.args import ModelArgs

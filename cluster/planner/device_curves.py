@@ -1,16 +1,20 @@
-"""What a measured curve says about any number of rows. Pure.
+"""What a measured curve says about any number of rows. Pure, and without SciPy.
 
-N values of a number of rows
+N values of a number of rows, P points of a curve
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
-import numpy.typing as npt
 
-from serving.link.epoch import Curve
+from cluster.planner.layer.arrays import FloatArray
+from model.placement import ExpertRate
+from serving.link.epoch import Curve, DeviceProfile
 
-FloatArray = npt.NDArray[np.float64]
+START_PARTS = tuple(step / 16 for step in range(17))     # of read_s, that are tried as start_s
 
 
 def scaled(curve: Curve, factor: float) -> Curve:
@@ -31,3 +35,25 @@ def seconds_at(curve: Curve, rows_N: FloatArray) -> FloatArray:
     seconds_N = np.interp(rows_N, [point[0] for point in curve], [point[1] for point in curve])
     seconds_N = seconds_N + slope * np.maximum(0.0, rows_N - last[0])
     return np.where(rows_N < 1, np.clip(rows_N, 0, 1) * first[1], seconds_N)
+
+
+def fit_rate(curve: Curve) -> ExpertRate:
+    """max(read_s, start_s + row_s * rows) nearest to the curve: the points up to some one give read_s, the others row_s
+    for each of some parts of read_s as start_s."""
+    rows_P, seconds_P = np.array(curve, dtype=np.float64).T
+    best = (math.inf, ExpertRate(float(seconds_P[0]), float(seconds_P[-1] / rows_P[-1])))
+    for num_reads, part in itertools.product(range(1, len(curve) + 1), START_PARTS):
+        read_s = math.exp(np.log(seconds_P[:num_reads]).mean())
+        points = slice(num_reads, None) if num_reads < len(curve) else slice(-1, None)
+        per_row = (seconds_P[points] - part * read_s) / rows_P[points]
+        if (per_row > 0).all():
+            rate = ExpertRate(read_s, math.exp(np.log(per_row).mean()), part * read_s)
+            fitted_P = np.maximum(read_s, rate.start_s + rate.row_s * rows_P)
+            error = float(np.square(np.log(fitted_P / seconds_P)).sum())
+            best = min(best, (error, rate), key=lambda choice: choice[0])
+    return best[1]
+
+
+def expert_rate(profile: DeviceProfile) -> ExpertRate:
+    """The two regimes of one expert: its weights are read, or its rows count."""
+    return fit_rate(profile.expert_s)

@@ -9,11 +9,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cluster.planner.layer.arrays import FloatArray
 from serving.link.epoch import DeviceProfile
 
-FloatArray = NDArray[np.float64]
 NUM_COLLECTIVES = 2         # there and back
 
 

@@ -1,49 +1,21 @@
-"""What a member's measured curves say about any number of rows. Pure.
+"""The expected time of an expert in a step whose rows choose it by chance. Pure.
 
 R rows of a step, E experts of a layer
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from cluster.planner.device_curves import seconds_at
-from cluster.planner.layer.error import PlacementError
-from model.placement import ExpertRate
-from serving.link.epoch import Curve, DeviceProfile
+from cluster.planner.layer.arrays import FloatArray
+from serving.link.epoch import Curve
 
-FloatArray = NDArray[np.float64]
-START_PARTS = tuple(step / 16 for step in range(17))     # of read_s, that are tried as start_s
 MANY_ROWS = 4096            # above it the number of an expert's rows is taken as its mean
-
-
-def fit_rate(curve: Curve) -> ExpertRate:
-    """max(read_s, start_s + row_s * rows) nearest to the curve: the points up to some one give read_s, the others row_s
-    for each of some parts of read_s as start_s."""
-    rows_P, seconds_P = np.array(curve, dtype=np.float64).T
-    best = (math.inf, ExpertRate(float(seconds_P[0]), float(seconds_P[-1] / rows_P[-1])))
-    for num_reads, part in itertools.product(range(1, len(curve) + 1), START_PARTS):
-        read_s = math.exp(np.log(seconds_P[:num_reads]).mean())
-        points = slice(num_reads, None) if num_reads < len(curve) else slice(-1, None)
-        per_row = (seconds_P[points] - part * read_s) / rows_P[points]
-        if (per_row > 0).all():
-            rate = ExpertRate(read_s, math.exp(np.log(per_row).mean()), part * read_s)
-            fitted_P = np.maximum(read_s, rate.start_s + rate.row_s * rows_P)
-            error = float(np.square(np.log(fitted_P / seconds_P)).sum())
-            best = min(best, (error, rate), key=lambda choice: choice[0])
-    return best[1]
-
-
-def expert_rate(profile: DeviceProfile) -> ExpertRate:
-    """The two regimes of one expert: its weights are read, or its rows count."""
-    return fit_rate(profile.expert_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,36 +68,3 @@ def chosen_probability(load_E: Sequence[float], num_chosen: int) -> FloatArray:
             break
         is_sure |= probability_E >= 1
     return np.minimum(probability_E, 1.0)
-
-
-def check_profile(name: str, profile: DeviceProfile) -> None:
-    """Raises PlacementError that names the member and the value."""
-    for what in ("expert_s", "dense_s", "head_s"):
-        _check_curve(name, what, getattr(profile, what))
-    speeds = [("read_bytes_per_s", profile.read_bytes_per_s)]
-    speeds += [("gemm_flop_per_s", flops) for _, flops in profile.gemm_flop_per_s]
-    speeds += [("link.bytes_per_s", profile.link.bytes_per_s)] if profile.link else []
-    speeds += [("emulated_speed", profile.emulated_speed)] if profile.emulated_speed is not None else []
-    times = [("attention_s", profile.attention_s), ("layer_overhead_s", profile.layer_overhead_s)]
-    times += [("link.latency_s", profile.link.latency_s)] if profile.link else []
-    for what, value in speeds:
-        if not 0 < value < math.inf:
-            raise _wrong(name, what, value, "a speed is finite and above zero")
-    for what, value in times:
-        if not 0 <= value < math.inf:
-            raise _wrong(name, what, value, "a time is finite and not below zero")
-
-
-def _check_curve(name: str, what: str, curve: Curve) -> None:
-    if not curve:
-        raise _wrong(name, what, "empty", "it needs the time of one row at least")
-    rows = [point[0] for point in curve]
-    if rows != sorted(set(rows)) or rows[0] < 1:
-        raise _wrong(name, what, f"for rows {rows}", "rows ascend from 1 on")
-    for num_rows, seconds in curve:
-        if not 0 < seconds < math.inf:
-            raise _wrong(name, f"{what} of {num_rows} rows", seconds, "a time is finite and above zero")
-
-
-def _wrong(name: str, what: str, value: object, rule: str) -> PlacementError:
-    return PlacementError(f"member {name}: {what} is {value}; {rule}", fix="measure this member again, or leave it out")

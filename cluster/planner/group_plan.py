@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand, RunningMembers
 from cluster.planner.rates_split import split_by_rates
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from cluster.planner.layer.problem import Holders
     from cluster.planner.placement import PlannedMember
 
-Rows = npt.NDArray[np.float64]
 PLAN_TIME_S = 10.0          # of the exact solver, at most, for all layers together
 
 
@@ -64,7 +63,7 @@ class BestChange:
     target: PlannedPlacement
 
 
-def best_change(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, slots: tuple[int, ...]) -> BestChange:
+def best_change(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None, slots: tuple[int, ...]) -> BestChange:
     """Where what runs is as good, nothing need be moved: only the rates are new. Raises PlacementError.
 
     load_LE: rows counted by layer and expert, None when nothing is known. slots: copies that each member has room for.
@@ -83,7 +82,7 @@ def best_change(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, slots: tup
     return BestChange(running.step_s * slowdown, target)
 
 
-def _plan(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None,
+def _plan(members: Sequence[Member], rules: PlanRules, load_LE: FloatArray | None,
           previous: Sequence[Holders] | None, running: RunningMembers | None) -> PlannedPlacement:
     from cluster.planner.placement import PlanOptions, plan_placement
 
@@ -96,7 +95,7 @@ def _plan(members: Sequence[Member], rules: PlanRules, load_LE: Rows | None,
     return PlannedPlacement(plan.placement, plan.shares, figures)
 
 
-def _predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None) -> StepPrediction:
+def _predict_group(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None) -> StepPrediction:
     """What the placement that runs takes for a step under this load, its rows split as well as they can be."""
     from cluster.planner.placement import predict_running
 
@@ -104,7 +103,8 @@ def _predict_group(epoch: Epoch, rules: PlanRules, load_LE: Rows | None) -> Step
                            _workload(rules, load_LE), rules.dtype_bytes)
 
 
-def slowdown_of_rates(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, rates: tuple[ExpertRate, ...]) -> float:
+def slowdown_of_rates(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None,
+                      rates: tuple[ExpertRate, ...]) -> float:
     """How much longer a step takes while rows are split over copies by the rates that run than it would by others."""
     from cluster.planner.cost_model import predict_step
     from cluster.planner.expert_times import chosen_probability
@@ -124,7 +124,7 @@ def slowdown_of_rates(epoch: Epoch, rules: PlanRules, load_LE: Rows | None, rate
 
 
 def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules,
-                      load_LE: Rows | None = None) -> PlannedPlacement:
+                      load_LE: FloatArray | None = None) -> PlannedPlacement:
     """A placement that somebody made for the epoch's members, with the shares that run. Raises PlacementError."""
     num_layers, num_experts = rules.args.num_moe_layers, rules.args.num_experts
     if placement.num_members != len(epoch.members):
@@ -149,7 +149,7 @@ def _figures(rules: PlanRules, prediction: StepPrediction, bound_s: float, solve
                        prediction.limit, solver)
 
 
-def _workload(rules: PlanRules, load_LE: Rows | None) -> Workload:
+def _workload(rules: PlanRules, load_LE: FloatArray | None) -> Workload:
     from cluster.planner.cost_model import Workload
 
     load = () if load_LE is None else tuple(tuple(row.tolist()) for row in load_LE)

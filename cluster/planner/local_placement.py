@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.planner.expert_times import FloatArray
+from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.member_roles import MemoryPlanner, mean_probability, slowest_first
 from cluster.planner.memory_plan import free_bytes, max_slots
 from cluster.planner.request_shares import share_rows

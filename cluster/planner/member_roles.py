@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster.planner.exchange_cost import exchange_seconds
-from cluster.planner.expert_times import FloatArray
+from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.linear_program import everything_open
 from cluster.planner.layer.problem import LayerProblem

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.planner.cost_model import StepPrediction, predict
+from cluster.planner.device_curves import expert_rate
 from cluster.planner.even_placement import even_holders
 from cluster.planner.exchange_cost import collective_bytes, least_exchange_seconds
-from cluster.planner.expert_times import FloatArray, expert_rate
+from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError as PlacementError
 from cluster.planner.layer.exact import lower_bound, solve_exact
 from cluster.planner.layer.greedy import solve_greedy

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cluster.planner.expert_times import FloatArray
+from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.step_costs import StepCosts
 from serving.link.epoch import RequestShare
 

@@ -12,14 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.planner.device_curves import curve_seconds
-from cluster.planner.expert_times import (
-    ExpertTimes,
-    FloatArray,
-    check_profile,
-    chosen_probability,
-    expert_times,
-)
+from cluster.planner.expert_times import ExpertTimes, chosen_probability, expert_times
+from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
+from cluster.planner.profile_check import profile_fault
 from model.args import ModelArgs
 from serving.link.epoch import DeviceProfile
 
@@ -39,7 +35,10 @@ class StepCosts:
     def __init__(self, args: ModelArgs, dtype_bytes: int, profiles: Sequence[DeviceProfile], workload: Workload,
                  names: Sequence[str] = ()) -> None:
         for rank, profile in enumerate(profiles):
-            check_profile(names[rank] if names else str(rank), profile)
+            fault = profile_fault(profile)
+            if fault:
+                raise PlacementError(f"member {names[rank] if names else rank}: {fault}",
+                                     fix="measure this member again, or leave it out")
         check_workload(args, workload)
         self.args = args
         self.profiles = tuple(profiles)

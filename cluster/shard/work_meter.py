@@ -1,9 +1,5 @@
-"""The work that a member does in its steps over what its profile says for the same rows, and profiles corrected by it.
-Pure.
+"""The work that a member does in its steps over what its profile says for the same rows. Pure.
 
-A profile is measured by one quiet process. While it serves, a member is slower: others use the same memory and caches,
-steps differ from the probe's. It is not always equally slow, and a step waits for whoever is slowest just then: so
-plans count what the slowest of as many members is likely to take, and one whose work varies more is given less of it.
 L MoE layers, P pieces of a member's work for its own rows: L + 1; N (layer, local expert) pairs
 """
 
@@ -11,20 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
-from statistics import NormalDist
 
 import numpy as np
 
-from cluster.planner.device_curves import FloatArray, curve_seconds, scaled, seconds_at
+from cluster.planner.device_curves import curve_seconds, seconds_at
+from cluster.planner.layer.arrays import FloatArray
+from cluster.planner.measured_profile import RATIO_RANGE
 from model.args import ModelArgs
 from model.step import ScheduledRequest, StepPlan, StepStats
 from serving.link.epoch import DeviceProfile, WorkRatio
 
 MIN_STEPS, MIN_WORK_S = 20.0, 2.0   # one of them, recently, before a ratio says anything
 ALIKE = 0.1                         # steps and pieces whose expected work differs by so small a part of it
-RATIO_RANGE = (0.25, 4.0)           # beyond it something else is wrong, and no plan may rest on it
 
 
 class _Ratios:
@@ -150,35 +145,6 @@ class WorkMeter:
         layer_N = np.repeat(np.arange(len(expert_rows)), [len(rows) for rows in expert_rows])
         seconds_N = seconds_at(self._profile.expert_s, rows_N)
         return np.bincount(layer_N, seconds_N, minlength=len(expert_rows)).astype(np.float64)
-
-
-def corrected(profile: DeviceProfile, ratio: WorkRatio | None, num_members: int) -> DeviceProfile:
-    """The profile by which the measured work takes as long as the slowest of so many members is likely to take, if all
-    vary as this one does. Ratios are kept within RATIO_RANGE.
-
-    A layer's overhead is at least what its planning took. What has no ratio, and the speeds, which say what limits a
-    step, stay as they are.
-    """
-    if ratio is None:
-        return profile
-    own, experts = (_planned_ratio(mean, spread, num_members)
-                    for mean, spread in ((ratio.own, ratio.own_spread), (ratio.experts, ratio.experts_spread)))
-    return replace(
-        profile, expert_s=scaled(profile.expert_s, experts),
-        layer_overhead_s=max(profile.layer_overhead_s, ratio.planning_s or 0.0),
-        dense_s=scaled(profile.dense_s, own), head_s=scaled(profile.head_s, own),
-        attention_s=profile.attention_s * own)
-
-
-def _planned_ratio(mean: float | None, spread: float, num_members: int) -> float:
-    if mean is None:
-        return 1.0
-    return min(max(mean + highest_of(num_members) * spread, RATIO_RANGE[0]), RATIO_RANGE[1])
-
-
-def highest_of(num: int) -> float:
-    """The expected largest of `num` standard normal numbers, as G. Blom (1958) approximates it."""
-    return NormalDist().inv_cdf((num - 0.375) / (num + 0.25))
 
 
 def _num_attended(request: ScheduledRequest, window: int | None) -> int:

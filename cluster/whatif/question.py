@@ -9,9 +9,10 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from cluster.device.model_store import locate_checkpoint
-from cluster.device.profile_store import StoredProfile, check_profile
+from cluster.device.profile_store import StoredProfile
 from cluster.planner.cost_model import Workload
 from cluster.planner.placement import PlanOptions
+from cluster.planner.profile_check import profile_fault
 from cluster.whatif.answer import PlanQuestion
 from model.args import ModelArgs, parse_model_args, read_model_args
 from model.errors import CheckpointError
@@ -106,13 +107,15 @@ def _read_profiles(cluster: ClusterConfig, folder: Path, args: ModelArgs, dtype:
 def _read_profile(kind: str, path: Path, args: ModelArgs, dtype: str) -> DeviceProfile:
     try:
         stored = TypeAdapter(StoredProfile).validate_json(path.read_bytes())
-        check_profile(stored.profile)
     except OSError as error:
         raise ConfigError(f"{kind}: cannot read profile {path}: {error.strerror}",
                           fix="give a file that a shard wrote under ~/.cache/moesaic/profiles") from error
     except ValueError as error:
         raise ConfigError(f"{kind}: {path} is no device profile: {str(error).splitlines()[0]}",
                           fix="give a file that a shard wrote under ~/.cache/moesaic/profiles") from error
+    fault = profile_fault(stored.profile)
+    if fault:
+        raise ConfigError(f"{kind}: {path} is no device profile: {fault}", fix="measure it again")
     wanted = {name: getattr(args, name) for name in _PROFILE_SHAPE} | {"dtype": dtype}
     differs = [f"{name}={stored.facts.get(name)!r} (here {value!r})" for name, value in wanted.items()
                if stored.facts.get(name) != value]

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from cluster.planner.layer.problem import BoolArray, FloatArray, LayerProblem
+from cluster.planner.layer.arrays import BoolArray, FloatArray, IntArray
+from cluster.planner.layer.problem import LayerProblem
 
-IntArray = NDArray[np.int64]
 SLACK = 1e-6            # HiGHS' tolerance: a bound is lowered by so much, relatively, before it is called one
 
 

@@ -13,7 +13,8 @@ import torch
 
 from cluster.device import profile as device_profile
 from cluster.device.profile import emulated, measure_until_steady, profile_device, profile_facts, spread_of
-from cluster.device.profile_store import ProfileStore, check_profile
+from cluster.device.profile_store import ProfileStore
+from cluster.planner.profile_check import profile_fault
 from model import device_probe, probe_work
 from model.args import ModelArgs, parse_model_args
 from model.device_probe import Timings
@@ -60,7 +61,7 @@ def count_measuring(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_tiny_model_is_measured_once_and_found_again(args: ModelArgs, store: ProfileStore,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     profile = profile_device(args, "float32", KERNELS, POOL, store)
-    check_profile(profile)
+    assert profile_fault(profile) is None
     assert profile.source == "measured" and profile.emulated_speed is None and profile.link is None
     assert [rows for rows, _ in profile.gemm_flop_per_s] == [rows for rows, _ in profile.expert_s]
     expert_bytes = 3 * 32 * 16 * 4
@@ -193,4 +194,5 @@ def test_noise_is_said(args: ModelArgs, store: ProfileStore, monkeypatch: pytest
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_has_a_profile(args: ModelArgs, store: ProfileStore) -> None:
-    check_profile(profile_device(args, "bfloat16", TorchKernels("cuda:0"), PoolConfig(device="cuda"), store))
+    profile = profile_device(args, "bfloat16", TorchKernels("cuda:0"), PoolConfig(device="cuda"), store)
+    assert profile_fault(profile) is None

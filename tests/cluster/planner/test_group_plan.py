@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.planner.expert_times import expert_rate
+from cluster.planner.device_curves import expert_rate
 from cluster.planner.group_plan import best_change, slowdown_of_rates
-from cluster.shard.work_meter import corrected
+from cluster.planner.measured_profile import corrected
 from model.placement import Placement
 from serving.link.epoch import Epoch, RequestShare, WorkRatio
 from tests.cluster.coordinator.group_reports import member, rules

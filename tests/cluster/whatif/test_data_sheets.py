@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.planner.cost_model import expert_rate
-from cluster.planner.expert_times import check_profile
+from cluster.planner.device_curves import expert_rate
+from cluster.planner.profile_check import profile_fault
 from cluster.whatif.data_sheets import DEVICE_SPECS, compute_dtype, data_sheet_profile, device_figures
 from cluster.whatif.question import PlanRequest, read_question
 from model.args import ModelArgs
@@ -24,7 +24,7 @@ def test_every_device_names_its_source_and_gives_a_sound_profile(kind: str, args
     figures = device_figures(kind)
     assert figures.source and figures.url.startswith("https://") and figures.link is not None and figures.link.source
     profile = data_sheet_profile(args, "bfloat16", 2, figures, AssumedFigures())
-    check_profile(kind, profile)
+    assert profile_fault(profile) is None
     assert profile.source == "data-sheet"
 
 
@@ -53,7 +53,7 @@ def test_without_the_dtype_a_device_computes_in_float32(args: ModelArgs) -> None
 
 def test_a_device_that_computes_slower_than_it_reads_has_a_sound_profile_too(args: ModelArgs) -> None:
     figures = DeviceFigures(vendor="cpu", memory=8 * 10**9, read_bandwidth=30e9, flops={"float32": 5e9}, source="s")
-    check_profile("cpu", data_sheet_profile(args, "float32", 4, figures, ASSUMED))
+    assert profile_fault(data_sheet_profile(args, "float32", 4, figures, ASSUMED)) is None
 
 
 def test_an_unknown_kind_lists_those_that_are_known() -> None:

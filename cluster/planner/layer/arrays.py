@@ -1,0 +1,10 @@
+"""Types of numpy arrays. Letters at the end of a name say what its axes count. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
