@@ -43,18 +43,15 @@ class CoordinatorDeployment:
         from cluster.coordinator.coordinator import Coordinator
         from cluster.coordinator.membership import GroupRules
         from cluster.device.model_store import locate_checkpoint
-        from cluster.planner.group_plan import PlanRules
-        from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
+        from cluster.planner.plan_rules import plan_rules
         from model.args import read_model_args
 
         _log_to_stderr()
         # While the shards start: the planner's solver takes a second to import.
         self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.planner.placement"))
         args = read_model_args(locate_checkpoint(config.model, "facts"))
-        num_members = config.group.members or sum(pool.replicas for pool in config.pools)
-        plan = PlanRules(args, memory_demand(args, config, num_members), DTYPE_BYTES[config.model.dtype],
-                         config.scheduler.max_batch_tokens, config.placement)
-        rules = GroupRules(num_members, tuple(pool.name for pool in config.pools), plan, LOST_AFTER_S)
+        rules = GroupRules(config.num_members, tuple(pool.name for pool in config.pools), plan_rules(args, config),
+                           LOST_AFTER_S)
         self._coordinator = Coordinator(rules, time.monotonic)
         self._background = Background(asyncio.create_task(
             self._coordinator.rebalance_forever(config.placement.rebalance_interval_s)))

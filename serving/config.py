@@ -157,6 +157,11 @@ class ServeConfig(Options):
             raise ValueError(f"pool names {names} repeat: give every pool a name of its own")
         return self
 
+    @property
+    def num_members(self) -> int:
+        """The group starts when so many shards are there, and goes on with so many."""
+        return self.group.members or sum(pool.replicas for pool in self.pools)
+
 
 class LocalNodeConfig(Options):
     """One Ray node to start on this machine."""

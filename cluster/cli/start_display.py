@@ -24,7 +24,7 @@ class StartDisplay:
         self._said = ""
         self._bars = Progress(TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(),
                               TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), console=console)
-        num_shards = config.group.members or sum(pool.replicas for pool in config.pools)
+        num_shards = config.num_members
         self._nodes = self._bar("Ray nodes", len(config.local_nodes), "") if config.local_nodes else None
         self._shards = self._bar("shards", num_shards, "")
         self._weights = self._bar("weights", None, "MiB")

@@ -9,9 +9,10 @@ import enum
 import logging
 from dataclasses import dataclass, replace
 
-from cluster.planner.group_plan import PlanRules, plan_group
+from cluster.planner.group_plan import plan_group
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_plan import MemoryDemand
+from cluster.planner.plan_rules import PlanRules
 from serving.errors import ServingError
 from serving.link.epoch import Epoch, Member, PlacementChange, PlannedPlacement, ShardStatus
 

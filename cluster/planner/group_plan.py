@@ -14,11 +14,10 @@ import numpy as np
 
 from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
-from cluster.planner.memory_plan import MemberMemory, MemoryDemand, RunningMembers
+from cluster.planner.memory_plan import MemberMemory, RunningMembers
+from cluster.planner.plan_rules import PlanRules
 from cluster.planner.rates_split import split_by_rates
-from model.args import ModelArgs
 from model.placement import ExpertRate, Placement
-from serving.config import PlacementConfig
 from serving.link.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlacement, RequestShare
 
 if TYPE_CHECKING:
@@ -27,17 +26,6 @@ if TYPE_CHECKING:
     from cluster.planner.placement import PlannedMember
 
 PLAN_TIME_S = 10.0          # of the exact solver, at most, for all layers together
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRules:
-    """What a plan is made for."""
-
-    args: ModelArgs
-    demand: MemoryDemand
-    dtype_bytes: int
-    max_batch_tokens: int
-    config: PlacementConfig
 
 
 def plan_group(members: Sequence[Member], rules: PlanRules, before: Epoch | None = None) -> PlannedPlacement:
@@ -87,7 +75,7 @@ def _plan(members: Sequence[Member], rules: PlanRules, load_LE: FloatArray | Non
     from cluster.planner.placement import PlanOptions, plan_placement
 
     config, is_replan = rules.config, previous is not None and running is None
-    options = PlanOptions(policy=config.policy, min_copies=min(config.min_copies, len(members)), exact=not is_replan,
+    options = PlanOptions(policy=config.policy, min_copies=rules.num_copies(len(members)), exact=not is_replan,
                           time_limit_s=PLAN_TIME_S, running=running)
     plan = plan_placement(rules.args, rules.demand, _planned_members(members), _workload(rules, load_LE),
                           rules.max_batch_tokens, options, previous)
@@ -135,7 +123,7 @@ def checked_placement(placement: Placement, epoch: Epoch, rules: PlanRules,
         raise PlacementError(f"the placement has {placement.num_layers} layers of {sorted(shape)} experts, the model "
                              f"{num_layers} of {num_experts}", fix="name every expert of every MoE layer")
     copies = min(len(ranks) for layer in placement.holders for ranks in layer)
-    if copies < min(rules.config.min_copies, len(epoch.members)):
+    if copies < rules.num_copies(len(epoch.members)):
         raise PlacementError(f"the placement has an expert with {copies} copies, placement.min_copies is "
                              f"{rules.config.min_copies}", fix="give every expert so many holders")
     given = replace(epoch, placement=replace(epoch.placement, holders=placement.holders))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cluster.coordinator.membership import GroupRules, Report, ShardState
-from cluster.planner.group_plan import PlanRules
 from cluster.planner.memory_plan import MemoryDemand
+from cluster.planner.plan_rules import PlanRules
 from model.args import parse_model_args
 from serving.config import PlacementConfig
 from serving.link.epoch import DeviceFacts, Member, ShardStatus

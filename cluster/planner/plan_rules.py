@@ -1,0 +1,28 @@
+"""Everything that the plans of one service have in common, from its checkpoint and config. Pure, and without SciPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
+from cluster.planner.memory_plan import MemoryDemand
+from model.args import ModelArgs
+from serving.config import PlacementConfig, ServeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    args: ModelArgs
+    demand: MemoryDemand
+    dtype_bytes: int
+    max_batch_tokens: int
+    config: PlacementConfig
+
+    def num_copies(self, num_members: int) -> int:
+        """The copies that every expert has at least, each on another member: a group of one has one."""
+        return min(self.config.min_copies, num_members)
+
+
+def plan_rules(args: ModelArgs, config: ServeConfig) -> PlanRules:
+    return PlanRules(args, memory_demand(args, config, config.num_members), DTYPE_BYTES[config.model.dtype],
+                     config.scheduler.max_batch_tokens, config.placement)
