@@ -34,8 +34,8 @@ class LinkOwner(Protocol):
     def link_broken(self, link: ShardLinkClient, error: ShardFailedError) -> None: ...
 
 
-class Upward:
-    """What waits to be written to the shard. Everything that has gathered since the last write goes in one message."""
+class SubmissionQueue:
+    """Holds what waits to be written to the shard: all that has gathered since the last write goes in one message."""
 
     def __init__(self, epoch_number: int, router_id: str, window: int, clock: Callable[[], float]) -> None:
         self._epoch_number = epoch_number
@@ -84,29 +84,29 @@ class Upward:
 class ShardLinkClient:
     """One router's link to one member of one epoch. Connects again after a break until the epoch ends or close()."""
 
-    def __init__(self, member: Member, upward: Callable[[], Upward], epoch_number: int, owner: LinkOwner,
+    def __init__(self, member: Member, new_queue: Callable[[], SubmissionQueue], epoch_number: int, owner: LinkOwner,
                  options: Options | None = None, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """`upward` makes the queue of one stream."""
+        """`new_queue` makes the queue of one stream."""
         self.member = member
         self.epoch_number = epoch_number
         self.load: ShardLoad | None = None      # as of the last message; None before the first
-        self._make_upward = upward
+        self._new_queue = new_queue
         self._owner = owner
         self._options = channel_options() if options is None else options
         self._connect_timeout_s = connect_timeout_s
-        self._upward: Upward | None = None      # while connected
+        self._queue: SubmissionQueue | None = None      # while connected
         self._task: asyncio.Task[None] | None = None
 
     @property
     def is_connected(self) -> bool:
-        return self._upward is not None
+        return self._queue is not None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"shard-link-{self.member.shard_id}")
 
     async def close(self) -> None:
         """End the stream; the shard cancels what is open on it. The owner is not told."""
-        self._upward = None
+        self._queue = None
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -114,14 +114,14 @@ class ShardLinkClient:
 
     def submit(self, submission: Submission) -> None:
         """Raises ShardFailedError when the link is not connected."""
-        if self._upward is None:
+        if self._queue is None:
             raise ShardFailedError(f"shard {self.member.shard_id} is not connected", fix="send the request again")
-        self._upward.submit(submission)
+        self._queue.submit(submission)
 
     def cancel(self, request_id: str) -> None:
         """Take a sequence out of the shard. Nothing to do without a connection: its end has cancelled all."""
-        if self._upward is not None:
-            self._upward.cancel(request_id)
+        if self._queue is not None:
+            self._queue.cancel(request_id)
 
     async def _run(self) -> None:
         retry_s, is_over = RETRY_MIN_S, False
@@ -144,34 +144,34 @@ class ShardLinkClient:
 
     async def _run_stream(self, channel: grpc.aio.Channel) -> str:
         """One stream from greeting to end -> why it ended. Raises AioRpcError or TimeoutError."""
-        upward = self._make_upward()
-        call = shard_pb2_grpc.ShardLinkStub(channel).Connect(upward.messages(), wait_for_ready=True)
+        queue = self._new_queue()
+        call = shard_pb2_grpc.ShardLinkStub(channel).Connect(queue.messages(), wait_for_ready=True)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 greeting = await call.read()
             if greeting is grpc.aio.EOF:
                 return "the shard closed the stream at once"
             self.load = decode_load(greeting.load)
-            self._upward = upward
+            self._queue = queue
             logger.info("shard_connected shard_id=%s epoch=%d", self.member.shard_id, self.epoch_number)
             self._owner.link_connected(self)
-            await self._receive(call, upward)
+            await self._receive(call, queue)
         finally:
             call.cancel()
         return "the shard closed the stream"
 
     async def _receive(self, call: grpc.aio.StreamStreamCall[shard_pb2.ToShard, shard_pb2.ToRouter],
-                       upward: Upward) -> None:
+                       queue: SubmissionQueue) -> None:
         while (message := await call.read()) is not grpc.aio.EOF:
             if message.epoch != self.epoch_number:
                 logger.warning("late_message shard_id=%s epoch=%d", self.member.shard_id, message.epoch)
                 continue
             self.load = decode_load(message.load)
             self._owner.link_events(self, [decode_event(update) for update in message.updates])
-            upward.handled(message.sequence)
+            queue.handled(message.sequence)
 
     def _break(self, why: str) -> None:
-        was_connected, self._upward = self._upward is not None, None
+        was_connected, self._queue = self._queue is not None, None
         if was_connected:
             logger.warning("shard_disconnected shard_id=%s epoch=%d why=%s", self.member.shard_id, self.epoch_number,
                            why)

@@ -12,7 +12,7 @@ from typing import Protocol
 from serving.engine.engine import ShardLoad
 from serving.engine.request import Submission, TokenEvent
 from serving.errors import ContextLengthError, NotReadyError, ShardFailedError
-from serving.link.client import ShardLinkClient, Upward
+from serving.link.client import ShardLinkClient, SubmissionQueue
 from serving.link.epoch import Epoch
 from serving.metrics import ShardMetrics
 from serving.router.shard_choice import (
@@ -215,9 +215,9 @@ class ShardLinks:
             self._owner.sequences_lost(sequence_ids, error)
 
     def _new_link(self, epoch: Epoch, rank: int) -> ShardLinkClient:
-        def upward() -> Upward:
-            return Upward(epoch.number, self._router_id, self._window, self._clock)
-        return ShardLinkClient(epoch.members[rank], upward, epoch.number, self)
+        def new_queue() -> SubmissionQueue:
+            return SubmissionQueue(epoch.number, self._router_id, self._window, self._clock)
+        return ShardLinkClient(epoch.members[rank], new_queue, epoch.number, self)
 
     def _forget_others(self, old: dict[str, ShardLinkClient]) -> None:
         """Drop what is known of members that are not in the new epoch."""

@@ -13,7 +13,7 @@ import pytest
 from model.step import SamplingSpec
 from serving.engine.request import FinishReason, Submission, TokenEvent
 from serving.link.channel_options import channel_options
-from serving.link.client import ShardLinkClient, Upward
+from serving.link.client import ShardLinkClient, SubmissionQueue
 from serving.link.messages import error_of_text
 from serving.link.server import ShardLinkServer, start_link_server
 from serving.proto import shard_pb2, shard_pb2_grpc
@@ -42,7 +42,8 @@ async def shard() -> AsyncIterator[Shard]:
 async def linked(port: int, epoch_number: int = 1, router_id: str = "r",
                  window: int = 8) -> AsyncIterator[tuple[ShardLinkClient, RecordingOwner]]:
     owner = RecordingOwner()
-    link = ShardLinkClient(member(port), lambda: Upward(epoch_number, router_id, window, clock), epoch_number, owner)
+    link = ShardLinkClient(member(port), lambda: SubmissionQueue(epoch_number, router_id, window, clock),
+                           epoch_number, owner)
     link.start()
     try:
         yield link, owner
@@ -75,29 +76,29 @@ async def test_submissions_go_up_and_one_message_per_step_comes_down(shard: Shar
 
 
 async def test_what_gathers_before_a_write_goes_in_one_message() -> None:
-    upward = Upward(1, "r", 8, clock)
-    messages = upward.messages()
+    queue = SubmissionQueue(1, "r", 8, clock)
+    messages = queue.messages()
     first = await anext(messages)
     assert (first.epoch, first.router_id, first.window) == (1, "r", 8)
-    upward.submit(submission("a"))
-    upward.submit(submission("b"))
-    upward.cancel("b")              # the shard need never hear of it
-    upward.cancel("c")
-    upward.handled(7)
+    queue.submit(submission("a"))
+    queue.submit(submission("b"))
+    queue.cancel("b")               # the shard need never hear of it
+    queue.cancel("c")
+    queue.handled(7)
     message = await anext(messages)
     assert [entry.request_id for entry in message.submissions] == ["a"]
     assert list(message.cancellations) == ["c"] and message.acknowledged_sequence == 7 and message.epoch == 1
 
 
 async def test_acknowledgements_alone_wait_for_a_quarter_of_the_window() -> None:
-    upward = Upward(1, "r", 8, clock)
-    messages = upward.messages()
+    queue = SubmissionQueue(1, "r", 8, clock)
+    messages = queue.messages()
     await anext(messages)
     following = asyncio.ensure_future(anext(messages))
-    upward.handled(1)
+    queue.handled(1)
     await asyncio.sleep(0)
     assert not following.done()
-    upward.handled(2)
+    queue.handled(2)
     assert (await following).acknowledged_sequence == 2
 
 
@@ -262,8 +263,8 @@ async def test_a_peer_that_falls_silent_is_noticed(shard: Shard) -> None:
 
     proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
     owner = RecordingOwner()
-    link = ShardLinkClient(member(proxy.sockets[0].getsockname()[1]), lambda: Upward(1, "r", 8, clock), 1, owner,
-                           options=channel_options(keepalive_time_s=0.1, timeout_s=0.1))
+    link = ShardLinkClient(member(proxy.sockets[0].getsockname()[1]), lambda: SubmissionQueue(1, "r", 8, clock),
+                           1, owner, options=channel_options(keepalive_time_s=0.1, timeout_s=0.1))
     link.start()
     await connected(owner)
     frozen.set()
