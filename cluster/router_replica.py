@@ -90,7 +90,7 @@ class RouterReplica:
             assert view.epoch is not None
             self._epoch = (view.epoch.number, view.epoch.revision)
             await self._service.set_epoch(view.epoch)
-            self._reporter.hurry()
+            self._reporter.notify()
 
     def _is_ready_and_new(self, view: View) -> bool:
         """A new revision of the same epoch changes the shares of the requests."""

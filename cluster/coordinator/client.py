@@ -49,17 +49,17 @@ class Reporter(Generic[R]):
         self._report = report
         self._send = send
         self._differ = differ
-        self._hurry = asyncio.Event()
+        self._has_news = asyncio.Event()
 
-    def hurry(self) -> None:
-        """There is news."""
-        self._hurry.set()
+    def notify(self) -> None:
+        """Have `report()` looked at now: it has news."""
+        self._has_news.set()
 
     async def run(self) -> None:
         sent: R | None = None
         sent_s = 0.0
         while True:
-            self._hurry.clear()
+            self._has_news.clear()
             report, now_s = self._report(), time.monotonic()
             if sent is None or self._differ(report, sent) or now_s - sent_s >= REPEAT_S:
                 try:
@@ -70,7 +70,7 @@ class Reporter(Generic[R]):
                     logger.warning("report_failed error=%s", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_S if sent is None else LOOK_S):
-                    await self._hurry.wait()
+                    await self._has_news.wait()
 
 
 class ViewFollower:

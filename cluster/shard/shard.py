@@ -172,7 +172,7 @@ class Shard:
     def _note_revision(self) -> None:
         if self._run is not None:
             self._epoch, self._model = self._run.revisions.epoch, self._run.revisions.model
-        self._reporter.hurry()
+        self._reporter.notify()
 
     def _note_link(self, link: Link | None) -> None:
         assert self._member is not None and self._member.profile is not None
@@ -248,7 +248,7 @@ class Shard:
 
     def _advance(self, to: ShardState, why: str) -> None:
         self._lifecycle.advance(to, why)
-        self._reporter.hurry()
+        self._reporter.notify()
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -86,7 +86,7 @@ async def test_a_reporter_sends_news_at_once_and_again_after_a_failure(coordinat
         async with asyncio.timeout(10.0):
             assert await sent.get() == statuses[0]
             statuses.append(status_of(one, epoch_number=5))
-            reporter.hurry()
+            reporter.notify()
             assert await sent.get() == statuses[1]
         assert sent.empty()
     finally:
