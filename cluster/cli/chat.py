@@ -34,14 +34,14 @@ class Piece:
     num_tokens: int | None = None
 
 
-class ChatDoor(Protocol):
+class ChatClient(Protocol):
     name: str
 
     def answer(self, messages: list[Message], max_tokens: int | None, temperature: float | None) -> Iterator[Piece]:
         """Stream the assistant's next message. Raises ChatError."""
 
 
-class HttpDoor:
+class HttpChatClient:
     """The OpenAI-compatible door, as any client would use it."""
 
     name = "HTTP"
@@ -101,7 +101,7 @@ def _pieces(lines: Iterator[str]) -> Iterator[Piece]:
     yield Piece(num_tokens=num_tokens)
 
 
-class GrpcDoor:
+class GrpcChatClient:
     """The gRPC door of one router replica."""
 
     name = "gRPC"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from cluster.cli.chat import ChatDoor, Message
+from cluster.cli.chat import ChatClient, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Answered:
                 f"then {self.tokens_per_s:.1f} tokens/s")
 
 
-def print_answer(console: Console, door: ChatDoor, messages: list[Message], max_tokens: int | None,
+def print_answer(console: Console, client: ChatClient, messages: list[Message], max_tokens: int | None,
                  temperature: float | None) -> Answered:
     """Raises ChatError."""
     began_s, first_s, num_tokens, texts = time.perf_counter(), None, 0, []
     try:
-        for piece in door.answer(messages, max_tokens, temperature):
+        for piece in client.answer(messages, max_tokens, temperature):
             if piece.text and first_s is None:
                 first_s = time.perf_counter() - began_s
             texts.append(piece.text)
@@ -46,9 +46,9 @@ def print_answer(console: Console, door: ChatDoor, messages: list[Message], max_
     return Answered("".join(texts), num_tokens, total_s if first_s is None else first_s, total_s)
 
 
-def converse(console: Console, door: ChatDoor, max_tokens: int | None, temperature: float | None) -> None:
+def converse(console: Console, client: ChatClient, max_tokens: int | None, temperature: float | None) -> None:
     """A conversation until end of input or an empty line. Ctrl-C ends the answer, not the conversation."""
-    console.print(f"Talking over {door.name}. An empty line or Ctrl-D ends it.", style="dim")
+    console.print(f"Talking over {client.name}. An empty line or Ctrl-D ends it.", style="dim")
     messages: list[Message] = []
     while True:
         try:
@@ -59,7 +59,7 @@ def converse(console: Console, door: ChatDoor, max_tokens: int | None, temperatu
             return
         messages.append(Message("user", question))
         try:
-            answered = print_answer(console, door, messages, max_tokens, temperature)
+            answered = print_answer(console, client, messages, max_tokens, temperature)
         except KeyboardInterrupt:
             messages.pop()
             console.print("(stopped)", style="dim")

@@ -12,7 +12,7 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from cluster.cli.chat import GrpcDoor, HttpDoor, Message
+from cluster.cli.chat import GrpcChatClient, HttpChatClient, Message
 from cluster.cli.conversation import print_answer
 from cluster.cli.start_display import StartDisplay
 from cluster.cli.status_table import status_view
@@ -35,11 +35,11 @@ def run_demo(console: Console, config_path: Path, state_dir: Path) -> RunningClu
     config = prepare_demo(console, config_path)
     with StartDisplay(console, config) as display:
         running = BringUp(config, state_dir, display).run()
-    for door, question in ((GrpcDoor(running.grpc_address), _GRPC_QUESTION),
-                           (HttpDoor(running.http_address), _HTTP_QUESTION)):
-        console.rule(f"over {door.name}", align="left")
+    for chat, question in ((GrpcChatClient(running.grpc_address), _GRPC_QUESTION),
+                           (HttpChatClient(running.http_address), _HTTP_QUESTION)):
+        console.rule(f"over {chat.name}", align="left")
         console.print(question, style="bold")
-        answered = print_answer(console, door, [Message("user", question)], _MAX_TOKENS, 0.0)
+        answered = print_answer(console, chat, [Message("user", question)], _MAX_TOKENS, 0.0)
         console.print(answered.summary(), style="dim")
     console.rule("who computed what", align="left")
     with ClusterClient.connected(running) as client:

@@ -71,17 +71,17 @@ def chat(question: Annotated[str | None, typer.Argument(help="Ask this and end; 
          temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
          application: Application = None, state_dir: StateDir = None) -> None:
     """Talk to the running service; answers are streamed."""
-    from cluster.cli.chat import GrpcDoor, HttpDoor, Message
+    from cluster.cli.chat import GrpcChatClient, HttpChatClient, Message
     from cluster.cli.conversation import converse, print_answer
 
     if address is None:
         running = read_state(state_dir or default_state_dir(), application)
         address = running.grpc_address if grpc else running.http_address
-    door = GrpcDoor(address, api_key) if grpc else HttpDoor(address, api_key)
+    client = GrpcChatClient(address, api_key) if grpc else HttpChatClient(address, api_key)
     if question is not None:
-        print_answer(console, door, [Message("user", question)], max_tokens, temperature)
+        print_answer(console, client, [Message("user", question)], max_tokens, temperature)
     else:
-        converse(console, door, max_tokens, temperature)
+        converse(console, client, max_tokens, temperature)
 
 
 @app.command()
