@@ -48,7 +48,7 @@ class CoordinatorDeployment:
 
         _log_to_stderr()
         # While the shards start: the planner's solver takes a second to import.
-        self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.planner.placement"))
+        self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.planner.group_plan"))
         args = read_model_args(locate_checkpoint(config.model, "facts"))
         rules = GroupRules(config.num_members, tuple(pool.name for pool in config.pools), plan_rules(args, config),
                            LOST_AFTER_S)

@@ -22,13 +22,13 @@ from cluster.coordinator.membership import (
     View,
     decide,
     is_of_unknown_epoch,
-    plan_members,
 )
 from cluster.coordinator.placement_change import ChangeState, advance, begin, find, running_change
+from cluster.coordinator.planning import plan_change, plan_given, plan_members
 from cluster.coordinator.work_reports import WorkReports
-from cluster.planner.group_plan import BestChange, best_change, checked_placement
 from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
+from cluster.planner.plan_rules import BestChange
 from model.placement import Placement
 from serving.engine.expert_load import ExpertLoad
 from serving.errors import NotReadyError
@@ -159,7 +159,7 @@ class Coordinator:
             return known
         measured, counted = self._as_measured(epoch), self._work.counted(epoch)
         if placement is not None:
-            target = await asyncio.to_thread(checked_placement, placement, measured, self._rules.plan, counted)
+            target = await asyncio.to_thread(plan_given, placement, measured, self._rules.plan, counted)
             return self._begin(epoch, operation_id, why, target)
         best = await self._best_change(measured, counted)
         return self._begin(epoch, operation_id, why, best.target)
@@ -205,7 +205,7 @@ class Coordinator:
         for member, ratio in zip(epoch.members, self._work.ratios(epoch), strict=True):
             if ratio is not None:
                 logger.info("planned_with_work shard_id=%s %s", member.shard_id, ratio)
-        return await asyncio.to_thread(best_change, epoch, self._rules.plan, counted, self._slots(epoch))
+        return await asyncio.to_thread(plan_change, epoch, self._rules.plan, counted, self._slots(epoch))
 
     def _as_measured(self, epoch: Epoch) -> Epoch:
         return self._work.as_measured(epoch, {shard_id: report.member for shard_id, report in self._reports.items()})

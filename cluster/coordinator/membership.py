@@ -9,8 +9,6 @@ import enum
 import logging
 from dataclasses import dataclass, replace
 
-from cluster.planner.group_plan import plan_group
-from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_plan import MemoryDemand
 from cluster.planner.plan_rules import PlanRules
 from serving.errors import ServingError
@@ -129,17 +127,6 @@ class GroupSnapshot:
     known_epoch_number: int                    # highest number of which the coordinator knows more than the number
     now_s: float
     planned: GroupPlanned | None = None
-
-
-def plan_members(members: tuple[Member, ...], rules: GroupRules, before: Epoch | None) -> GroupPlanned:
-    """Takes up to some seconds. `before`: the epoch that ended."""
-    shard_ids = tuple(member.shard_id for member in members)
-    changes = tuple(replace(change, state="failed", detail="the epoch ended", target=None)
-                    if change.state == "running" else change for change in before.changes) if before else ()
-    try:
-        return GroupPlanned(shard_ids, plan_group(members, rules.plan, before), changes=changes)
-    except PlacementError as error:
-        return GroupPlanned(shard_ids, None, str(error))
 
 
 def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:

@@ -1,29 +1,26 @@
-"""What the planner makes of the members of a group. Pure.
+"""Plans for the members of a group: when they start, and while they run. Pure.
 
-The planner is imported when it is used: shards, routers and the command line import this package's other files, and do
-not plan.
+It loads SciPy: who does not plan imports plan_rules, memory_plan or measured_profile instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 
+from cluster.planner.cost_model import StepPrediction, Workload, predict_step
+from cluster.planner.expert_times import chosen_probability
 from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
+from cluster.planner.layer.problem import Holders
 from cluster.planner.memory_plan import MemberMemory, RunningMembers
-from cluster.planner.plan_rules import PlanRules
+from cluster.planner.placement import PlannedMember, PlanOptions, plan_placement, predict_running, surviving_holders
+from cluster.planner.plan_rules import BestChange, PlanRules
 from cluster.planner.rates_split import split_by_rates
 from model.placement import ExpertRate, Placement
 from serving.link.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlacement, RequestShare
-
-if TYPE_CHECKING:
-    from cluster.planner.cost_model import StepPrediction, Workload
-    from cluster.planner.layer.problem import Holders
-    from cluster.planner.placement import PlannedMember
 
 PLAN_TIME_S = 10.0          # of the exact solver, at most, for all layers together
 
@@ -34,21 +31,11 @@ def plan_group(members: Sequence[Member], rules: PlanRules, before: Epoch | None
     Members that were in the epoch `before` keep what they held, as far as that is not much worse: then little is
     loaded, and the answer is there at once.
     """
-    from cluster.planner.placement import surviving_holders
-
     shard_ids = [member.shard_id for member in members]
     old_ids = [member.shard_id for member in before.members] if before else []
     if before is None or not set(old_ids) & set(shard_ids) or rules.config.policy == "even":
         return _plan(members, rules, None, None, None)
     return _plan(members, rules, None, surviving_holders(before.placement, old_ids, shard_ids), None)
-
-
-@dataclass(frozen=True, slots=True)
-class BestChange:
-    """What the running members of an epoch can change to, and what a step takes as long as they do not."""
-
-    running_s: float
-    target: PlannedPlacement
 
 
 def best_change(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None, slots: tuple[int, ...]) -> BestChange:
@@ -72,8 +59,6 @@ def best_change(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None, slot
 
 def _plan(members: Sequence[Member], rules: PlanRules, load_LE: FloatArray | None,
           previous: Sequence[Holders] | None, running: RunningMembers | None) -> PlannedPlacement:
-    from cluster.planner.placement import PlanOptions, plan_placement
-
     config, is_replan = rules.config, previous is not None and running is None
     options = PlanOptions(policy=config.policy, min_copies=rules.num_copies(len(members)), exact=not is_replan,
                           time_limit_s=PLAN_TIME_S, running=running)
@@ -85,8 +70,6 @@ def _plan(members: Sequence[Member], rules: PlanRules, load_LE: FloatArray | Non
 
 def _predict_group(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None) -> StepPrediction:
     """What the placement that runs takes for a step under this load, its rows split as well as they can be."""
-    from cluster.planner.placement import predict_running
-
     return predict_running(rules.args, _planned_members(epoch.members), epoch.placement, epoch.shares,
                            _workload(rules, load_LE), rules.dtype_bytes)
 
@@ -94,9 +77,6 @@ def _predict_group(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None) -
 def slowdown_of_rates(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None,
                       rates: tuple[ExpertRate, ...]) -> float:
     """How much longer a step takes while rows are split over copies by the rates that run than it would by others."""
-    from cluster.planner.cost_model import predict_step
-    from cluster.planner.expert_times import chosen_probability
-
     args, workload = rules.args, _workload(rules, load_LE)
     if rates == epoch.placement.rates:
         return 1.0
@@ -138,15 +118,11 @@ def _figures(rules: PlanRules, prediction: StepPrediction, bound_s: float, solve
 
 
 def _workload(rules: PlanRules, load_LE: FloatArray | None) -> Workload:
-    from cluster.planner.cost_model import Workload
-
     load = () if load_LE is None else tuple(tuple(row.tolist()) for row in load_LE)
     return Workload(rules.config.num_rows, rules.config.context_tokens, load)
 
 
 def _planned_members(members: Sequence[Member]) -> list[PlannedMember]:
-    from cluster.planner.placement import PlannedMember
-
     return [PlannedMember(member.shard_id, _profile_of(member), _memory_of(member), member.pool) for member in members]
 
 

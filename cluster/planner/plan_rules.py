@@ -1,4 +1,7 @@
-"""Everything that the plans of one service have in common, from its checkpoint and config. Pure, and without SciPy."""
+"""The rules of one service's plans, from its checkpoint and config, and what a plan of a change says.
+
+Pure, and without SciPy: for all that know of plans and make none.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
 from cluster.planner.memory_plan import MemoryDemand
 from model.args import ModelArgs
 from serving.config import PlacementConfig, ServeConfig
+from serving.link.epoch import PlannedPlacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,14 @@ class PlanRules:
     def num_copies(self, num_members: int) -> int:
         """The copies that every expert has at least, each on another member: a group of one has one."""
         return min(self.config.min_copies, num_members)
+
+
+@dataclass(frozen=True, slots=True)
+class BestChange:
+    """What the running members of an epoch can change to, and what a step takes as long as they do not."""
+
+    running_s: float
+    target: PlannedPlacement
 
 
 def plan_rules(args: ModelArgs, config: ServeConfig) -> PlanRules:

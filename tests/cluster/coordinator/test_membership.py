@@ -16,9 +16,9 @@ from cluster.coordinator.membership import (
     ShardState,
     View,
     decide,
-    plan_members,
 )
-from serving.link.epoch import Epoch, PlacementChange
+from cluster.coordinator.planning import plan_members
+from serving.link.epoch import Epoch
 from tests.cluster.coordinator.group_reports import member, report, rules
 
 A, B, C, D = (member(name) for name in "abcd")
@@ -140,18 +140,6 @@ def test_only_listed_moves_are_legal(state: ShardState) -> None:
         else:
             with pytest.raises(IllegalTransition, match="allowed next"):
                 lifecycle.advance(to, "test")
-
-
-def test_members_of_the_epoch_before_keep_what_they_held_and_its_changes_are_remembered() -> None:
-    before = first_epoch()
-    before = replace(before, changes=(PlacementChange("op", "because", 100, 0, 1),))
-    planned = plan_members((B, C, D), rules(), before)
-    assert planned.placement is not None
-    placement = planned.placement.placement
-    for layer in range(2):
-        for old_rank, new_rank in ((1, 0), (2, 1)):      # B and C; D holds what A held
-            assert set(before.placement.experts_of(layer, old_rank)) <= set(placement.experts_of(layer, new_rank))
-    assert [(change.operation_id, change.state) for change in planned.changes] == [("op", "failed")]
 
 
 def test_a_plan_of_other_members_is_not_used() -> None:

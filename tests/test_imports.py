@@ -1,0 +1,22 @@
+"""What a process loads by importing its main module."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Of shards, routers, the command line, and of the coordinator before it plans.
+WITHOUT_SCIPY = (
+    "cluster.shard.shard", "cluster.router_replica", "cluster.cli.main", "cluster.cli.doctor", "cluster.deployments",
+    "cluster.coordinator.client", "cluster.coordinator.coordinator", "cluster.planner.measured_profile",
+    "cluster.planner.memory_demand", "cluster.planner.memory_plan", "cluster.planner.plan_rules")
+
+
+def test_only_who_plans_loads_the_solver() -> None:
+    code = ("import importlib, sys\n"
+            "for name in sys.argv[1:]:\n"
+            "    importlib.import_module(name)\n"
+            "    assert 'scipy' not in sys.modules, f'{name} loads SciPy'\n")
+    subprocess.run([sys.executable, "-c", code, *WITHOUT_SCIPY], cwd=ROOT, check=True)
