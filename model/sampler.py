@@ -42,7 +42,12 @@ def sample(logits_SV: Tensor, requests: list[ScheduledRequest]) -> list[Draw]:
 
 
 def _is_plain_greedy(spec: SamplingSpec) -> bool:
-    return spec.temperature < _GREEDY_BELOW and spec.num_logprobs is None and not _changes_logits(spec)
+    return _is_greedy(spec) and spec.num_logprobs is None and not _changes_logits(spec)
+
+
+def _is_greedy(spec: SamplingSpec) -> bool:
+    """All three leave the likeliest token; weights could not tell it from one whose logit is next to its own."""
+    return spec.temperature < _GREEDY_BELOW or spec.top_p == 0.0 or spec.top_k == 1
 
 
 def _changes_logits(spec: SamplingSpec) -> bool:
@@ -51,7 +56,7 @@ def _changes_logits(spec: SamplingSpec) -> bool:
 
 def _draw(raw_V: Row, request: ScheduledRequest, spec: SamplingSpec) -> Draw:
     logits_V = adjusted(raw_V, request, spec) if _changes_logits(spec) else raw_V
-    if spec.temperature < _GREEDY_BELOW:
+    if _is_greedy(spec):
         token_id = int(logits_V.argmax())
     else:
         position = request.num_computed_tokens + len(request.token_ids)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 class SamplingSpec:
     """How to draw one token from logits. A draw depends only on (seed, position, logits).
 
-    temperature 0 means greedy. `top_k=None` and `top_p=1.0`, `min_p=0.0` switch a filter off. Penalties of 0 (presence,
-    frequency) and 1 (repetition) do nothing. `num_logprobs` None: no log-probabilities; 0: of the chosen token only;
-    n: also of the n most likely tokens.
+    temperature 0 means greedy, as do `top_p=0.0` and `top_k=1`. `top_k=None` and `top_p=1.0`, `min_p=0.0` switch a
+    filter off. Penalties of 0 (presence, frequency) and 1 (repetition) do nothing. `num_logprobs` None: no
+    log-probabilities; 0: of the chosen token only; n: also of the n most likely tokens.
     """
 
     temperature: float = 1.0

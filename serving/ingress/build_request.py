@@ -151,7 +151,8 @@ class RequestBuilder:
         return params
 
 
-def chat_message(role: str, content: str, name: str | None = None, param: str = "messages") -> ChatMessage:
+def chat_message(role: str, content: str, name: str | None = None, param: str = "messages",
+                 reasoning: str | None = None) -> ChatMessage:
     """Check the role. `developer` is OpenAI's newer word for `system`, which is the one that templates know."""
     if role in ("tool", "function"):
         raise UnsupportedFieldError(f"messages of role {role!r} are not supported", param=f"{param}.role",
@@ -159,7 +160,7 @@ def chat_message(role: str, content: str, name: str | None = None, param: str = 
     if role not in _ROLES:
         raise InvalidRequestError(f"{role!r} is not a role", fix=f"use one of: {', '.join(_ROLES)}",
                                   param=f"{param}.role")
-    return ChatMessage(_ROLES[role], content, name)
+    return ChatMessage(_ROLES[role], content, name, reasoning)
 
 
 def invalid_request(error: ValidationError) -> InvalidRequestError:
@@ -174,7 +175,7 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
         return InvalidRequestError(f"the body is not JSON: {findings[0]['msg'].removeprefix('Invalid JSON: ')}")
     if kind == "extra_forbidden":
         return InvalidRequestError(f"unknown field {param!r}", fix="remove it, or check its spelling", param=param)
-    if kind == "missing":
+    if kind == "missing" or (findings[0]["input"] is None and findings[0]["loc"][:1] == (param,)):
         return InvalidRequestError(f"{param} is missing", fix="give it", param=param)
     shown = "" if kind == "value_error" else f", got {value if len(value) <= 80 else value[:77] + '...'}"
     return InvalidRequestError(f"{param or 'the body'}: {' or '.join(reasons)}{shown}", param=param)

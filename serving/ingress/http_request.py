@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 from uuid import uuid4
 
 from starlette.exceptions import HTTPException
@@ -29,6 +29,10 @@ class Caller:
     def tenant(self, user: str | None) -> str:
         return choose_tenant(self.key_tenant, user)
 
+    def under(self, request_id: str | None) -> Caller:
+        """Return the same caller under the id that a body gives, where it gives one that can stand in a log line."""
+        return Caller(request_id, self.key_tenant) if is_request_id(request_id) else self
+
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
@@ -39,9 +43,14 @@ class Stamp:
     fingerprint: str
 
 
+def is_request_id(given: str | None) -> TypeGuard[str]:
+    """Return whether it can stand in a log line."""
+    return given is not None and _REQUEST_ID.fullmatch(given) is not None
+
+
 def choose_request_id(given: str | None) -> str:
-    """The client's, if it can stand in a log line; else a new one."""
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid4().hex
+    """Return the client's id, if it can stand in a log line; else a new one."""
+    return given if is_request_id(given) else uuid4().hex
 
 
 async def read_body(request: Request) -> bytes:

@@ -17,7 +17,7 @@ from serving.ingress.openai_responses import (
     ChatDelta,
     ChatMessageAnswer,
 )
-from serving.ingress.openai_schema import ChatCompletionBody, to_conversation, wants_usage
+from serving.ingress.openai_schema import ChatCompletionBody, to_conversation, wants_continuous_usage, wants_usage
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
 from serving.text.tokenizer import Tokenizer
 
@@ -56,14 +56,15 @@ class ChatEndpoint:
 
     async def stream(self, body: ChatCompletionBody, request: GenerationRequest, stamp: Stamp) -> AsyncGenerator[str]:
         """The chunks as JSON, the first of each choice with its role. Raises ServingError."""
-        usage = UsageCount([request])
+        usage, counts = UsageCount([request]), wants_continuous_usage(body.stream_options)
         started: set[int] = set()
 
-        def chunk(*choices: ChatChunkChoice, is_last: bool = False) -> str:
+        def chunk(*choices: ChatChunkChoice) -> str:
+            shows_usage = counts or not choices
             shows_prompt = bool(body.return_token_ids) and not started
             return ChatChunk(
                 id=stamp.id, created=stamp.created_s, model=request.model, system_fingerprint=stamp.fingerprint,
-                choices=list(choices), usage=usage.to_usage() if is_last else None,
+                choices=list(choices), usage=usage.to_usage() if shows_usage else None,
                 prompt_token_ids=list(request.prompt_token_ids) if shows_prompt else None).model_dump_json()
 
         async with open_streams(self._service, [request]) as deltas:
@@ -75,7 +76,7 @@ class ChatEndpoint:
                 if (choice := self._chunk_choice(delta, body)) is not None:
                     yield chunk(choice)
         if wants_usage(body.stream_options):
-            yield chunk(is_last=True)
+            yield chunk()
 
     def _choice(self, index: int, choice: CollectedChoice, body: ChatCompletionBody) -> ChatChoice:
         return ChatChoice(

@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from serving.engine.request import FinishReason
-from serving.errors import InvalidRequestError, UnsupportedFieldError
+from serving.errors import InvalidRequestError
 from serving.ingress.build_request import Asked, Prompt, RequestBuilder, Text
 from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import CompletionLogprobsWriter, prompt_logprobs
 from serving.ingress.openai_responses import Completion, CompletionChoice, CompletionLogprobs
-from serving.ingress.openai_schema import CompletionBody, to_prompts, wants_usage
+from serving.ingress.openai_schema import CompletionBody, to_prompts, wants_continuous_usage, wants_usage
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
 from serving.text.tokenizer import Tokenizer
 
@@ -64,11 +64,11 @@ class CompletionEndpoint:
         """The chunks as JSON. Raises ServingError."""
         n = asked[0].request.params.n
         writers = [self._writer(body, asked, index) for index in range(len(asked) * n)]
-        usage = UsageCount([one.request for one in asked])
+        usage, counts = UsageCount([one.request for one in asked]), wants_continuous_usage(body.stream_options)
         async with self._open(body, asked, usage) as deltas:
             async for prompt_index, delta in deltas:
                 if (choice := writers[prompt_index * n + delta.choice].write(delta)) is not None:
-                    yield self._completion(stamp, asked, [choice]).model_dump_json()
+                    yield self._completion(stamp, asked, [choice], usage if counts else None).model_dump_json()
         if wants_usage(body.stream_options):
             yield self._completion(stamp, asked, [], usage).model_dump_json()
 
@@ -153,6 +153,3 @@ def _check(body: CompletionBody, num_prompts: int) -> None:
     if num_prompts > MAX_PROMPTS:
         raise InvalidRequestError(f"{num_prompts} prompts in one request", param="prompt",
                                   fix=f"send at most {MAX_PROMPTS}, the others in further requests")
-    if body.best_of is not None and body.best_of != (1 if body.n is None else body.n):
-        raise UnsupportedFieldError(f"best_of={body.best_of} unlike n is not supported", param="best_of",
-                                    fix="remove it, and choose among the n choices yourself")

@@ -116,6 +116,7 @@ class _HttpDoor:
 
     async def chat_completions(self, request: Request, caller: Caller) -> Response:
         body = await _parse(request, ChatCompletionBody)
+        caller = caller.under(body.request_id)
         stamp = self._stamp("chatcmpl", caller)
         if body.stream:
             asked = await until_disconnect(request.receive, self._chat.build(body, caller))
@@ -127,6 +128,7 @@ class _HttpDoor:
 
     async def completions(self, request: Request, caller: Caller) -> Response:
         body = await _parse(request, CompletionBody)
+        caller = caller.under(body.request_id)
         stamp = self._stamp("cmpl", caller)
         if body.stream:
             asked = await until_disconnect(request.receive, self._completions.build(body, caller))

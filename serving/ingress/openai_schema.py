@@ -1,17 +1,18 @@
 """The bodies of OpenAI's API that clients send, with vLLM's extras. Types only: SamplingParams checks the limits.
 
-A field is implemented, or harmless to ignore, or refused by name; none is dropped silently.
+A field is implemented here, or stands in unused_fields.py, or is refused as unknown; none is dropped silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
 
 from serving.errors import InvalidRequestError, UnsupportedFieldError
 from serving.ingress.build_request import Conversation, SamplingFields, Text, TokenIds, chat_message, invalid_request
+from serving.ingress.unused_fields import CONTENT_PART_FIELDS, MESSAGE_FIELDS, REQUEST_FIELDS, Unused, refuse_unused
 from serving.text.chat_template import ChatMessage
 
 _STRICT = ConfigDict(frozen=True, extra="allow", strict=True)
@@ -21,6 +22,7 @@ class ContentPart(BaseModel):
     model_config = _STRICT
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class MessageBody(BaseModel):
@@ -28,11 +30,14 @@ class MessageBody(BaseModel):
     role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None                # vLLM's newer name of it
 
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    include_usage: bool | None = None
+    include_usage: bool | None = None           # in a last chunk without choices
+    continuous_usage_stats: bool | None = None  # so far, in every chunk
     include_obfuscation: bool | None = None
 
 
@@ -40,6 +45,7 @@ class ChatCompletionBody(SamplingFields):
     model: str
     messages: list[MessageBody]
     max_completion_tokens: int | None = None
+    best_of: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream: bool | None = None
@@ -48,6 +54,12 @@ class ChatCompletionBody(SamplingFields):
     return_token_ids: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
+    request_id: str | None = None
+
+
+def _false_is_none(value: object) -> object:
+    """Clients of both paths write `logprobs: false` where a number belongs."""
+    return None if value is False else value
 
 
 class CompletionBody(SamplingFields):
@@ -55,12 +67,13 @@ class CompletionBody(SamplingFields):
     prompt: str | list[str] | list[int] | list[list[int]]
     best_of: int | None = None
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
     return_token_ids: bool | None = None
     add_special_tokens: bool | None = None
+    request_id: str | None = None
 
 
 class TokenizeBody(BaseModel):
@@ -81,26 +94,10 @@ class DetokenizeBody(BaseModel):
 
 
 _Body = TypeVar("_Body", ChatCompletionBody, CompletionBody, TokenizeBody, DetokenizeBody)
-
-
-def _only(*values: JsonValue) -> Callable[[JsonValue], bool]:
-    return lambda value: value is None or value in values
-
-
-def _anything(value: JsonValue) -> bool:
-    return True
-
-
-# Fields of the OpenAI API that are not implemented -> the values with which ignoring them cannot change the answer.
-_IGNORABLE: dict[str, Callable[[JsonValue], bool]] = {
-    "metadata": _anything, "safety_identifier": _anything, "prompt_cache_key": _anything,
-    "prompt_cache_retention": _anything, "prompt_cache_options": _anything,
-    "store": _only(False), "service_tier": _only("auto", "default"), "parallel_tool_calls": _anything,
-    "tools": _only([]), "tool_choice": _only("none", "auto"), "functions": _only([]),
-    "function_call": _only("none", "auto"), "response_format": _only({"type": "text"}), "modalities": _only(["text"]),
-    "verbosity": _only("medium"), "suffix": _only(""), "audio": _only(), "prediction": _only(), "moderation": _only(),
-    "web_search_options": _only(), "reasoning_effort": _only()}
-_UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio", "refusal"})
+_BODIES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody, TokenizeBody, DetokenizeBody)
+# What is a field of one path only is known to the others too: null there says nothing.
+_OTHER_FIELDS = {name: Unused(fix="remove it: it is no field of this path")
+                 for body in _BODIES for name in body.model_fields} | REQUEST_FIELDS
 
 
 def parse_body(kind: type[_Body], content: bytes) -> _Body:
@@ -112,18 +109,17 @@ def parse_body(kind: type[_Body], content: bytes) -> _Body:
     extras = dict(body.model_extra or {})
     if extras.get("tool_choice") == "none":
         extras.pop("tools", None)       # what must not be called need not be known
-    _refuse_extras(extras)
+    refuse_unused(extras, _OTHER_FIELDS)
     if isinstance(body, (ChatCompletionBody, CompletionBody)):
         _check_stream_options(body)
+        _check_best_of(body)
     return body
 
 
-def _refuse_extras(extras: Mapping[str, JsonValue]) -> None:
-    for name, value in extras.items():
-        if name not in _IGNORABLE:
-            raise InvalidRequestError(f"unknown field {name!r}", fix="remove it, or check its spelling", param=name)
-        if not _IGNORABLE[name](value):
-            raise UnsupportedFieldError(f"{name} is not supported", fix="remove it", param=name)
+def _check_best_of(body: ChatCompletionBody | CompletionBody) -> None:
+    if body.best_of is not None and body.best_of != (1 if body.n is None else body.n):
+        raise UnsupportedFieldError(f"best_of={body.best_of} unlike n is not supported", param="best_of",
+                                    fix="remove it, and choose among the n choices yourself")
 
 
 def _check_stream_options(body: ChatCompletionBody | CompletionBody) -> None:
@@ -141,6 +137,10 @@ def wants_usage(options: StreamOptions | None) -> bool:
     return options is not None and bool(options.include_usage)
 
 
+def wants_continuous_usage(options: StreamOptions | None) -> bool:
+    return options is not None and bool(options.continuous_usage_stats)
+
+
 def to_conversation(messages: list[MessageBody], add_generation_prompt: bool | None,
                     variables: Mapping[str, JsonValue] | None) -> Conversation:
     return Conversation(tuple(_to_message(message, f"messages[{index}]") for index, message in enumerate(messages)),
@@ -148,31 +148,28 @@ def to_conversation(messages: list[MessageBody], add_generation_prompt: bool | N
 
 
 def _to_message(message: MessageBody, param: str) -> ChatMessage:
-    for name, value in (message.model_extra or {}).items():
-        if name not in _UNSUPPORTED_IN_MESSAGES:
-            raise InvalidRequestError(f"unknown field {name!r} in a message", fix="remove it", param=f"{param}.{name}")
-        if value:
-            raise UnsupportedFieldError(f"{name} in a message is not supported", fix="remove it",
-                                        param=f"{param}.{name}")
-    if message.content is None:
+    refuse_unused(message.model_extra or {}, MESSAGE_FIELDS, param, " in a message")
+    parts = message.content
+    if parts is None and message.role != "assistant":       # an assistant may have said nothing
         raise InvalidRequestError(f"{param}.content is missing", fix="give a string or a list of text parts",
                                   param=f"{param}.content")
-    if isinstance(message.content, str):
-        content = message.content
+    if parts is None or isinstance(parts, str):
+        content = parts or ""
     else:       # joined as vLLM does
-        content = "\n".join(_to_text(part, f"{param}.content[{index}]") for index, part in enumerate(message.content))
-    return chat_message(message.role, content, message.name, param)
+        content = "\n".join(_to_text(part, f"{param}.content[{index}]") for index, part in enumerate(parts))
+    reasoning = message.reasoning_content if message.reasoning is None else message.reasoning
+    return chat_message(message.role, content, message.name, param, reasoning)
 
 
 def _to_text(part: ContentPart, param: str) -> str:
-    if part.type != "text":
+    if part.type not in ("text", "refusal"):
         raise UnsupportedFieldError(f"content parts of type {part.type!r} are not supported",
                                     fix="send parts of type text", param=f"{param}.type")
-    for name in part.model_extra or {}:
-        raise InvalidRequestError(f"unknown field {name!r} in a content part", fix="remove it", param=f"{param}.{name}")
-    if part.text is None:
-        raise InvalidRequestError(f"{param}.text is missing", fix="give it", param=f"{param}.text")
-    return part.text
+    refuse_unused(part.model_extra or {}, CONTENT_PART_FIELDS, param, " in a content part")
+    text = part.text if part.type == "text" else part.refusal
+    if text is None:
+        raise InvalidRequestError(f"{param}.{part.type} is missing", fix="give it", param=f"{param}.{part.type}")
+    return text
 
 
 def to_prompts(body: CompletionBody) -> list[Text | TokenIds]:

@@ -15,7 +15,6 @@ from pathlib import Path
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -36,10 +35,15 @@ class ChatMessage:
     role: str
     content: str
     name: str | None = None
+    reasoning: str | None = None        # of an earlier answer; templates know it by either of two names
 
     def to_json(self) -> dict[str, JsonValue]:
-        named: dict[str, JsonValue] = {} if self.name is None else {"name": self.name}
-        return {"role": self.role, "content": self.content, **named}
+        message: dict[str, JsonValue] = {"role": self.role, "content": self.content}
+        if self.name is not None:
+            message["name"] = self.name
+        if self.reasoning is not None:
+            message |= {"reasoning_content": self.reasoning, "reasoning": self.reasoning}
+        return message
 
 
 class _GenerationTag(Extension):
@@ -117,27 +121,25 @@ class ChatTemplate:
         """Raises ChatTemplateError when `source` is not a Jinja template."""
         environment = _environment()
         try:
-            tree = environment.parse(source)
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the checkpoint's chat template is not valid Jinja: {error}",
                                     fix="mend chat_template in tokenizer_config.json or chat_template.jinja") from error
         self._special_tokens = dict(special_tokens)
-        self.variables: frozenset[str] = frozenset(find_undeclared_variables(tree)) - set(environment.globals)
-        self.message_fields: frozenset[str] = _string_keys(tree)
 
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
                variables: Mapping[str, JsonValue] | None = None) -> str:
         """-> the prompt's text, special tokens written out. `variables` go to the template (`enable_thinking`, ...).
 
-        Raises InvalidRequestError when the template refuses the messages, or never reads a variable or a name.
+        Raises InvalidRequestError when the template refuses the messages. As everywhere, it may leave a variable or a
+        field of a message unread.
         """
-        variables = variables or {}
-        self._check(messages, variables)
+        self._check(messages, variables or {})
+        own = {name: value for name, value in (variables or {}).items() if name not in RESERVED_VARIABLES}
         try:
-            return self._template.render(messages=[message.to_json() for message in messages], tools=None,
-                                         documents=None, add_generation_prompt=add_generation_prompt,
-                                         **{**self._special_tokens, **variables})
+            return self._template.render({
+                **self._special_tokens, **own, "messages": [message.to_json() for message in messages], "tools": None,
+                "documents": None, "add_generation_prompt": add_generation_prompt})
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", param="messages",
                                       fix="check the roles and their order") from error
@@ -145,22 +147,10 @@ class ChatTemplate:
     def _check(self, messages: Sequence[ChatMessage], variables: Mapping[str, JsonValue]) -> None:
         if not messages:
             raise InvalidRequestError("messages is empty", fix="give at least one message", param="messages")
-        readable = self.variables - RESERVED_VARIABLES - set(self._special_tokens)
-        for name in variables:
-            if name not in readable:
-                raise InvalidRequestError(
-                    f"the model's chat template reads no variable {name!r}", param="chat_template_kwargs",
-                    fix=f"remove it; the template reads {', '.join(sorted(readable)) or 'none'}")
-        if "name" not in self.message_fields and any(message.name is not None for message in messages):
-            raise InvalidRequestError("the model's chat template does not read a message's name", param="messages.name",
-                                      fix="remove it, or write it into the content")
-
-
-def _string_keys(tree: nodes.Template) -> frozenset[str]:
-    """Every attribute and constant key that the template looks up: `message.name`, `message['name']`, `.get('name')`"""
-    attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
-    constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-    return frozenset(attributes | constants)
+        for name, value in variables.items():
+            if name in RESERVED_VARIABLES and value is not None:
+                raise InvalidRequestError(f"chat_template_kwargs must not set {name!r}", param="chat_template_kwargs",
+                                          fix="remove it, and use the request's own field")
 
 
 def read_chat_template(folder: Path, configured: JsonValue) -> str | None:

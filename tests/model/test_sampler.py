@@ -48,6 +48,14 @@ def test_tiny_temperature_is_greedy(temperature: float) -> None:
         assert drawn[0].token_id == 1
 
 
+@pytest.mark.parametrize("spec", [SamplingSpec(top_p=0.0), SamplingSpec(top_k=1), SamplingSpec(top_p=0.0, top_k=7),
+                                  SamplingSpec(top_p=0.0, temperature=2.0, presence_penalty=1e-9)])
+def test_top_p_of_zero_is_the_likeliest_token(spec: SamplingSpec) -> None:
+    logits = torch.tensor([[0.0, 1.0, np.nextafter(np.float32(1.0), np.float32(2.0)), -300.0]])
+    for position in range(20):
+        assert sample(logits, [request(spec, position + 1)])[0].token_id == 2
+
+
 @pytest.mark.parametrize(("spec", "kept"), [
     (SamplingSpec(top_k=2), {2, 3}),
     (SamplingSpec(top_k=100), {0, 1, 2, 3}),

@@ -171,7 +171,7 @@ async def test_the_clients_deadline_reaches_the_service_and_ends_the_call(door: 
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     async with asyncio.timeout(30):
         await service.closed.wait()
-    assert service.requests[0].deadline_s is not None and 0 < service.requests[0].deadline_s <= 0.5
+    assert service.requests[0].deadline_s is not None and 0 < service.requests[0].deadline_s < 1
 
 
 async def test_reflection_lists_the_services(door: Door) -> None:

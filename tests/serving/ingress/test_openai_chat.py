@@ -56,6 +56,43 @@ async def test_streamed_chat(client: openai.AsyncOpenAI) -> None:
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage is not None
 
 
+async def test_an_answer_goes_back_as_the_client_gave_it(client: openai.AsyncOpenAI, service: FakeService) -> None:
+    answer = await client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=0, max_tokens=3)
+    said = answer.choices[0].message
+    for again in (said.model_dump(), said.to_dict(), said.model_dump(exclude_unset=True), said):
+        await client.chat.completions.create(  # type: ignore[call-overload]
+            model="tiny", messages=[*MESSAGES, again, {"role": "assistant", "content": None, "name": "a",
+                                                       "reasoning_content": "hm", "cache_control": {"type": "x"}},
+                                    {"role": "user", "content": [{"type": "text", "text": "b", "cache_control": {}}]}])
+    written = service.tokenizer.decode(service.requests[-1].prompt_token_ids, skip_special_tokens=False)
+    assert written == ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" + (said.content or "") + "<|im_end|>\n"
+                       "<|im_start|>assistant\n<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("with_last", [True, False])
+async def test_usage_in_every_chunk(client: openai.AsyncOpenAI, with_last: bool) -> None:
+    options = {"stream_options": {"include_usage": with_last, "continuous_usage_stats": True}}
+    chat = await client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=0, stream=True,
+                                                extra_body=options)
+    text = await client.completions.create(model="tiny", prompt="hello", temperature=0, stream=True, max_tokens=9,
+                                           extra_body=options)
+    for stream in (chat, text):
+        usages = [(chunk.usage, chunk.choices) async for chunk in stream]
+        counts = [usage.completion_tokens for usage, _ in usages if usage is not None]
+        assert len(counts) == len(usages) and counts == sorted(counts) and counts[-1] > counts[0]
+        assert all(usage is not None and usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+                   for usage, _ in usages)
+        assert (usages[-1][1] == []) is with_last
+
+
+async def test_top_p_of_zero_and_an_id_in_the_body(client: openai.AsyncOpenAI, service: FakeService) -> None:
+    answer = await client.chat.completions.create(model="tiny", messages=MESSAGES, top_p=0,
+                                                  extra_body={"request_id": "my-1"})
+    assert service.requests[0].params.top_p == 0.0 and answer.id == "chatcmpl-my-1"
+    odd = await client.completions.create(model="tiny", prompt="a", extra_body={"request_id": "no spaces, please"})
+    assert " " not in odd.id
+
+
 async def test_the_clients_own_stream_helper(client: openai.AsyncOpenAI) -> None:
     async with client.chat.completions.stream(model="tiny", messages=MESSAGES, temperature=0, logprobs=True) as stream:
         final = await stream.get_final_completion()

@@ -9,7 +9,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from serving.errors import InvalidRequestError
-from serving.text.chat_template import ChatMessage, ChatTemplate, ChatTemplateError, read_chat_template
+from serving.text.chat_template import (
+    RESERVED_VARIABLES,
+    ChatMessage,
+    ChatTemplate,
+    ChatTemplateError,
+    read_chat_template,
+)
 from serving.text.tokenizer import Tokenizer
 
 MESSAGES = [ChatMessage("system", "Be brief."), ChatMessage("user", "1 < 2 & \"你好\"\n"),
@@ -65,22 +71,29 @@ def test_what_the_template_raises_reaches_the_client() -> None:
     assert caught.value.param == "messages"
 
 
-def test_variables_reach_the_template_and_unread_ones_are_refused() -> None:
+def test_variables_reach_the_template_and_unread_ones_are_ignored() -> None:
     template = ChatTemplate("{% if enable_thinking is defined and not enable_thinking %}quick"
                             "{% else %}slow{% endif %}", {})
     assert template.render(MESSAGES, variables={"enable_thinking": False}) == "quick"
     assert template.render(MESSAGES) == "slow"
-    with pytest.raises(InvalidRequestError, match="'thinking'.*enable_thinking"):
-        template.render(MESSAGES, variables={"thinking": False})
-    with pytest.raises(InvalidRequestError, match="'messages'"):
-        template.render(MESSAGES, variables={"messages": []})
+    assert template.render(MESSAGES, variables={"thinking": False, "self": 1, "context": 2}) == "slow"
 
 
-def test_a_name_the_template_does_not_read_is_refused() -> None:
-    named = [ChatMessage("user", "hi", name="Ada")]
-    assert ChatTemplate("{{ messages[0].name }}", {}).render(named) == "Ada"
-    with pytest.raises(InvalidRequestError, match="name"):
-        ChatTemplate("{{ messages[0].content }}", {}).render(named)
+@pytest.mark.parametrize("name", sorted(RESERVED_VARIABLES))
+def test_what_a_request_says_itself_is_no_variable(name: str) -> None:
+    template = ChatTemplate("{{ messages | length }}{{ tools }}{{ add_generation_prompt }}", {})
+    assert template.render(MESSAGES, variables={name: None}) == "4NoneTrue"
+    with pytest.raises(InvalidRequestError, match=f"'{name}'"):
+        template.render(MESSAGES, variables={name: False})
+
+
+def test_a_name_and_reasoning_are_there_for_templates_that_read_them() -> None:
+    message = ChatMessage("assistant", "hi", name="Ada", reasoning="hm")
+    read = ChatTemplate("{{ messages[0].name }} {{ messages[0].reasoning_content }} {{ messages[0].reasoning }}", {})
+    assert read.render([message]) == "Ada hm hm"
+    assert ChatTemplate("{{ messages[0].content }}", {}).render([message]) == "hi"
+    assert ChatTemplate("{{ messages[0] | tojson }}", {}).render([ChatMessage("user", "a")]) == (
+        '{"role": "user", "content": "a"}')
 
 
 def test_no_messages_are_refused() -> None:
