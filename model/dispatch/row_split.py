@@ -25,7 +25,7 @@ Part = tuple[int, int, float]       # rank, rows that it computes of an expert, 
 UNKNOWN_RATE = ExpertRate(read_s=16.0, row_s=1.0)       # all alike; reading weights lasts as long as 16 rows
 MAX_PASSES = 8
 SPLIT_STARTS = 8.0  # an expert is not split where less work than so many starts would be left to each holder
-CLOSE = 2e-3        # finish times are level when they differ by less than this share of the latest
+CLOSE = 2e-3        # finish times are balanced when they differ by less than this share of the latest
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
     if copies.copied_C.size:
         seconds_F = np.maximum(copies.read_F, copies.start_F + copies.row_F * num_rows_F) * (num_rows_F > 0)
         finish_M = np.bincount(copies.holder_F, weights=seconds_F, minlength=copies.num_members).tolist()
-        pouring = _Pouring(copies, num_rows_E.take(copies.copied_C), finish_M)
-        pouring.level()
+        balancer = _Balancer(copies, num_rows_E.take(copies.copied_C), finish_M)
+        balancer.balance()
         ranks, experts, num_rows = [], [], []
-        for c, parts in enumerate(pouring.parts_C):
+        for c, parts in enumerate(balancer.parts_C):
             for rank, rows, _ in parts:
                 ranks.append(rank)
                 experts.append(c)
@@ -92,7 +92,7 @@ def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
     return num_rows_EM
 
 
-class _Pouring:
+class _Balancer:
     """The state of one split: what each member has to do so far, and the parts of every copied expert."""
 
     def __init__(self, copies: LayerCopies, num_rows_C: Ints, finish_M: list[float]) -> None:
@@ -109,7 +109,7 @@ class _Pouring:
         self._start_M: list[float] = copies.start_M.tolist()
         self._speed_M = [1.0 / row_s for row_s in self._row_M]
 
-    def level(self) -> None:
+    def balance(self) -> None:
         finish_M = self._finish_M
         for c in self._order:
             self.parts_C[c] = parts = self._place(c)
@@ -118,12 +118,12 @@ class _Pouring:
         if self._long:
             for _ in range(1, MAX_PASSES):
                 latest_s = max(finish_M)
-                if self._is_level() or not self._place_again() or max(finish_M) > (1.0 - CLOSE) * latest_s:
+                if self._is_balanced() or not self._place_again() or max(finish_M) > (1.0 - CLOSE) * latest_s:
                     break
-        if not self._is_level():
+        if not self._is_balanced():
             self._relieve_slowest()
 
-    def _is_level(self) -> bool:
+    def _is_balanced(self) -> bool:
         latest_s = max(self._finish_M)
         return latest_s - min(self._finish_M) <= CLOSE * latest_s
 
@@ -206,10 +206,10 @@ class _Pouring:
         """Make the slowest member faster, again and again, as long as that works."""
         for _ in range(MAX_PASSES * self._copies.num_members):
             slowest = self._finish_M.index(max(self._finish_M))
-            if not self._pass_on(slowest) and not any(self._relieve(slowest, c) for c in self._long):
+            if not self._find_handover(slowest) and not any(self._relieve(slowest, c) for c in self._long):
                 break
 
-    def _pass_on(self, slowest: int) -> bool:
+    def _find_handover(self, slowest: int) -> bool:
         """The slowest gives a whole expert to another holder, which may pass on one of its own to have time for it, and
         so on. With experts that cost no more than reading, the step cannot be faster when this finds no way.
         """
@@ -218,7 +218,7 @@ class _Pouring:
         if all(finish_s + read_s >= latest_s for finish_s, read_s in zip(finish_M, self._read_M, strict=True)):
             return False
         whole = [(c, self.parts_C[c][0]) for c in reversed(self._order) if len(self.parts_C[c]) == 1]
-        came_by: dict[int, tuple[int, int]] = {}        # member -> the expert it would get, and from whom
+        handover: dict[int, tuple[int, int]] = {}       # member -> the expert it would get, and from whom
         busy_s = {slowest: latest_s}                    # member -> when it would be done with that one too
         waiting = [slowest]
         for giver in waiting:
@@ -228,16 +228,16 @@ class _Pouring:
                 for rank in self._copies.holders_C[c]:
                     if rank not in busy_s:
                         busy_s[rank] = finish_M[rank] + self._whole_CM[c][rank]
-                        came_by[rank] = c, giver
+                        handover[rank] = c, giver
                         waiting.append(rank)
                         if busy_s[rank] < latest_s:
-                            self._move_along(came_by, rank, slowest)
+                            self._hand_over(handover, rank, slowest)
                             return True
         return False
 
-    def _move_along(self, came_by: dict[int, tuple[int, int]], rank: int, first: int) -> None:
+    def _hand_over(self, handover: dict[int, tuple[int, int]], rank: int, first: int) -> None:
         while rank != first:
-            c, giver = came_by[rank]
+            c, giver = handover[rank]
             self._finish_M[giver] -= self._whole_CM[c][giver]
             self._finish_M[rank] += self._whole_CM[c][rank]
             self.parts_C[c] = ((rank, self._num_rows_C[c], self._whole_CM[c][rank]),)

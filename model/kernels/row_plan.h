@@ -29,7 +29,7 @@ typedef struct {                            // `RowPlan` of model/dispatch/row_p
 
 typedef struct {
     int64_t *num_owned, *quota;             // [E, M] rows of an expert: of each owner, for each holder
-    Pouring pouring;
+    Balance balance;
     int64_t *next;                          // [max(slots, M)]
     int16_t *holder;                        // [S, K]
     char *needed;                           // [M, own rows]
@@ -50,7 +50,7 @@ static long lay_out(PlanSpace *s, const Routing *r, const StepRows *rows, char *
     s->next = (int64_t *)cut(&from, max_long(r->num_slots, M) * 8);
     s->holder = (int16_t *)cut(&from, rows->num_rows * rows->num_per_row * 2);
     s->needed = cut(&from, M * rows->own_count);
-    s->pouring = (Pouring){
+    s->balance = (Balance){
         .copies = r->copies, .num_rows = (long *)cut(&from, C * sizeof(long)),
         .finish = (double *)cut(&from, M * 8), .speed = (double *)cut(&from, M * 8),
         .whole = (double *)cut(&from, C * M * 8),
@@ -84,7 +84,7 @@ static int ids_are_valid(const Routing *r, const StepRows *rows) {
     return num_bad == 0;
 }
 
-static void begin_pouring(Pouring *p, const int64_t *num_rows_E) {
+static void begin_balance(Balance *p, const int64_t *num_rows_E) {
     const Copies *w = p->copies;
     long M = w->num_members;
     for (long m = 0; m < M; m++) {
@@ -112,14 +112,14 @@ static void begin_pouring(Pouring *p, const int64_t *num_rows_E) {
 }
 
 // quota [E, M] from the rows of every expert
-static void split_rows(Pouring *p, const int64_t *num_rows_E, int64_t *quota) {
+static void split_rows(Balance *p, const int64_t *num_rows_E, int64_t *quota) {
     const Copies *w = p->copies;
     long M = w->num_members;
     memset(quota, 0, w->num_experts * M * sizeof *quota);
     for (long f = 0; f < w->num_fixed; f++) quota[w->fixed[f] * M + w->holder[f]] = num_rows_E[w->fixed[f]];
     if (w->num_copied == 0) return;
-    begin_pouring(p, num_rows_E);
-    level(p);
+    begin_balance(p, num_rows_E);
+    balance(p);
     for (long c = 0; c < w->num_copied; c++)
         for (long i = 0; i < p->num_parts[c]; i++)
             quota[w->copied[c] * M + p->parts[c * M + i].rank] = p->parts[c * M + i].num_rows;
@@ -146,7 +146,7 @@ static void choose_holders(const Routing *r, const StepRows *rows, PlanSpace *s)
     int16_t *holder = s->holder;
     if (r->copies) {
         count_rows(r, rows, s->num_owned, num_rows_E);
-        split_rows(&s->pouring, num_rows_E, s->quota);
+        split_rows(&s->balance, num_rows_E, s->quota);
         for (long cell = 0; cell < r->num_experts * M; cell++) {
             kept[cell] = kept[cell] < left[cell] ? kept[cell] : left[cell];
             left[cell] -= kept[cell];

@@ -3,12 +3,12 @@
 
 #include "row_split.h"
 
-typedef struct { long expert, giver; } Gift;
+typedef struct { long expert, giver; } Handover;
 
-static void move_along(Pouring *p, const Gift *came_by, long rank, long first) {
+static void hand_over(Balance *p, const Handover *handover, long rank, long first) {
     long M = p->copies->num_members;
     while (rank != first) {
-        long c = came_by[rank].expert, giver = came_by[rank].giver;
+        long c = handover[rank].expert, giver = handover[rank].giver;
         p->finish[giver] -= p->whole[c * M + giver];
         p->finish[rank] += p->whole[c * M + rank];
         keep(p, c, &(Part){rank, p->num_rows[c], p->whole[c * M + rank]}, 1);
@@ -17,12 +17,12 @@ static void move_along(Pouring *p, const Gift *came_by, long rank, long first) {
 }
 
 // The slowest gives a whole expert to another holder, which may pass on one of its own to have time for it, and so on
-static int pass_on(Pouring *p, long slowest) {
+static int find_handover(Balance *p, long slowest) {
     const Copies *w = p->copies;
     long M = w->num_members, waiting[M], num_waiting = 1, nobody_has_time = 1;
     double busy[M], last = p->finish[slowest];
     char is_busy[M];
-    Gift came_by[M];
+    Handover handover[M];
     for (long m = 0; m < M; m++) {
         is_busy[m] = m == slowest;
         nobody_has_time = nobody_has_time && p->finish[m] + w->read[m] >= last;
@@ -40,10 +40,10 @@ static int pass_on(Pouring *p, long slowest) {
                 if (is_busy[rank]) continue;
                 is_busy[rank] = 1;
                 busy[rank] = p->finish[rank] + p->whole[c * M + rank];
-                came_by[rank] = (Gift){c, giver};
+                handover[rank] = (Handover){c, giver};
                 waiting[num_waiting++] = rank;
                 if (busy[rank] < last) {
-                    move_along(p, came_by, rank, slowest);
+                    hand_over(p, handover, rank, slowest);
                     return 1;
                 }
             }
@@ -52,7 +52,7 @@ static int pass_on(Pouring *p, long slowest) {
 }
 
 // Split an expert of the slowest member, also over holders that then read more than they compute
-static int relieve(Pouring *p, long slowest, long c) {
+static int relieve(Balance *p, long slowest, long c) {
     long M = p->copies->num_members, num_before = p->num_parts[c], computes = 0;
     Part before[M], after[M];
     double limit = p->finish[slowest] * (1.0 - CLOSE), spent;
@@ -60,35 +60,35 @@ static int relieve(Pouring *p, long slowest, long c) {
     for (long i = 0; i < num_before; i++)
         computes = computes || (before[i].rank == slowest && before[i].seconds > p->copies->read[slowest]);
     if (!computes || earliest_holder(p, c) >= limit) return 0;
-    put_down(p, before, num_before);
+    remove_work(p, before, num_before);
     long num_after = split_expert(p, c, limit, 1, after);
     int better = num_after > 0 && outcome(p, after, num_after, before, num_before, &spent) < limit;
     if (better) keep(p, c, after, num_after);
-    take_up(p, p->parts + c * M, p->num_parts[c]);
+    add_work(p, p->parts + c * M, p->num_parts[c]);
     return better;
 }
 
-static void relieve_slowest(Pouring *p) {
+static void relieve_slowest(Balance *p) {
     for (long i = 0; i < MAX_PASSES * p->copies->num_members; i++) {
         long slowest = 0, done = 0;
         for (long m = 1; m < p->copies->num_members; m++)
             if (p->finish[m] > p->finish[slowest]) slowest = m;
-        done = pass_on(p, slowest);
+        done = find_handover(p, slowest);
         for (long k = 0; !done && k < p->num_long; k++) done = relieve(p, slowest, p->long_ones[k]);
         if (!done) break;
     }
 }
 
-static void level(Pouring *p) {
+static void balance(Balance *p) {
     long M = p->copies->num_members;
     for (long i = 0; i < p->num_ordered; i++) {
         long c = p->order[i];
         p->num_parts[c] = place_expert(p, c, p->parts + c * M);
-        take_up(p, p->parts + c * M, p->num_parts[c]);
+        add_work(p, p->parts + c * M, p->num_parts[c]);
     }
     for (long pass = 1; p->num_long && pass < MAX_PASSES; pass++) {
         double before = latest(p);
-        if (is_level(p) || !place_again(p) || latest(p) > (1.0 - CLOSE) * before) break;
+        if (is_balanced(p) || !place_again(p) || latest(p) > (1.0 - CLOSE) * before) break;
     }
-    if (!is_level(p)) relieve_slowest(p);
+    if (!is_balanced(p)) relieve_slowest(p);
 }

@@ -31,45 +31,45 @@ typedef struct {
     long *order, *long_ones, num_ordered, num_long;     // experts with rows, most first; those worth splitting
     Part *parts;                // [C, M]
     long *num_parts;            // [C]
-} Pouring;
+} Balance;
 
 INLINE double max_double(double a, double b) { return a >= b ? a : b; }
 INLINE double min_double(double a, double b) { return a <= b ? a : b; }
 
-static double latest(const Pouring *p) {
+static double latest(const Balance *p) {
     double most = p->finish[0];
     for (long m = 1; m < p->copies->num_members; m++) most = max_double(most, p->finish[m]);
     return most;
 }
 
-static int is_level(const Pouring *p) {
+static int is_balanced(const Balance *p) {
     double most = latest(p), least = p->finish[0];
     for (long m = 1; m < p->copies->num_members; m++) least = min_double(least, p->finish[m]);
     return most - least <= CLOSE * most;
 }
 
-static double earliest_holder(const Pouring *p, long c) {
+static double earliest_holder(const Balance *p, long c) {
     const Copies *w = p->copies;
     double least = p->finish[w->holders[w->first_holder[c]]];
     for (long i = w->first_holder[c] + 1; i < w->first_holder[c + 1]; i++) least = min_double(least, p->finish[w->holders[i]]);
     return least;
 }
 
-static void take_up(Pouring *p, const Part *parts, long count) {
+static void add_work(Balance *p, const Part *parts, long count) {
     for (long i = 0; i < count; i++) p->finish[parts[i].rank] += parts[i].seconds;
 }
 
-static void put_down(Pouring *p, const Part *parts, long count) {
+static void remove_work(Balance *p, const Part *parts, long count) {
     for (long i = 0; i < count; i++) p->finish[parts[i].rank] -= parts[i].seconds;
 }
 
-static void keep(Pouring *p, long c, const Part *parts, long count) {
+static void keep(Balance *p, long c, const Part *parts, long count) {
     memcpy(p->parts + c * p->copies->num_members, parts, count * sizeof(Part));
     p->num_parts[c] = count;
 }
 
 // Whole rows for each of the ranks, so that all are done at about `level`; the last may have less to do
-static long share_out(const Pouring *p, const long *ranks, long count, long num_rows, double level, Part *parts) {
+static long share_out(const Balance *p, const long *ranks, long count, long num_rows, double level, Part *parts) {
     const Copies *w = p->copies;
     long shares[count], left = num_rows, used = 0;
     for (long i = 0; i < count; i++) {
@@ -95,7 +95,7 @@ static long share_out(const Pouring *p, const long *ranks, long count, long num_
 }
 
 // Parts for holders that are all done at once and before `limit`; 0 where that is not possible
-static long split_expert(const Pouring *p, long c, double limit, int may_read_more, Part *parts) {
+static long split_expert(const Balance *p, long c, double limit, int may_read_more, Part *parts) {
     const Copies *w = p->copies;
     long count = w->first_holder[c + 1] - w->first_holder[c], ranks[count], chosen[count], num_chosen = 0;
     double opens[count], speed = 0.0, behind = (double)p->num_rows[c], level = INFINITY;
@@ -127,7 +127,7 @@ static long split_expert(const Pouring *p, long c, double limit, int may_read_mo
 }
 
 // The best parts for an expert that nobody has yet
-static long place_expert(const Pouring *p, long c, Part *parts) {
+static long place_expert(const Balance *p, long c, Part *parts) {
     const Copies *w = p->copies;
     const double *whole = p->whole + c * w->num_members;
     long best = w->holders[w->first_holder[c]], count = 0;
@@ -141,7 +141,7 @@ static long place_expert(const Pouring *p, long c, Part *parts) {
     return count;
 }
 
-static double outcome(const Pouring *p, const Part *parts, long count, const Part *others, long num_others, double *spent) {
+static double outcome(const Balance *p, const Part *parts, long count, const Part *others, long num_others, double *spent) {
     double most = p->finish[parts[0].rank] + parts[0].seconds;
     *spent = 0.0;
     for (long i = 0; i < count; i++) {
@@ -160,7 +160,7 @@ static int same_parts(const Part *a, long num_a, const Part *b, long num_b) {
 }
 
 // Take every expert out and place it anew, where that is better. Returns whether any was.
-static int place_again(Pouring *p) {
+static int place_again(Balance *p) {
     const Copies *w = p->copies;
     int changed = 0;
     for (long i = 0; i < p->num_ordered; i++) {
@@ -170,7 +170,7 @@ static int place_again(Pouring *p) {
         double last = p->finish[before[0].rank];
         for (long k = 1; k < num_before; k++) last = max_double(last, p->finish[before[k].rank]);
         if (last - earliest_holder(p, c) <= CLOSE * last) continue;
-        put_down(p, before, num_before);
+        remove_work(p, before, num_before);
         long num_after = place_expert(p, c, after);
         if (!same_parts(after, num_after, before, num_before)) {
             double spent_after, spent_before;
@@ -181,7 +181,7 @@ static int place_again(Pouring *p) {
                 changed = 1;
             }
         }
-        take_up(p, p->parts + c * w->num_members, p->num_parts[c]);
+        add_work(p, p->parts + c * w->num_members, p->num_parts[c]);
     }
     return changed;
 }
