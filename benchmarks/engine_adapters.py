@@ -46,7 +46,7 @@ class MoesaicEngine:
         from model.args import read_model_args
         from model.dispatch.dispatcher import LocalDispatcher
         from model.kernels.select import select_kernels
-        from model.placement import contiguous_placement
+        from model.placement import Placement
         from model.runner import Runner
         from model.step import StepHeader, StepPlan, StepResult
         from model.weights import load_decoder
@@ -58,7 +58,7 @@ class MoesaicEngine:
         torch.set_num_threads(num_threads)
         args = read_model_args(folder)
         kernels = select_kernels(device)
-        placement = contiguous_placement(args.num_moe_layers, args.num_experts, (args.num_experts,))
+        placement = Placement(1, (((0,),) * args.num_experts,) * args.num_moe_layers)
         decoder, _ = load_decoder(folder, args, getattr(torch, dtype), kernels, placement, 0)
         num_blocks = num_kv_tokens // BLOCK_SIZE
         runner = Runner(decoder, LocalDispatcher(kernels, placement), num_blocks, BLOCK_SIZE)

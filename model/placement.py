@@ -61,16 +61,3 @@ class Placement:
     def num_experts_of(self, rank: int) -> int:
         """Expert copies that `rank` holds, all layers together."""
         return sum(len(self.experts_of(layer, rank)) for layer in range(self.num_layers))
-
-    def is_local(self, layer: int) -> bool:
-        """True when every member holds every expert of the layer, so that nobody needs to send a row."""
-        return all(len(ranks) == self.num_members for ranks in self.holders[layer])
-
-
-def contiguous_placement(num_layers: int, num_experts: int, shares: tuple[int, ...]) -> Placement:
-    """One copy of every expert; rank r holds the next `shares[r]` of them. sum(shares) must be num_experts."""
-    if sum(shares) != num_experts or min(shares) < 0:
-        raise ValueError(f"shares {shares} must be >= 0 and add up to num_experts={num_experts}")
-    owner = [rank for rank, share in enumerate(shares) for _ in range(share)]
-    layer = tuple((rank,) for rank in owner)
-    return Placement(num_members=len(shares), holders=(layer,) * num_layers)

@@ -5,7 +5,6 @@ T rows of the step, V vocabulary
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import torch
@@ -46,7 +45,6 @@ class Runner:
 
         Changes only the KV slots of the plan's own tokens, so a step that failed can be run again. Raises GroupError.
         """
-        began_s = time.perf_counter()
         if self.pace is not None:
             self.pace.begin_step()
         dispatcher = self.dispatcher
@@ -60,7 +58,7 @@ class Runner:
         stats = StepStats(
             num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
             num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
-            work=self._end_work(), forward_s=time.perf_counter() - began_s, expert_rows=expert_rows)
+            work=self._end_work(), expert_rows=expert_rows)
         return StepResult(plan.epoch_number, plan.step_index, tokens, stats)
 
     def _end_work(self) -> StepWork | None:

@@ -119,7 +119,6 @@ class StepStats:
     num_expert_rows: int = 0                            # (row, expert) pairs computed here, for anybody, all layers
     num_collectives: int = 0
     bytes_sent: int = 0
-    forward_s: float = 0.0
     expert_rows: tuple[tuple[int, ...], ...] = field(default=())  # [layer][local expert in placement order]
     work: StepWork | None = None                        # None: not timed
 

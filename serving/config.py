@@ -59,7 +59,6 @@ class ModelConfig(Options):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: PositiveInt | None = None    # default: what the checkpoint says
     revision: str | None = None
-    check_finite: bool = True                   # refuse NaN and infinity in the weights while loading
 
     @property
     def served_name(self) -> str:

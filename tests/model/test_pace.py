@@ -14,11 +14,12 @@ from model.args import read_model_args
 from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.torch_kernels import TorchKernels
 from model.pace import Pace, work_clock_of
-from model.placement import Placement, contiguous_placement
+from model.placement import Placement
 from model.runner import Runner
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from model.weights import load_decoder
 from tests.model.pace_jobs import AFTER_S, BEFORE_S, EXPERTS_S, NUM_STEPS, MovedClock, run_step
+from tests.placements import contiguous_placement
 from tests.process_pool import ProcessPool, free_rendezvous
 
 

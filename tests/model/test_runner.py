@@ -12,10 +12,10 @@ import torch
 from model.args import read_model_args
 from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.torch_kernels import TorchKernels
-from model.placement import contiguous_placement
 from model.runner import Runner
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from model.weights import load_decoder
+from tests.placements import contiguous_placement
 
 PROMPT = tuple(range(1, 11))
 GREEDY = SamplingSpec(temperature=0.0)
@@ -44,7 +44,7 @@ def test_result_follows_the_plan(runner: Runner) -> None:
     assert (result.epoch_number, result.step_index) == (3, 5)
     assert [token.request_id for token in result.tokens] == ["a", "b"]
     assert result.tokens[0].token_id is not None and result.tokens[1].token_id is None
-    assert result.stats.num_tokens == 13 and result.stats.forward_s > 0
+    assert result.stats.num_tokens == 13
     assert result.stats.num_expert_rows == 13 * 2       # one MoE layer, top-2
     assert len(result.stats.expert_rows) == 1 and sum(result.stats.expert_rows[0]) == 26
     assert len(result.stats.expert_rows[0]) == 4

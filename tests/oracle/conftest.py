@@ -16,10 +16,10 @@ from model.decoder import Decoder
 from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.protocol import Kernels
 from model.kernels.torch_kernels import TorchKernels
-from model.placement import contiguous_placement
 from model.runner import Runner
 from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepPlan
 from model.weights import load_decoder
+from tests.placements import contiguous_placement
 
 GREEDY = SamplingSpec(temperature=0.0)
 Tokens = tuple[int, ...]

@@ -22,10 +22,10 @@ from model.demo_checkpoint import ensure_demo_checkpoint
 from model.dispatch.dispatcher import LocalDispatcher
 from model.errors import CheckpointError
 from model.kernels.select import select_kernels
-from model.placement import contiguous_placement
 from model.runner import Runner
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from model.weights import load_decoder
+from tests.placements import contiguous_placement
 
 NUM_TOKENS = 64
 BLOCK_SIZE = 16

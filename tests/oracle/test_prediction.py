@@ -17,11 +17,11 @@ from model.args import ModelArgs, parse_model_args
 from model.decoder import Decoder
 from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.select import select_kernels
-from model.placement import contiguous_placement
 from model.runner import Runner
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from serving.config import PoolConfig
 from serving.link.epoch import RequestShare
+from tests.placements import contiguous_placement
 
 NUM_ROWS = (1, 16, 64, 256)
 NUM_STEPS = 7

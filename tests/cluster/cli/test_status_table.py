@@ -12,11 +12,12 @@ from rich.console import Console
 from cluster.cli.status_table import expert_ranges, status_json, status_view
 from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus, RouterReport
 from cluster.coordinator.membership import GroupPhase, ShardState, View
-from model.placement import Placement, contiguous_placement
+from model.placement import Placement
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, ShardStatus, WorkRatio
 from tests.cluster.coordinator.group_reports import member
 from tests.cluster.profiles import PROFILE
+from tests.placements import contiguous_placement
 
 MEMBERS = tuple(member(name, budget=1_400 << 20) for name in "abc")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cluster.coordinator.work_reports import MIN_ROWS_PER_EXPERT, WorkReports
-from model.placement import contiguous_placement
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Link, WorkRatio
 from tests.cluster.coordinator.group_reports import member
+from tests.placements import contiguous_placement
 
 A, B, GONE = (member(name) for name in ("a", "b", "gone"))
 EPOCH = Epoch(1, (A, B), contiguous_placement(2, 6, (3, 3)), "")

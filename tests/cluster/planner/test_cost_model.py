@@ -6,9 +6,10 @@ import pytest
 
 from cluster.planner.cost_model import predict_step
 from cluster.planner.step_costs import Workload
-from model.placement import Placement, contiguous_placement
+from model.placement import Placement
 from serving.link.epoch import DeviceProfile, RequestShare
 from tests.cluster.planner.planned_members import model_args, profile
+from tests.placements import contiguous_placement
 
 ARGS = model_args()
 

@@ -10,11 +10,11 @@ import pytest
 
 from cluster.shard.epoch_run import EpochRun
 from model.errors import GroupError
-from model.placement import contiguous_placement
 from serving.config import parse_config
 from serving.link.epoch import Epoch
 from serving.link.server import ShardLinkServer
 from tests.cluster.coordinator.group_reports import member
+from tests.placements import contiguous_placement
 
 
 class BrokenEngine:

@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.whatif.member_groups import experts_a_layer, member_groups
-from model.placement import Placement, contiguous_placement
+from model.placement import Placement
 from tests.cluster.whatif.plan_questions import answer
+from tests.placements import contiguous_placement
 
 TWO_KINDS = "{nodes: [{name: a, device: h100-sxm, devices: 2}, {name: b, device: a100-40g-sxm, devices: 3}], " \
             "link: {bandwidth: 400GB/s}}"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.torch_kernels import TorchKernels
-from model.placement import ExpertRate, Placement, contiguous_placement
+from model.placement import ExpertRate, Placement
 from tests.model.dispatch.dispatch_jobs import DISPATCHERS, Case, Outcome, holders_of_rows, member_input, run_locally
+from tests.placements import contiguous_placement
 from tests.process_pool import ProcessPool, free_rendezvous
 
 pytestmark = pytest.mark.multinode

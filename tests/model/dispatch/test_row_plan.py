@@ -19,8 +19,9 @@ from model.dispatch.row_plan import (
     plan_sends,
     reach_of,
 )
-from model.placement import ExpertRate, Placement, contiguous_placement
+from model.placement import ExpertRate, Placement
 from tests.model.dispatch.dispatch_jobs import holders_of_rows
+from tests.placements import contiguous_placement
 
 
 @st.composite

@@ -14,7 +14,8 @@ from model.dispatch.compiled_row_planner import CompiledRowPlanner
 from model.dispatch.row_plan import RowPlan, layer_routing
 from model.dispatch.row_planner import NumpyRowPlanner, RowPlanner, row_planners
 from model.kernels.packed_cpu_library import KernelLibrary, KernelLibraryError
-from model.placement import ExpertRate, Placement, contiguous_placement
+from model.placement import ExpertRate, Placement
+from tests.placements import contiguous_placement
 
 LIBRARY = KernelLibrary()
 
