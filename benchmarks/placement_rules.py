@@ -5,11 +5,13 @@ The rules of others treat members alike; how long their placement takes is then 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from cluster.planner.even_placement import equal_slots, even_holders
 from cluster.planner.layer.arrays import BoolArray
-from cluster.planner.layer.linear_program import best_split, member_seconds
+from cluster.planner.layer.linear_program import best_split, everything_open, member_seconds
 from cluster.planner.layer.problem import LayerProblem, holders_mask
 from cluster.planner.layer.rounding import add_copy
 
@@ -86,3 +88,13 @@ def without_member(problem: LayerProblem, previous: tuple[tuple[int, ...], ...],
     holders = tuple(tuple(rank - (rank > gone) for rank in ranks if rank != gone) for ranks in previous)
     slots = problem.slots_M[:gone] + problem.slots_M[gone + 1:]
     return LayerProblem(np.delete(problem.costs_EM, gone, axis=1), slots, problem.min_copies, previous=holders)
+
+
+def least_moves(problem: LayerProblem) -> int:
+    """Copies that must be loaded so that every expert has min_copies holders, however slow that is.
+
+    A matching of experts to slots, for which the relaxed program has whole numbers as its optimum.
+    """
+    solved = replace(everything_open(problem), max_step_s=np.inf).relaxed()
+    assert solved is not None, "LayerProblem checks that there is room"
+    return round(float(solved.copies_EM[~problem.previous_EM()].sum()))

@@ -29,7 +29,7 @@ FREE_EXPERTS = 24           # that a small program decides anew, at most half of
 def solve_exact(problem: LayerProblem, time_limit_s: float = 3.0) -> LayerSolution:
     """Within GOOD of the bound, or the best found in the time. Never slower than solve_greedy."""
     if not len(problem.costs_EM):
-        return empty_solution(problem, "exact")
+        return empty_solution("exact")
     best = replace(solve_greedy(problem), solver="exact")
     if problem.previous is not None:
         best = replace(best, bound_s=min(best.step_s, lower_bound(problem)))

@@ -26,7 +26,7 @@ Solver = Literal["exact", "greedy"]
 
 def solve_greedy(problem: LayerProblem) -> LayerSolution:
     if not len(problem.costs_EM):
-        return empty_solution(problem, "greedy")
+        return empty_solution("greedy")
     if problem.previous is None:
         solved = everything_open(problem).relaxed()
         assert solved is not None, "LayerProblem checks that there is room"
@@ -40,9 +40,8 @@ def solve_greedy(problem: LayerProblem) -> LayerSolution:
     return _improve_where_it_pays(problem, lower_bound(problem))
 
 
-def empty_solution(problem: LayerProblem, solver: Solver) -> LayerSolution:
-    seconds = float(problem.base_M.max())
-    return LayerSolution((), (), seconds, seconds, solver, 0)
+def empty_solution(solver: Solver) -> LayerSolution:
+    return LayerSolution((), (), 0.0, 0.0, solver, 0)
 
 
 def make_solution(problem: LayerProblem, held_EM: BoolArray, bound_s: float, solver: Solver) -> LayerSolution:

@@ -6,7 +6,7 @@ time of the slowest member. Times are scaled to about 1 because HiGHS' tolerance
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -77,11 +77,11 @@ class LayerModel:
 def time_scale(problem: LayerProblem) -> float:
     """Seconds: about what the slowest member takes."""
     spread = problem.costs_EM.min(axis=1).sum() / len(problem.slots_M)
-    return max(float(spread), float(problem.base_M.max()), 1e-30)
+    return max(float(spread), 1e-30)
 
 
 def member_seconds(problem: LayerProblem, fraction_EM: FloatArray) -> FloatArray:
-    seconds_M: FloatArray = problem.base_M + (fraction_EM * problem.costs_EM).sum(axis=0)
+    seconds_M: FloatArray = (fraction_EM * problem.costs_EM).sum(axis=0)
     return seconds_M
 
 
@@ -93,20 +93,10 @@ def everything_open(problem: LayerProblem, move_cost: float = 0.0) -> LayerModel
 def lower_bound(problem: LayerProblem) -> float:
     """Seconds that no placement in these slots can beat: copies may be fractions."""
     if not len(problem.costs_EM):
-        return float(problem.base_M.max())
+        return 0.0
     solved = everything_open(problem).relaxed()
     assert solved is not None, "LayerProblem checks that there is room"
     return solved.bound_s
-
-
-def least_moves(problem: LayerProblem) -> int:
-    """Copies that must be loaded so that every expert has min_copies holders, however slow that is.
-
-    A matching of experts to slots, for which the relaxed program has whole numbers as its optimum.
-    """
-    solved = replace(everything_open(problem), max_step_s=np.inf).relaxed()
-    assert solved is not None, "LayerProblem checks that there is room"
-    return round(float(solved.copies_EM[~problem.previous_EM()].sum()))
 
 
 def best_split(problem: LayerProblem, held_EM: BoolArray) -> tuple[float, FloatArray]:
@@ -156,7 +146,7 @@ class _Layout:
 
     def _time(self) -> LinearConstraint:
         problem, num_members = self.model.problem, len(self.model.problem.slots_M)
-        fixed_M = problem.base_M + (self.model.held_EM * problem.costs_EM)[self.is_fixed_E].sum(axis=0)
+        fixed_M = (self.model.held_EM * problem.costs_EM)[self.is_fixed_E].sum(axis=0)
         cost = problem.costs_EM[self.pair_expert, self.pair_member] / self.scale
         members = np.arange(num_members)
         matrix = self._matrix(np.r_[cost, -np.ones(num_members)], np.r_[self.pair_member, members],

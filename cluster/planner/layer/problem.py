@@ -25,15 +25,14 @@ class LayerProblem:
     costs_EM: FloatArray                    # seconds that member m takes for all rows of expert e in a step
     slots_M: tuple[int, ...]                # copies that a member can hold
     min_copies: int = 1                     # members that every expert is on, at least
-    base_s_M: tuple[float, ...] = ()        # what a member spends in this phase whatever it holds; empty: nothing
     previous: Holders | None = None         # who holds them now; () for an expert that nobody holds any more
 
     def __post_init__(self) -> None:
         _check_costs(self.costs_EM)
         num_experts, num_members = self.costs_EM.shape
-        if len(self.slots_M) != num_members or (self.base_s_M and len(self.base_s_M) != num_members):
-            raise PlacementError(f"{len(self.slots_M)} slots and {len(self.base_s_M)} base times for {num_members} "
-                                 "members", fix="give one of each for every member")
+        if len(self.slots_M) != num_members:
+            raise PlacementError(f"{len(self.slots_M)} slots for {num_members} members",
+                                 fix="give a number of slots for every member")
         if self.min_copies < 1 or (self.min_copies > num_members and num_experts):
             raise PlacementError(f"min_copies={self.min_copies} with {num_members} members: copies of an expert are on "
                                  "different members", fix=f"set min_copies to 1..{num_members}, or add members")
@@ -44,10 +43,6 @@ class LayerProblem:
                                  fix="give the members more memory, add members, or lower min_copies")
         if self.previous is not None:
             _check_previous(self.previous, num_experts, num_members)
-
-    @property
-    def base_M(self) -> FloatArray:
-        return np.array(self.base_s_M or (0.0,) * len(self.slots_M), dtype=np.float64)
 
     @property
     def room_M(self) -> NDArray[np.int64]:

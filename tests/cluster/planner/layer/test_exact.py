@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 
 from cluster.planner.layer.error import PlacementError
-from cluster.planner.layer.exact import LayerProblem, LayerSolution, lower_bound, solve_exact
-from cluster.planner.layer.problem import holders_mask, split_matrix
+from cluster.planner.layer.exact import solve_exact
+from cluster.planner.layer.linear_program import lower_bound
+from cluster.planner.layer.problem import LayerProblem, LayerSolution, holders_mask, split_matrix
 from tests.cluster.planner.layer.layer_instances import layer_problems, zipf_costs
 
 
@@ -21,7 +22,7 @@ def assert_legal(problem: LayerProblem, solution: LayerSolution) -> None:
     held_EM = holders_mask(solution.holders, num_members)
     assert (held_EM.sum(axis=0) <= problem.slots_M).all()
     fraction_EM = split_matrix(solution.holders, solution.split, num_members)
-    seconds_M = problem.base_M + (fraction_EM * problem.costs_EM).sum(axis=0)
+    seconds_M = (fraction_EM * problem.costs_EM).sum(axis=0)
     assert solution.step_s == pytest.approx(seconds_M.max())
     assert lower_bound(problem) <= solution.bound_s * (1 + 1e-6) <= solution.step_s * (1 + 2e-6)
     assert solution.num_moved == (held_EM & ~problem.previous_EM()).sum()
@@ -78,9 +79,8 @@ def test_a_new_load_moves_few_copies() -> None:
 
 
 def test_no_experts_are_no_problem() -> None:
-    solution = solve_exact(LayerProblem(np.zeros((0, 2)), slots_M=(0, 0), base_s_M=(1.0, 2.0)))
-    assert solution.holders == () and solution.step_s == 2.0 == lower_bound(LayerProblem(np.zeros((0, 2)), (0, 0), 1,
-                                                                                         (1.0, 2.0)))
+    solution = solve_exact(LayerProblem(np.zeros((0, 2)), slots_M=(0, 0)))
+    assert solution.holders == () and solution.step_s == 0.0 == lower_bound(LayerProblem(np.zeros((0, 2)), (0, 0)))
 
 
 @pytest.mark.parametrize(("problem", "says"), [
@@ -89,7 +89,7 @@ def test_no_experts_are_no_problem() -> None:
     (lambda: LayerProblem(np.ones((2, 1)), (4,), 2), "min_copies=2 with 1 members"),
     (lambda: LayerProblem(np.array([[1.0, np.nan]]), (1, 1)), "expert 0 costs member 1 nan seconds"),
     (lambda: LayerProblem(np.array([[1.0, -2.0]]), (1, 1)), "expert 0 costs member 1 -2.0 seconds"),
-    (lambda: LayerProblem(np.ones((1, 2)), (1,)), "1 slots and 0 base times for 2 members"),
+    (lambda: LayerProblem(np.ones((1, 2)), (1,)), "1 slots for 2 members"),
     (lambda: LayerProblem(np.ones((1, 2)), (1, 1), previous=((0, 3),)), "expert 0 on members \\(0, 3\\), there are 2"),
     (lambda: LayerProblem(np.ones((1, 2)), (1, 1), previous=()), "the previous placement has 0 experts, the layer 1"),
 ])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from benchmarks.placement_rules import least_moves
 from cluster.planner.layer.exact import solve_exact
 from cluster.planner.layer.greedy import solve_greedy
-from cluster.planner.layer.linear_program import least_moves
 from cluster.planner.layer.problem import Holders, LayerProblem, holders_mask
 from tests.cluster.planner.layer.layer_instances import layer_problems, zipf_costs
 from tests.cluster.planner.layer.test_exact import assert_legal
