@@ -32,9 +32,10 @@ from benchmarks.placement_rules import (  # noqa: E402
     without_member,
 )
 from cluster.planner.layer.error import PlacementError  # noqa: E402
-from cluster.planner.layer.exact import LayerProblem, LayerSolution, solve_exact  # noqa: E402
+from cluster.planner.layer.exact import solve_exact  # noqa: E402
 from cluster.planner.layer.greedy import solve_greedy  # noqa: E402
 from cluster.planner.layer.linear_program import lower_bound  # noqa: E402
+from cluster.planner.layer.problem import LayerProblem, LayerSolution  # noqa: E402
 
 OTHERS: dict[str, Callable[[LayerProblem], float]] = {
     "contiguous": contiguous_s, "even": even_s, "speed-LPT": speed_lpt_s}

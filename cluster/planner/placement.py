@@ -15,8 +15,9 @@ from cluster.planner.even_placement import even_holders
 from cluster.planner.exchange_cost import collective_bytes, least_exchange_seconds
 from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError as PlacementError
-from cluster.planner.layer.exact import lower_bound, solve_exact
+from cluster.planner.layer.exact import solve_exact
 from cluster.planner.layer.greedy import solve_greedy
+from cluster.planner.layer.linear_program import lower_bound
 from cluster.planner.layer.problem import Holders, LayerProblem, LayerSolution, Split
 from cluster.planner.layer.spare_copies import add_spare_copies, spare_split
 from cluster.planner.local_placement import LocalFit, choose_local

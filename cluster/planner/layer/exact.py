@@ -13,11 +13,8 @@ import numpy as np
 
 from cluster.planner.layer.arrays import BoolArray
 from cluster.planner.layer.greedy import KEEPS_TIME, MOVE_COST, empty_solution, make_solution, solve_greedy
-from cluster.planner.layer.linear_program import LayerModel, Solved, everything_open, member_seconds
-from cluster.planner.layer.linear_program import lower_bound as lower_bound
-from cluster.planner.layer.problem import LayerProblem as LayerProblem
-from cluster.planner.layer.problem import LayerSolution as LayerSolution
-from cluster.planner.layer.problem import holders_mask, split_matrix
+from cluster.planner.layer.linear_program import LayerModel, Solved, everything_open, lower_bound, member_seconds
+from cluster.planner.layer.problem import LayerProblem, LayerSolution, holders_mask, split_matrix
 from cluster.planner.layer.rounding import WHOLE, round_copies
 
 GOOD = 1.002                # of the bound: no better one is looked for

@@ -26,7 +26,6 @@ def layer_problems(draw: st.DrawFn) -> LayerProblem:
     slots = [draw(st.integers(0, num_experts + 1)) for _ in range(num_members)]
     while sum(min(one, num_experts) for one in slots) < num_experts * min_copies:
         slots[slots.index(min(slots))] += 1
-    base = tuple(draw(st.floats(0, 1)) for _ in range(num_members)) if draw(st.booleans()) else ()
     holders = st.sets(st.integers(0, num_members - 1)).map(lambda ranks: tuple(sorted(ranks)))
     previous = tuple(draw(holders) for _ in range(num_experts)) if draw(st.booleans()) else None
-    return LayerProblem(costs_EM, tuple(slots), min_copies, base, previous)
+    return LayerProblem(costs_EM, tuple(slots), min_copies, previous)
