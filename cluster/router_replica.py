@@ -16,15 +16,13 @@ from cluster.coordinator.coordinator import RouterReport
 from cluster.coordinator.membership import GroupPhase, View
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NodeIdentity, PortTakenError, is_port_free
-from cluster.planner.memory_demand import max_model_len
-from model.args import read_model_args
 from serving.config import ServeConfig
 from serving.ingress.grpc_server import build_grpc_server
 from serving.ingress.openai_http import build_http_app
 from serving.metrics import RouterMetrics
 from serving.router.generation import ModelCard
 from serving.router.service import InferenceService
-from serving.text.tokenizer import Tokenizer
+from serving.served_model import read_served_model
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +33,12 @@ class RouterReplica:
     """`run` follows the coordinator; `http_app` and the gRPC server answer from the start, with 503 until ready."""
 
     def __init__(self, config: ServeConfig, node: NodeIdentity, coordinator: CoordinatorApi) -> None:
-        """Reads the tokenizer: takes a moment. Raises CheckpointError, TokenizerError."""
-        folder = locate_checkpoint(config.model, "facts")
-        card = ModelCard(config.model.served_name, max_model_len(read_model_args(folder), config), int(time.time()))
-        tokenizer, metrics = Tokenizer.from_dir(folder), RouterMetrics()
+        """Reads and judges the model's files: takes a moment. Raises what read_served_model raises."""
+        served = read_served_model(locate_checkpoint(config.model, "facts"), config.model)
+        for note in served.notes:
+            logger.warning("checkpoint_note found=%r fix=%r", note.found, note.fix)
+        card = ModelCard(config.model.served_name, served.max_model_len, int(time.time()))
+        tokenizer, metrics = served.tokenizer, RouterMetrics()
         self._config = config
         self._node = node
         self._coordinator = coordinator

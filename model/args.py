@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,11 @@ class ModelArgs:
     def num_moe_layers(self) -> int:
         return len(self.moe_layers)
 
+    @property
+    def context_limit(self) -> int:
+        """The tokens that a sequence may have, prompt and output."""
+        return self.rope.context_limit(self.max_position_embeddings)
+
     def moe_layer_index(self, layer: int) -> int | None:
         """Which of the MoE layers this layer is (the `layer` of a Placement); None for a dense layer."""
         return self.moe_layers.index(layer) if layer in self.moe_layers else None
@@ -97,7 +103,7 @@ def read_model_args(checkpoint_dir: Path) -> ModelArgs:
     """Read and check config.json. Raises CheckpointError and its kinds."""
     path = Path(checkpoint_dir) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not there", fix="give the folder of a Hugging Face checkpoint") from error
     except (OSError, ValueError) as error:
@@ -262,9 +268,15 @@ def _dtype_name(config: Json) -> str:
 
 
 def _check_sizes(args: ModelArgs) -> None:
-    for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+    used = ["vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+            "max_position_embeddings"]
+    used += ["moe_intermediate_size"] if args.moe_layers else []
+    used += ["intermediate_size"] if args.num_moe_layers < args.num_layers else []
+    for name in used:
         if getattr(args, name) < 1:
             raise _wrong_type(name, getattr(args, name), "a whole number >= 1")
+    if not 0 < args.rms_norm_eps < math.inf:
+        raise _wrong_type("rms_norm_eps", args.rms_norm_eps, "a number above 0")
     if args.num_heads % args.num_kv_heads:
         raise CheckpointError(f"config.json: {args.num_heads} attention heads do not divide over "
                               f"{args.num_kv_heads} key/value heads", fix="correct num_key_value_heads")

@@ -14,6 +14,7 @@ _KEYS = {
     "yarn": {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
              "mscale_all_dim", "truncate"},
 }
+_FIX = "correct the rope parameters"
 _ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
@@ -30,6 +31,14 @@ class RopeArgs:
     beta_slow: float = 1.0
     truncate: bool = True
 
+    def context_limit(self, max_positions: int) -> int:
+        """Return the tokens that a sequence may have, of a checkpoint whose `max_position_embeddings` is given.
+
+        As in vLLM: what the model was trained for, times the scaling; yarn says what that was.
+        """
+        trained = self.original_max_positions if self.kind == "yarn" else max_positions
+        return int(trained * self.factor)
+
 
 def read_rope_args(config: Mapping[str, object], default_theta: float, max_positions: int) -> RopeArgs:
     """`rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta` beside it (transformers 4).
@@ -38,7 +47,7 @@ def read_rope_args(config: Mapping[str, object], default_theta: float, max_posit
     """
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, dict):
-        raise CheckpointError(f"config.json: rope parameters are {scaling!r}, not an object", fix="correct them")
+        raise CheckpointError(f"config.json: rope parameters are {scaling!r}, not an object", fix=_FIX)
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     if kind not in _KEYS:
         raise UnsupportedFieldError(f"config.json: rope_type={kind!r} is not implemented",
@@ -51,33 +60,35 @@ def read_rope_args(config: Mapping[str, object], default_theta: float, max_posit
         raise UnsupportedFieldError(
             f"config.json: partial_rotary_factor={scaling['partial_rotary_factor']!r} is not implemented",
             fix="serve a checkpoint that rotates whole heads")
-    theta = _number(scaling.get("rope_theta") or config.get("rope_theta") or default_theta, "rope_theta")
+    theta = _positive(_first_given(scaling.get("rope_theta"), config.get("rope_theta"), default_theta), "rope_theta")
     if kind == "default":
         return RopeArgs(kind, theta)
     if kind == "linear":
-        return RopeArgs(kind, theta, factor=_number(scaling.get("factor"), "rope factor"))
+        return RopeArgs(kind, theta, factor=_positive(scaling.get("factor"), "rope factor"))
     return _yarn(scaling, theta, config.get("original_max_position_embeddings"), max_positions)
 
 
 def _yarn(scaling: Mapping[str, object], theta: float, outer_original: object, max_positions: int) -> RopeArgs:
-    original = int(_number(outer_original or scaling.get("original_max_position_embeddings") or max_positions,
-                           "original_max_position_embeddings"))
-    factor = max_positions / original if scaling.get("factor") is None else _number(scaling["factor"], "rope factor")
-    given = scaling.get("attention_factor")
-    truncate = scaling.get("truncate")
+    original = int(_positive(_first_given(outer_original, scaling.get("original_max_position_embeddings"),
+                                          max_positions), "original_max_position_embeddings"))
+    factor = _positive(_first_given(scaling.get("factor"), max_positions / original), "rope factor")
+    truncate = scaling.get("truncate", True)
+    if truncate is not None and not isinstance(truncate, bool):
+        raise CheckpointError(f"config.json: truncate={truncate!r} is not true or false", fix=_FIX)
     return RopeArgs(
         "yarn", theta, factor=factor, original_max_positions=original,
-        attention_factor=_attention_factor(scaling, factor) if given is None else _number(given, "attention_factor"),
-        beta_fast=_number(scaling.get("beta_fast") or 32.0, "beta_fast"),
-        beta_slow=_number(scaling.get("beta_slow") or 1.0, "beta_slow"),
-        truncate=True if "truncate" not in scaling else bool(truncate))
+        attention_factor=_positive(_first_given(scaling.get("attention_factor"), _attention_factor(scaling, factor)),
+                                   "attention_factor"),
+        beta_fast=_positive(_first_given(scaling.get("beta_fast"), 32.0), "beta_fast"),
+        beta_slow=_positive(_first_given(scaling.get("beta_slow"), 1.0), "beta_slow"), truncate=bool(truncate))
 
 
 def _attention_factor(scaling: Mapping[str, object], factor: float) -> float:
+    """As transformers does: both mscales count, or neither; 0 is not given."""
     mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
     if mscale and mscale_all_dim:
-        return (_scale_of(factor, _number(mscale, "mscale"))
-                / _scale_of(factor, _number(mscale_all_dim, "mscale_all_dim")))
+        return (_scale_of(factor, _positive(mscale, "mscale"))
+                / _scale_of(factor, _positive(mscale_all_dim, "mscale_all_dim")))
     return _scale_of(factor, 1.0)
 
 
@@ -85,7 +96,12 @@ def _scale_of(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _number(value: object, name: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
-        raise CheckpointError(f"config.json: {name}={value!r} is not a number >= 0", fix="correct the rope parameters")
+def _first_given(*values: object) -> object:
+    """Return the first that is not null: 0 is a value, and a wrong one."""
+    return next((value for value in values if value is not None), None)
+
+
+def _positive(value: object, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {name}={value!r} is not a number above 0", fix=_FIX)
     return float(value)

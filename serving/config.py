@@ -27,6 +27,9 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
+MAX_CONTEXT_TOKENS = 2**31 - 1      # numbers of messages between processes hold it
+
+
 class ConfigError(ServingError):
     """The config file cannot be used; the message names the key and what to write instead."""
 
@@ -44,6 +47,9 @@ def parse_bytes(text: object) -> int:
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
+ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]     # what can stand behind "Authorization: Bearer "
+
+
 class Options(BaseModel):
     """Frozen, unknown keys refused."""
 
@@ -57,12 +63,20 @@ class ModelConfig(Options):
     path: str                                   # folder, or hf://owner/name, or modelscope://owner/name
     name: str | None = None                     # as clients call it; default: the last part of path
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    max_model_len: PositiveInt | None = None    # default: what the checkpoint says
+    max_model_len: Annotated[int, Field(ge=2, le=MAX_CONTEXT_TOKENS)] | None = None     # default: the checkpoint's
     revision: str | None = None
 
     @property
     def served_name(self) -> str:
         return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def context_length(self, limit: int) -> int:
+        """Return the tokens that one sequence may have, of a checkpoint that allows `limit`. Raises ConfigError."""
+        limit = min(limit, MAX_CONTEXT_TOKENS)
+        if self.max_model_len is not None and self.max_model_len > limit:
+            raise ConfigError(f"model.max_model_len={self.max_model_len} is above the checkpoint's {limit} positions",
+                              fix=f"set it to {limit} or less, or remove it")
+        return self.max_model_len or limit
 
 
 class PoolConfig(Options):
@@ -107,7 +121,7 @@ class RouterConfig(Options):
     replicas: PositiveInt = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 9000    # each router's own gRPC door; 0: any free port
-    api_keys: tuple[str, ...] = ()              # empty: no authentication
+    api_keys: tuple[ApiKey, ...] = ()           # empty: no authentication
     admission: AdmissionConfig = AdmissionConfig()
     stream_window: PositiveInt = 64             # step messages a shard may have unacknowledged before it holds back
 

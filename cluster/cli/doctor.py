@@ -186,15 +186,17 @@ def _devices(config: ServeConfig) -> Iterator[Check]:
 
 def _checkpoint(config: ServeConfig) -> Iterator[Check]:
     from cluster.device.model_store import locate_checkpoint
-    from model.args import read_model_args
     from model.checkpoint import Checkpoint
-    from serving.text.tokenizer import Tokenizer
+    from serving.served_model import read_served_model
 
     folder = locate_checkpoint(config.model, "facts")
-    args = read_model_args(folder)
-    Tokenizer.from_dir(folder)
+    served = read_served_model(folder, config.model)
+    args = served.args
     yield Check("checkpoint", Verdict.OK, f"{folder.name}: {args.num_layers} layers, {args.num_moe_layers} of them "
-                                          f"with {args.num_experts} experts, top {args.num_experts_per_tok}")
+                                          f"with {args.num_experts} experts, top {args.num_experts_per_tok}; "
+                                          f"{served.max_model_len} tokens of context")
+    for note in served.notes:
+        yield Check("checkpoint", Verdict.WARN, note.found, note.fix)
     if "://" in config.model.path:
         yield Check("weights", Verdict.WARN, "not looked at", "they are fetched from the hub when shards start")
         return

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cluster.coordinator.coordinator import ClusterStatus
 from cluster.coordinator.membership import ShardState
+from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import PortTakenError, is_port_free
 from cluster.launch.cluster_client import ClusterClient
 from cluster.launch.local_nodes import LocalNodes
@@ -25,6 +26,7 @@ from cluster.launch.process_marks import are_alive, stop_processes
 from cluster.launch.state_file import NoClusterError, RunningCluster, read_state, remove_state, write_state
 from serving.config import ServeConfig
 from serving.errors import ServingError
+from serving.served_model import read_served_model
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +90,9 @@ class BringUp:
             raise
 
     def _refuse_conflicts(self) -> None:
-        """Before anything is started. Raises StartError, PortTakenError."""
+        """Before anything is started. Raises StartError, PortTakenError and what read_served_model raises."""
         config = self._config
+        judge_model(config)
         if not config.local_nodes:
             return
         running: RunningCluster | None = None
@@ -179,6 +182,13 @@ class BringUp:
             with contextlib.suppress(Exception):    # what went wrong first is what counts
                 self._client.delete()
         remove_state(self._state_dir, self._config.application)
+
+
+def judge_model(config: ServeConfig) -> None:
+    """Raise now what every router would raise minutes later. A folder that only the cluster's nodes see is theirs."""
+    is_here = (Path(config.model.path).expanduser() / "config.json").is_file()
+    if config.local_nodes or is_here:
+        read_served_model(locate_checkpoint(config.model, "facts"), config.model)
 
 
 def take_down(running: RunningCluster, state_dir: Path) -> int:

@@ -22,8 +22,8 @@ def memory_demand(args: ModelArgs, config: ServeConfig, num_members: int) -> Mem
 
 
 def max_model_len(args: ModelArgs, config: ServeConfig) -> int:
-    """Tokens of prompt and output together that one sequence may have."""
-    return min(config.model.max_model_len or args.max_position_embeddings, args.max_position_embeddings)
+    """Return the tokens of prompt and output together that one sequence may have. Raises ConfigError."""
+    return config.model.context_length(args.context_limit)
 
 
 def min_kv_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:

@@ -49,10 +49,9 @@ def read_question(request: PlanRequest) -> PlanQuestion:
     placement = config.placement
     batch = request.batch or (placement.num_rows if is_ours else DEFAULT_BATCH)
     context_tokens = request.context_tokens or (placement.context_tokens if is_ours else DEFAULT_CONTEXT_TOKENS)
-    if context_tokens > args.max_position_embeddings:
-        raise ConfigError(f"context {context_tokens} is longer than the model's "
-                          f"{args.max_position_embeddings} positions",
-                          fix=f"give --context up to {args.max_position_embeddings}")
+    if context_tokens > args.context_limit:
+        raise ConfigError(f"context {context_tokens} is longer than the model's {args.context_limit} positions",
+                          fix=f"give --context up to {args.context_limit}")
     load = _read_expert_load(request.expert_load, args) if request.expert_load else ()
     cluster = load_cluster(request.cluster)
     return PlanQuestion(

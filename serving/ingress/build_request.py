@@ -130,10 +130,18 @@ class RequestBuilder:
                                  deadline_s=asked.deadline_s)
 
     def _encode_text(self, prompt: Conversation | Text) -> tuple[int, ...]:
+        tokenizer = self._tokenizer
         if isinstance(prompt, Text):
-            return tuple(self._tokenizer.encode(prompt.text, prompt.add_special_tokens))
-        text = self._tokenizer.apply_chat_template(prompt.messages, prompt.add_generation_prompt, prompt.variables)
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))      # the template wrote them
+            token_ids = tokenizer.encode(prompt.text, prompt.add_special_tokens)
+        else:
+            text = tokenizer.apply_chat_template(prompt.messages, prompt.add_generation_prompt, prompt.variables)
+            token_ids = tokenizer.encode(text, add_special_tokens=False)      # the template wrote them
+        largest = max(token_ids, default=0)
+        if largest >= tokenizer.num_embeddings:
+            raise InvalidRequestError(f"the text has the token {tokenizer.token_name(largest)!r}, which this model has "
+                                      "no embedding of", fix="leave it out",
+                                      param="prompt" if isinstance(prompt, Text) else "messages")
+        return tuple(token_ids)
 
     def _params(self, asked: Asked) -> SamplingParams:
         given = asked.fields.model_dump(include=set(SamplingFields.model_fields), exclude_none=True)

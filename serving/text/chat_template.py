@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -23,6 +24,7 @@ from pydantic import JsonValue
 
 from serving.errors import InvalidRequestError, ServingError
 
+_COMMON_TOKENS = frozenset({"bos_token", "eos_token", "pad_token", "unk_token"})
 RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
@@ -121,11 +123,14 @@ class ChatTemplate:
         """Raises ChatTemplateError when `source` is not a Jinja template."""
         environment = _environment()
         try:
+            tree = environment.parse(source)
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the checkpoint's chat template is not valid Jinja: {error}",
                                     fix="mend chat_template in tokenizer_config.json or chat_template.jinja") from error
         self._special_tokens = dict(special_tokens)
+        named = {variable for variable in find_undeclared_variables(tree) if variable in _COMMON_TOKENS}
+        self.absent_tokens: frozenset[str] = frozenset(named - set(special_tokens))
 
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
                variables: Mapping[str, JsonValue] | None = None) -> str:
@@ -154,16 +159,23 @@ class ChatTemplate:
 
 
 def read_chat_template(folder: Path, configured: JsonValue) -> str | None:
-    """The source, as transformers finds it: chat_template.jinja, else `chat_template` of tokenizer_config.json
-    (a string, or a list of {name, template} of which "default" counts). None: the checkpoint has none."""
+    """Return the source, as transformers finds it: chat_template.jinja, else `chat_template` of tokenizer_config.json
+    (a string, or a list of {name, template} of which "default" counts); None when the checkpoint has none.
+
+    Raises ChatTemplateError when it is there and cannot be read.
+    """
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
-    if isinstance(configured, str):
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ChatTemplateError(f"{file} cannot be read: {error}", fix="fetch it again") from error
+    if configured is None or isinstance(configured, str):
         return configured
-    if isinstance(configured, list):
-        for entry in configured:
-            if isinstance(entry, dict) and entry.get("name") == "default":
-                template = entry.get("template")
-                return template if isinstance(template, str) else None
+    if not isinstance(configured, list):
+        raise ChatTemplateError(f"chat_template in tokenizer_config.json is {str(configured)[:80]!r}",
+                                fix="write a string, or a list of objects with name and template")
+    for entry in configured:
+        if isinstance(entry, dict) and entry.get("name") == "default" and isinstance(entry.get("template"), str):
+            return str(entry["template"])
     return None

@@ -8,7 +8,7 @@ Which special tokens go around a text is tokenizer.json's word alone: like trans
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,23 +17,18 @@ from pydantic import JsonValue
 
 from serving.errors import InvalidRequestError
 from serving.text.chat_template import ChatMessage, ChatTemplate, read_chat_template
+from serving.text.generation_config import SamplingDefaults, sampling_defaults, stated_eos_token_ids, unused_fields
 from serving.text.token_bytes import DecoderStyle, TokenizerError, read_decoder_style
 
 JsonObject = Mapping[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """What the checkpoint's generation_config.json recommends where a client says nothing; None: the API's default.
+class Note:
+    """Something of a checkpoint that does not stop it from being served, and that people should know."""
 
-    As in vLLM the values count whatever `do_sample` says: temperature stays 1.0 unless the file names one.
-    """
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    found: str
+    fix: str
 
 
 class Tokenizer:
@@ -41,7 +36,7 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, style: DecoderStyle, num_embeddings: int,
                  eos_token_ids: tuple[int, ...], chat_template: ChatTemplate | None = None,
-                 sampling_defaults: SamplingDefaults | None = None) -> None:
+                 sampling_defaults: SamplingDefaults | None = None, notes: tuple[Note, ...] = ()) -> None:
         self._backend = backend
         self._bytes_of_id = {token_id: style.bytes_of(token) for token, token_id in backend.get_vocab().items()}
         self._chat_template = chat_template
@@ -50,12 +45,13 @@ class Tokenizer:
         self.num_embeddings = num_embeddings        # a prompt may hold ids below it; the model draws such
         self.eos_token_ids = eos_token_ids
         self.sampling_defaults = sampling_defaults or SamplingDefaults()
+        self.notes = notes
         self.special_token_ids = frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items()
                                            if token.special)
 
     @staticmethod
     def from_dir(path: str | Path) -> Tokenizer:
-        """Read a checkpoint's tokenizer. Raises TokenizerError (files) or ChatTemplateError."""
+        """Read and judge a checkpoint's tokenizer. Raises TokenizerError (files) or ChatTemplateError."""
         folder = Path(path)
         config = _special_token_settings(folder)
         backend, style = _read_backend(folder)
@@ -65,13 +61,17 @@ class Tokenizer:
         source = read_chat_template(folder, config.get("chat_template"))
         model_config = _read_json(folder / "config.json")
         generation_config = _read_json(folder / "generation_config.json")
-        num_embeddings = model_config.get("vocab_size")
-        return Tokenizer(
-            backend, style,
-            num_embeddings=num_embeddings if isinstance(num_embeddings, int) else max(backend.get_vocab().values()) + 1,
-            eos_token_ids=_eos_token_ids(backend, generation_config, model_config, special_tokens.get("eos_token")),
-            chat_template=None if source is None else ChatTemplate(source, special_tokens),
-            sampling_defaults=_sampling_defaults(generation_config))
+        stated_size = model_config.get("vocab_size")
+        num_embeddings = stated_size if isinstance(stated_size, int) else max(backend.get_vocab().values()) + 1
+        eos_token_ids = _eos_token_ids(backend, stated_eos_token_ids(generation_config, model_config),
+                                       special_tokens.get("eos_token"))
+        _check_eos(eos_token_ids, num_embeddings)
+        template = None if source is None else ChatTemplate(source, special_tokens)
+        notes = (*_notes_on_tokens(backend, num_embeddings, eos_token_ids), *_notes_on_template(template),
+                 *(Note(f"generation_config.json: {field} is not applied", "send what clients need with each request")
+                   for field in unused_fields(generation_config)))
+        return Tokenizer(backend, style, num_embeddings, eos_token_ids, template,
+                         sampling_defaults(generation_config), notes)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """-> token ids. Lets go of the GIL, so that a long text can be encoded in a thread beside the event loop."""
@@ -97,10 +97,6 @@ class Tokenizer:
     def token_name(self, token_id: int) -> str:
         """The token as it is written in the vocabulary."""
         return str(self._backend.id_to_token(token_id) or "")
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self._chat_template is not None
 
     def apply_chat_template(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
                             variables: Mapping[str, JsonValue] | None = None) -> str:
@@ -153,31 +149,56 @@ def _token_text(value: JsonValue) -> str | None:
 def _add_special_tokens(backend: tokenizers.Tokenizer, config: JsonObject, special_tokens: Mapping[str, str]) -> None:
     """Tokens that only tokenizer_config.json knows: they get the ids that are stated there, or are marked special."""
     listed = config.get("added_tokens_decoder")
-    entries = sorted((int(token_id), entry) for token_id, entry in listed.items()) if isinstance(listed, dict) else []
-    for _, entry in entries:
-        if isinstance(entry, dict):
-            flags = {key: bool(entry[key]) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
-                     if key in entry}
-            backend.add_tokens([tokenizers.AddedToken(str(entry["content"]), **flags)])
+    entries = listed if isinstance(listed, dict) else {}
+    for token_id in entries:
+        if not (token_id.isdecimal() and isinstance(entries[token_id], dict) and _token_text(entries[token_id])):
+            raise TokenizerError(f"tokenizer_config.json: added_tokens_decoder has {token_id!r}: "
+                                 f"{str(entries[token_id])[:80]}", fix="write ids with objects that have a content")
+    for token_id in sorted(entries, key=int):
+        entry = entries[token_id]
+        assert isinstance(entry, dict)
+        flags = {key: bool(entry[key]) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
+                 if key in entry}
+        backend.add_tokens([tokenizers.AddedToken(str(entry["content"]), **flags)])
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     backend.add_special_tokens([token for token in special_tokens.values() if token not in known])
 
 
-def _eos_token_ids(backend: tokenizers.Tokenizer, generation_config: JsonObject, model_config: JsonObject,
-                   eos_token: str | None) -> tuple[int, ...]:
-    """generation_config.json's ids (without it config.json's), then the tokenizer's own, each once."""
-    stated = generation_config.get("eos_token_id", model_config.get("eos_token_id"))
-    ids = [token_id for token_id in (stated if isinstance(stated, list) else [stated]) if isinstance(token_id, int)]
+def _eos_token_ids(backend: tokenizers.Tokenizer, stated: tuple[int, ...], eos_token: str | None) -> tuple[int, ...]:
+    """Return the ids that the files state, then the tokenizer's own, each once."""
     own = None if eos_token is None else backend.token_to_id(eos_token)
-    return tuple(dict.fromkeys([*ids, *([] if own is None else [own])]))
+    return tuple(dict.fromkeys([*stated, *([] if own is None else [own])]))
 
 
-def _sampling_defaults(config: JsonObject) -> SamplingDefaults:
-    def number(name: str) -> float | None:
-        value = config.get(name)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def _check_eos(eos_token_ids: tuple[int, ...], num_embeddings: int) -> None:
+    for token_id in eos_token_ids:
+        if not 0 <= token_id < num_embeddings:
+            raise TokenizerError(f"the end-of-sequence token {token_id} is not of this model, whose ids end at "
+                                 f"{num_embeddings - 1}",
+                                 fix="correct eos_token_id in generation_config.json or config.json, or eos_token in "
+                                     "tokenizer_config.json")
 
-    top_k, top_p, penalty = number("top_k"), number("top_p"), number("repetition_penalty")
-    return SamplingDefaults(temperature=number("temperature"), top_p=top_p or None, min_p=number("min_p"),
-                            top_k=int(top_k) if top_k is not None and top_k >= 1 else None,
-                            repetition_penalty=penalty or None)
+
+def _notes_on_tokens(backend: tokenizers.Tokenizer, num_embeddings: int, eos_token_ids: tuple[int, ...]
+                     ) -> Iterator[Note]:
+    beyond = sorted((token_id, token) for token, token_id in backend.get_vocab().items() if token_id >= num_embeddings)
+    if beyond:
+        yield Note(f"{len(beyond)} tokens, {beyond[0][1]!r} the first, have no embedding: texts with them are refused",
+                   "remove them from tokenizer.json and tokenizer_config.json, if the model was not trained with them")
+    if not eos_token_ids:
+        yield Note("no end-of-sequence token is stated: answers end at max_tokens or a stop string only",
+                   "state eos_token_id in generation_config.json")
+
+
+def _notes_on_template(template: ChatTemplate | None) -> Iterator[Note]:
+    if template is None:
+        yield Note("no chat template: chats are refused, completions are served",
+                   "put a chat_template.jinja into the checkpoint's folder")
+        return
+    for name in sorted(template.absent_tokens):
+        yield Note(f"the chat template writes {name}, which is not set: nothing is written for it",
+                   f"set {name} in tokenizer_config.json")
+    try:
+        template.render([ChatMessage("user", "Hello")])
+    except InvalidRequestError as error:
+        yield Note(f"a chat of one user message is refused: {error.message}", "correct the chat template")

@@ -94,7 +94,13 @@ def test_off_values_of_refused_fields_pass(tiny_config: dict[str, object]) -> No
     ("hidden_size", "32"), ("hidden_size", -1), ("hidden_size", 0), ("hidden_size", True), ("vocab_size", 1.5),
     ("num_experts_per_tok", 5), ("num_experts_per_tok", 0), ("num_key_value_heads", 3), ("rms_norm_eps", None),
     ("tie_word_embeddings", 1), ("mlp_only_layers", "0"), ("decoder_sparse_step", 0), ("rope_theta", "big"),
-    ("rope_scaling", {"type": "linear"}), ("rope_parameters", [1]), ("num_hidden_layers", 0),
+    ("rope_scaling", {"type": "linear"}), ("rope_parameters", [1]), ("num_hidden_layers", 0), ("rope_theta", 0),
+    ("rope_theta", float("nan")), ("rms_norm_eps", -1e-6), ("rms_norm_eps", float("inf")),
+    ("max_position_embeddings", 0), ("moe_intermediate_size", 0), ("intermediate_size", 0),
+    ("rope_scaling", {"type": "linear", "factor": 0}), ("rope_scaling", {"type": "yarn", "factor": float("inf")}),
+    ("rope_scaling", {"type": "yarn", "factor": 2.0, "beta_fast": 0}),
+    ("rope_scaling", {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}),
+    ("rope_scaling", {"type": "yarn", "factor": 2.0, "truncate": "no"}),
 ])
 def test_wrong_values_are_named(tiny_config: dict[str, object], name: str, value: object) -> None:
     with pytest.raises(CheckpointError, match="config.json"):

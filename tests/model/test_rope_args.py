@@ -32,3 +32,13 @@ def test_yarn_factor_of_null_follows_from_the_lengths() -> None:
     args = read_rope_args({"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 32}},
                           1e4, 128)
     assert args.factor == 4.0
+
+
+@pytest.mark.parametrize(("scaling", "limit"), [
+    ({}, 512), ({"type": "linear", "factor": 2.0}, 1024), ({"type": "yarn", "factor": 4.0}, 2048),
+    ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+    ({"type": "yarn", "factor": None, "original_max_position_embeddings": 128}, 512),
+    ({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1024}, 2048)])
+def test_the_context_is_what_the_scaling_makes_of_the_trained_one(scaling: dict[str, object], limit: int) -> None:
+    """As vLLM has it; max_position_embeddings may be the length before or after the scaling."""
+    assert read_rope_args({"rope_scaling": scaling}, 1e4, 512).context_limit(512) == limit

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.cli.doctor import Verdict, _device_speed, speed_text
+from cluster.cli.doctor import Verdict, _checkpoint, _device_speed, speed_text
 from cluster.device import profile as device_profile
 from cluster.device import profile_store
 from cluster.device.profile import emulated
 from serving.config import ServeConfig, parse_config
 from serving.link.epoch import DeviceProfile
 from tests.cluster.profiles import PROFILE
+from tests.e2e.tiny_model import MAX_CONTEXT, write_checkpoint
 
 CHECKPOINT = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "float32", "vocab_size": 64,
@@ -57,3 +58,11 @@ def test_a_curve_that_ended_early_is_shown_as_far_as_it_goes() -> None:
     short = replace(PROFILE, gemm_flop_per_s=((1, 20e9), (4, 60e9), (16, 90e9)))
     assert speed_text(short) == "20.0 GB/s, 20 GFLOP/s at 1 rows"
     assert speed_text(emulated(short, 0.5)) == "10.0 GB/s, 10 GFLOP/s at 1 rows (emulated 0.5)"
+
+
+def test_the_doctor_says_what_a_checkpoint_has_to_say(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "tiny")
+    (tmp_path / "tiny" / "generation_config.json").write_text('{"num_beams": 4}')
+    found, note, weights = _checkpoint(parse_config({"model": {"path": str(tmp_path / "tiny")}, "pools": [{}]}))
+    assert found.verdict is weights.verdict is Verdict.OK and f"{MAX_CONTEXT} tokens of context" in found.found
+    assert note.verdict is Verdict.WARN and "num_beams=4 is not applied" in note.found and note.fix

@@ -2,15 +2,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from cluster.planner.memory_demand import MIN_CONTEXT_TOKENS, PROCESS_GROWTH_BYTES, max_model_len, memory_demand
 from model.args import parse_model_args
-from serving.config import parse_config
+from serving.config import ConfigError, parse_config
 
-ARGS = parse_model_args({
+FIELDS: dict[str, object] = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", "vocab_size": 1000,
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2,
-    "max_position_embeddings": 4096, "norm_topk_prob": True, "mlp_only_layers": [0]})
+    "max_position_embeddings": 4096, "norm_topk_prob": True, "mlp_only_layers": [0]}
+ARGS = parse_model_args(FIELDS)
+YARN_ARGS = parse_model_args(FIELDS | {"max_position_embeddings": 512, "rope_scaling": {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}})
 
 
 def config(**changes: object) -> dict[str, object]:
@@ -50,4 +55,7 @@ def test_loading_counts_where_the_vocabulary_is_large_and_batches_are_small() ->
 def test_the_context_is_never_longer_than_the_checkpoints() -> None:
     assert max_model_len(ARGS, parse_config(config())) == 4096
     assert max_model_len(ARGS, parse_config(config(max_model_len=100))) == 100
-    assert max_model_len(ARGS, parse_config(config(max_model_len=10_000))) == 4096
+    assert max_model_len(YARN_ARGS, parse_config(config())) == 2048
+    assert max_model_len(YARN_ARGS, parse_config(config(max_model_len=2048))) == 2048
+    with pytest.raises(ConfigError, match=r"max_model_len=10000 .* 4096 positions\. set it to 4096 or less"):
+        max_model_len(ARGS, parse_config(config(max_model_len=10_000)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 from transformers import AutoTokenizer
 
 from serving.errors import InvalidRequestError
@@ -58,6 +59,18 @@ def test_named_templates_and_the_file_are_found_as_transformers_does(folder_with
     assert Tokenizer.from_dir(folder).apply_chat_template(MESSAGES) == "F"
     theirs = AutoTokenizer.from_pretrained(folder)
     assert theirs.apply_chat_template([message.to_json() for message in MESSAGES], tokenize=False) == "F"
+
+
+@pytest.mark.parametrize("configured", [{"default": "x"}, 7, True])
+def test_a_template_of_a_wrong_type_is_named(tmp_path: Path, configured: JsonValue) -> None:
+    with pytest.raises(ChatTemplateError, match=r"tokenizer_config\.json"):
+        read_chat_template(tmp_path, configured)
+
+
+def test_a_template_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ChatTemplateError, match="cannot be read"):
+        read_chat_template(tmp_path, None)
 
 
 def test_no_template_at_all(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from serving.errors import InvalidRequestError
+from serving.text.generation_config import SamplingDefaults
 from serving.text.token_bytes import TokenizerError
-from serving.text.tokenizer import SamplingDefaults, Tokenizer
+from serving.text.tokenizer import Tokenizer
 
 TEXTS = ["", "hello world", "  two  spaces ", "你好，世界", "👩‍👩‍👧‍👦 family", "สวัสดี",
          "<|im_start|>user\nhi<|im_end|>", "a<think>b", "\n\t\x00", "é vs é", "</s> <s>x"]
@@ -67,6 +68,52 @@ def test_tokens_that_only_the_config_knows_are_added(folder_with: Callable[..., 
 def test_eos_ids_come_from_the_generation_config_first(byte_level_dir: Path, metaspace_dir: Path) -> None:
     assert Tokenizer.from_dir(byte_level_dir).eos_token_ids == (2, 0)
     assert Tokenizer.from_dir(metaspace_dir).eos_token_ids == (2,)
+
+
+@pytest.mark.parametrize(("file", "ids"), [("generation_config.json", [2, 512]), ("generation_config.json", [-1]),
+                                           ("generation_config.json", "<|im_end|>"), ("generation_config.json", [True]),
+                                           ("tokenizer_config.json", "<|nowhere|>")])
+def test_an_eos_that_the_model_cannot_draw_is_refused(folder_with: Callable[..., Path], file: str, ids: object) -> None:
+    folder = folder_with()
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | {"eos_token_id" if file.startswith("gen") else "eos_token": ids}))
+    if file.startswith("tok"):
+        (folder / "config.json").write_text(json.dumps({"vocab_size": Tokenizer.from_dir(folder).vocab_size - 1}))
+    with pytest.raises(TokenizerError, match="eos_token|end-of-sequence"):
+        Tokenizer.from_dir(folder)
+
+
+def test_an_eos_of_null_is_not_stated(folder_with: Callable[..., Path]) -> None:
+    folder = folder_with(eos_token=None)
+    (folder / "generation_config.json").write_text('{"eos_token_id": null}')
+    assert Tokenizer.from_dir(folder).eos_token_ids == (0,)             # config.json's
+    (folder / "config.json").write_text('{"eos_token_id": null, "vocab_size": 512}')
+    tokenizer = Tokenizer.from_dir(folder)
+    assert tokenizer.eos_token_ids == () and "no end-of-sequence token" in tokenizer.notes[0].found
+
+
+@pytest.mark.parametrize(("settings", "found"), [
+    ({"chat_template": None}, "no chat template"),
+    ({"chat_template": [{"name": "tools", "template": "x"}]}, "no chat template"),
+    ({"chat_template": "{{ bos_token }}{{ messages[0].content }}"}, "writes bos_token, which is not set"),
+    ({"chat_template": "{{ messages[0].tool.name }}"}, "one user message is refused")])
+def test_what_people_should_know_is_noted(folder_with: Callable[..., Path], settings: dict[str, object],
+                                          found: str) -> None:
+    notes = Tokenizer.from_dir(folder_with(**settings)).notes
+    assert len(notes) == 1 and found in notes[0].found and notes[0].fix
+
+
+def test_tokens_without_an_embedding_are_noted(folder_with: Callable[..., Path]) -> None:
+    folder = folder_with(pad_token="<|pad|>")
+    (folder / "config.json").write_text(json.dumps({"vocab_size": Tokenizer.from_dir(folder).vocab_size - 1}))
+    assert "1 tokens, '<|pad|>' the first" in Tokenizer.from_dir(folder).notes[0].found
+    assert Tokenizer.from_dir(folder_with()).notes == ()
+
+
+@pytest.mark.parametrize("entries", [{"x": {"content": "a"}}, {"7": {}}, {"7": "a"}, {"7": {"content": 1}}])
+def test_wrong_added_tokens_are_named(folder_with: Callable[..., Path], entries: object) -> None:
+    with pytest.raises(TokenizerError, match="added_tokens_decoder has"):
+        Tokenizer.from_dir(folder_with(added_tokens_decoder=entries))
 
 
 def test_sampling_defaults_come_from_the_generation_config(byte_level_dir: Path, metaspace_dir: Path) -> None:
