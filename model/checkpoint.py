@@ -93,21 +93,36 @@ class Checkpoint:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE_NAME).exists():
-        return [folder / SINGLE_NAME]
-    index = folder / INDEX_NAME
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}",
-                              fix="give the folder of a Hugging Face checkpoint in safetensors format") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error!r}", fix="fetch it again") from error
+    names = weight_file_names(folder)
     absent = [name for name in names if not (folder / name).exists()]
     if absent:
         raise CheckpointError(f"{folder} misses {len(absent)} of {len(names)} weight files: {abbreviated(absent)}",
                               fix="fetch them, or correct the index")
     return [folder / name for name in names]
+
+
+def weight_file_names(folder: Path) -> list[str]:
+    """Return the names of all files that hold weights, whether they are there or not. Raises CheckpointError."""
+    if (folder / SINGLE_NAME).exists():
+        return [SINGLE_NAME]
+    index = folder / INDEX_NAME
+    try:
+        names = sorted({_inside(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}",
+                              fix="give the folder of a Hugging Face checkpoint in safetensors format") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read: {error!r}", fix="fetch it again") from error
+    return names
+
+
+def _inside(name: object) -> str:
+    """Return the name of a weight file. Raises ValueError when it is none, or leads out of the checkpoint's folder."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{name!r} is no file name")
+    if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
+        raise ValueError(f"{name!r} is not a file of this folder")
+    return name
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
