@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.checkpoint_files import abbreviated, weight_file_names
 from model.errors import CheckpointError, TensorError
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 100_000_000     # the format's own limit
 _ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -101,30 +100,6 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def weight_file_names(folder: Path) -> list[str]:
-    """Return the names of all files that hold weights, whether they are there or not. Raises CheckpointError."""
-    if (folder / SINGLE_NAME).exists():
-        return [SINGLE_NAME]
-    index = folder / INDEX_NAME
-    try:
-        names = sorted({_inside(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}",
-                              fix="give the folder of a Hugging Face checkpoint in safetensors format") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error!r}", fix="fetch it again") from error
-    return names
-
-
-def _inside(name: object) -> str:
-    """Return the name of a weight file. Raises ValueError when it is none, or leads out of the checkpoint's folder."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{name!r} is no file name")
-    if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
-        raise ValueError(f"{name!r} is not a file of this folder")
-    return name
-
-
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     size = file.stat().st_size
     try:
@@ -154,9 +129,3 @@ def _check_extents(file: Path, size: int, tensors: dict[str, StoredTensor]) -> N
            and math.prod(tensor.shape) * _ITEM_BYTES[tensor.dtype] != tensor.end - tensor.start]
     if odd:
         raise TensorError(f"{file.name}: bytes and shape disagree for {abbreviated(odd)}", fix="fetch that file again")
-
-
-def abbreviated(names: list[str], limit: int = 8) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-INDEX_NAME = "model.safetensors.index.json"
+from model.checkpoint_files import INDEX_NAME
 
 
 class CheckpointWriter:

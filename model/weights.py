@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from model.args import ModelArgs
-from model.checkpoint import DTYPES, Checkpoint, StoredTensor, abbreviated
+from model.checkpoint import DTYPES, Checkpoint, StoredTensor
+from model.checkpoint_files import abbreviated
 from model.decoder import Decoder
 from model.errors import TensorError
 from model.expert_host import ExpertHost

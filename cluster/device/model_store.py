@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Literal
 
+import platformdirs
+
+from cluster.device.checkpoint_fetch import CheckpointFetch, Report
+from cluster.device.hub import Hub
 from model.errors import CheckpointError
 from serving.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 Part = Literal["facts", "all"]      # "facts": all but the weights (config, tokenizer, chat template)
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
-_NEVER = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*")
 
 
-def locate_checkpoint(config: ModelConfig, part: Part) -> Path:
-    """The folder of the checkpoint on this node. Blocks while it is fetched. Raises CheckpointError."""
+def locate_checkpoint(config: ModelConfig, part: Part, report: Report | None = None) -> Path:
+    """Return the folder of the checkpoint on this node. Blocks while it is fetched, and reports how far that is.
+
+    "facts" asks the hub which commit the revision is now; "all" stays at the one that this node has seen last.
+    Raises CheckpointError.
+    """
     scheme, separator, name = config.path.partition("://")
     if not separator:
         folder = Path(config.path).expanduser()
@@ -25,34 +34,27 @@ def locate_checkpoint(config: ModelConfig, part: Part) -> Path:
             raise CheckpointError(f"model.path={config.path}: no config.json is there on this node",
                                   fix="give a Hugging Face folder that every node can read, or hf://owner/name")
         return folder
+    if scheme not in ("hf", "modelscope"):
+        raise CheckpointError(f"model.path={config.path} has the unknown scheme {scheme!r}",
+                              fix="write a folder, hf://owner/name or modelscope://owner/name")
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"model.path={config.path}: {name!r} is no name of a repository",
+                              fix=f"write {scheme}://owner/name")
+    folder = platformdirs.user_cache_path("moesaic") / "hubs"
+    digest = hashlib.sha256(f"{config.path} {config.revision}".encode()).hexdigest()
+    hub = _hub_of(scheme, name, config.revision, folder)
+    fetch = CheckpointFetch(config.path, hub, folder / f"{digest[:24]}.lock", report or _log)
+    return fetch.facts() if part == "facts" else fetch.all_files()
+
+
+def _hub_of(scheme: str, name: str, revision: str | None, notes_folder: Path) -> Hub:
+    """Return the hub's client. Its library is imported here: most nodes need one, or none."""
     if scheme == "hf":
-        return _fetch_from_hugging_face(name, config.revision, part)
-    if scheme == "modelscope":
-        return _fetch_from_modelscope(name, config.revision, part)
-    raise CheckpointError(f"model.path={config.path} has the unknown scheme {scheme!r}",
-                          fix="write a folder, hf://owner/name or modelscope://owner/name")
+        from cluster.device.hugging_face import HuggingFaceHub
+        return HuggingFaceHub(name, revision)
+    from cluster.device.model_scope import ModelScopeHub
+    return ModelScopeHub(name, revision, notes_folder)
 
 
-def _fetch_from_hugging_face(name: str, revision: str | None, part: Part) -> Path:
-    from huggingface_hub import snapshot_download
-
-    ignored = list(_WEIGHTS if part == "facts" else _NEVER)
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
-    except Exception as error:      # the library raises errors of many packages: network, disk, authentication
-        raise CheckpointError(f"{name} could not be fetched from the Hugging Face hub: {error}",
-                              fix="check its name, the network, and HF_ENDPOINT or HF_TOKEN") from error
-
-
-def _fetch_from_modelscope(name: str, revision: str | None, part: Part) -> Path:
-    try:
-        from modelscope import snapshot_download
-    except ImportError as error:
-        raise CheckpointError(f"modelscope://{name} needs the package modelscope",
-                              fix="install it on every node: pip install modelscope") from error
-    ignored = list(_WEIGHTS if part == "facts" else _NEVER)
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_file_pattern=ignored))
-    except Exception as error:      # as above
-        raise CheckpointError(f"{name} could not be fetched from ModelScope: {error}",
-                              fix="check its name and the network") from error
+def _log(line: str) -> None:
+    logger.info("checkpoint %s", line)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.checkpoint_writer import INDEX_NAME, CheckpointWriter
+from model.checkpoint_files import INDEX_NAME
+from model.checkpoint_writer import CheckpointWriter
 
 
 def test_index_names_the_file_of_every_tensor(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Several processes of a node fetch a checkpoint once, whichever hub it is of."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from tests.cluster.device.hub_nodes import CHECKPOINT, Node, a_hub, finish
+from tests.cluster.device.hub_server import Failure, FakeHub, running
+
+_WAIT_S = 60
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with running(a_hub()) as hub:
+        yield hub
+
+
+@pytest.fixture(params=["hf", "modelscope"])
+def node(tmp_path: Path, hub: FakeHub, request: pytest.FixtureRequest) -> Node:
+    return Node(tmp_path, hub, request.param)
+
+
+def _start(node: Node) -> subprocess.Popen[str]:
+    return node.start(fake_sleep=False, report_s=0.05)
+
+
+def _until_report(process: subprocess.Popen[str], words: str) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            return str(json.loads(line)["report"])
+    raise AssertionError(f"{words!r} was never said")
+
+
+def test_several_processes_fetch_once_and_the_others_say_how_far_it_is(node: Node, hub: FakeHub) -> None:
+    hub.gate = Event()
+    first = _start(node)
+    assert hub.waiting.acquire(timeout=_WAIT_S)
+    others = [_start(node) for _ in range(2)]
+    waits = [_until_report(process, "waits for another process of this node") for process in others]
+    assert all(f"{node.scheme}://owner/model" in line and line.endswith("GB here") for line in waits)
+    assert "fetches" in _until_report(first, "fetches")
+    hub.gate.set()
+    assert all(finish(process).files == set(CHECKPOINT) for process in [first, *others])
+    assert {name: hub.num_fetches(name) for name in CHECKPOINT} == dict.fromkeys(CHECKPOINT, 1)
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(node: Node, hub: FakeHub) -> None:
+    hub.gate = Event()
+    first = _start(node)
+    assert hub.waiting.acquire(timeout=_WAIT_S)
+    second = _start(node)
+    _until_report(second, "waits for another process of this node")
+    first.kill()
+    first.communicate()
+    hub.gate.set()
+    assert finish(second).files == set(CHECKPOINT)
+
+
+def test_a_failure_of_one_is_tried_again_by_the_next(node: Node, hub: FakeHub) -> None:
+    hub.failures = [Failure("model-1", 403)]
+    assert "may not read it" in node.fetch().error
+    hub.failures = []
+    assert node.fetch().files == set(CHECKPOINT)
+
+
+@pytest.mark.skipif(os.getuid() == 0 and not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")
+def test_without_a_lock_it_goes_on(node: Node) -> None:
+    fetched = node.fetch(XDG_CACHE_HOME="/proc/nowhere", HF_HOME=str(node.home), MODELSCOPE_CACHE=str(node.home))
+    assert fetched.files == set(CHECKPOINT) and "checkpoint_lock_unavailable" in fetched.output
+
+
+def test_a_cache_that_cannot_be_written_is_named(node: Node) -> None:
+    (node.home / "file").write_text("")
+    error = node.fetch(HF_HOME=str(node.home / "file"), MODELSCOPE_CACHE=str(node.home / "file")).error
+    assert "cache cannot be written" in error and ("HF_HOME" in error or "MODELSCOPE_CACHE" in error)
