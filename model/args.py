@@ -14,26 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import CheckpointError, UnknownArchitectureError, UnsupportedFieldError
+from model.families import FAMILIES, Family, served_families
 from model.rope_args import RopeArgs, read_rope_args
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURES = {"Qwen3MoeForCausalLM": "qwen3_moe", "MixtralForCausalLM": "mixtral"}
 Json = Mapping[str, object]
 
-_DEFAULTS: dict[str, dict[str, object]] = {
-    "qwen3_moe": {
-        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
-        "num_attention_heads": 32, "num_key_value_heads": 4, "hidden_act": "silu", "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "attention_bias": False, "use_sliding_window": False,
-        "sliding_window": 4096, "decoder_sparse_step": 1, "moe_intermediate_size": 768, "num_experts_per_tok": 8,
-        "num_experts": 128, "norm_topk_prob": False, "mlp_only_layers": [], "rope_theta": 10_000.0},
-    "mixtral": {
-        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_act": "silu", "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "sliding_window": None, "num_experts_per_tok": 2,
-        "num_experts": 8, "rope_theta": 1_000_000.0},
-}
 # Read by nobody because they change nothing at inference.
 _HARMLESS = {
     "architectures", "model_type", "head_dim", "rope_parameters", "rope_scaling", "num_local_experts",
@@ -43,11 +30,14 @@ _HARMLESS = {
     "chunk_size_feed_forward",
     "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "problem_type", "is_decoder",
     "quantization_config", "partial_rotary_factor", "layer_types", "name_or_path", "original_max_position_embeddings",
+    "text_config", "vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
+    "mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "language_model_only",
+    "attn_output_gate",
 }
 # These would change the result and are not implemented: the values listed mean "off".
 _OFF: dict[str, tuple[object, ...]] = {
-    "quantization_config": (None,), "compression_config": (None,), "partial_rotary_factor": (None, 1, 1.0),
-    "mlp_bias": (None, False), "shared_expert_intermediate_size": (None, 0), "num_shared_experts": (None, 0),
+    "quantization_config": (None,), "compression_config": (None,), "mlp_bias": (None, False),
+    "num_shared_experts": (None, 0),
     "n_shared_experts": (None, 0), "routed_scaling_factor": (None, 1, 1.0), "n_group": (None, 1),
     "topk_group": (None, 1), "final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
     "logit_scale": (None, 1, 1.0), "logits_scaling": (None, 1, 1.0), "embedding_multiplier": (None, 1, 1.0),
@@ -55,7 +45,38 @@ _OFF: dict[str, tuple[object, ...]] = {
     "attention_chunk_size": (None,), "no_rope_layers": (None, []), "is_encoder_decoder": (None, False),
     "num_nextn_predict_layers": (None, 0),
 }
-_OFF_OF_FAMILY: dict[str, dict[str, tuple[object, ...]]] = {"mixtral": {"attention_bias": (None, False)}}
+# What only some families have.
+_OFF_WITHOUT_SHARED_EXPERT: dict[str, tuple[object, ...]] = {"shared_expert_intermediate_size": (None, 0)}
+_OFF_WITHOUT_LINEAR_LAYERS: dict[str, tuple[object, ...]] = {"partial_rotary_factor": (None, 1, 1.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class LinearAttentionArgs:
+    """Sizes of the gated DeltaNet layers. A sequence's state there does not grow with its length."""
+
+    num_key_heads: int
+    num_value_heads: int                # a multiple of num_key_heads
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel_size: int               # tokens that the causal convolution looks at, the newest included
+
+    @property
+    def key_width(self) -> int:
+        return self.num_key_heads * self.key_head_dim
+
+    @property
+    def value_width(self) -> int:
+        return self.num_value_heads * self.value_head_dim
+
+    @property
+    def conv_width(self) -> int:
+        """Channels of the convolution: query, key and value."""
+        return 2 * self.key_width + self.value_width
+
+    @property
+    def state_size(self) -> int:
+        """Elements of a sequence's recurrent state in one layer."""
+        return self.num_value_heads * self.key_head_dim * self.value_head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +98,29 @@ class ModelArgs:
     norm_topk_prob: bool
     moe_layers: tuple[int, ...]         # layers with experts, ascending; the others are dense
     qk_norm: bool
-    attention_bias: bool
+    qkv_bias: bool
+    out_bias: bool                      # of attention's output projection
     sliding_window: int | None
     rms_norm_eps: float
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope: RopeArgs
-    rounds_gate_weights: bool           # qwen3_moe rounds them to the model's dtype, mixtral keeps fp32
+    rounds_gate_weights: bool           # to the model's dtype; else they stay fp32
+    linear_layers: tuple[int, ...] = () # gated DeltaNet instead of attention, ascending
+    linear: LinearAttentionArgs | None = None   # None: no such layers
+    shared_expert_size: int = 0         # intermediate size of the expert beside every MoE layer's; 0: none
+    gated_attention: bool = False       # attention's output times sigmoid of a gate
+    zero_centered_norms: bool = False   # a norm multiplies by 1 + weight
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that are rotated, the first ones."""
+        return int(self.head_dim * self.rope.rotary_factor)
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have keys and values in the KV cache, ascending."""
+        return tuple(layer for layer in range(self.num_layers) if layer not in self.linear_layers)
 
     @property
     def num_moe_layers(self) -> int:
@@ -114,18 +151,21 @@ def read_model_args(checkpoint_dir: Path) -> ModelArgs:
 
 
 def parse_model_args(config: Json) -> ModelArgs:
-    """The content of config.json -> ModelArgs."""
+    """Read what config.json says -> ModelArgs. Raises CheckpointError and its kinds."""
     family = _family_of(config)
+    config = _text_config(config, family)
     _refuse_what_is_not_implemented(config, family)
     fields = _Fields(config, family)
     num_experts = _num_experts(config, fields)
     num_layers, num_heads = fields.count("num_hidden_layers"), fields.count("num_attention_heads")
     hidden_size = fields.count("hidden_size")
-    head_dim = fields.count("head_dim") if config.get("head_dim") is not None else hidden_size // num_heads
+    head_dim = fields.count("head_dim") if fields.value("head_dim") is not None else hidden_size // max(1, num_heads)
     max_positions = fields.count("max_position_embeddings")
-    is_qwen = family == "qwen3_moe"
+    rotary_factor = fields.number("partial_rotary_factor", default_only=True) if family.has_linear_layers else None
+    rope = read_rope_args(config, fields.number("rope_theta", default_only=True), max_positions, rotary_factor)
+    linear_layers = _linear_layers(fields, num_layers) if family.has_linear_layers else ()
     args = ModelArgs(
-        family=family,
+        family=family.name,
         dtype=_dtype_name(config),
         vocab_size=fields.count("vocab_size"),
         hidden_size=hidden_size,
@@ -134,30 +174,73 @@ def parse_model_args(config: Json) -> ModelArgs:
         num_kv_heads=num_heads if _is_null(config, "num_key_value_heads") else fields.count("num_key_value_heads"),
         head_dim=head_dim,
         intermediate_size=fields.count("intermediate_size"),
-        moe_intermediate_size=fields.count("moe_intermediate_size" if is_qwen else "intermediate_size"),
+        moe_intermediate_size=fields.count(family.expert_width),
         num_experts=num_experts,
         num_experts_per_tok=fields.count("num_experts_per_tok"),
-        norm_topk_prob=fields.flag("norm_topk_prob") if is_qwen else True,
-        moe_layers=_moe_layers(fields, num_layers, num_experts) if is_qwen else tuple(range(num_layers)),
-        qk_norm=is_qwen,
-        attention_bias=fields.flag("attention_bias") if is_qwen else False,
-        sliding_window=_sliding_window(fields, is_qwen),
+        norm_topk_prob=fields.flag("norm_topk_prob") if family.norm_topk_prob is None else family.norm_topk_prob,
+        moe_layers=_moe_layers(fields, num_layers, num_experts),
+        qk_norm=family.qk_norm,
+        qkv_bias=family.qkv_bias is not None and fields.flag(family.qkv_bias),
+        out_bias=family.out_bias is not None and fields.flag(family.out_bias),
+        sliding_window=None if family.has_linear_layers else _sliding_window(fields),
         rms_norm_eps=fields.number("rms_norm_eps"),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
         max_position_embeddings=max_positions,
-        rope=read_rope_args(config, fields.number("rope_theta", default_only=True), max_positions),
-        rounds_gate_weights=is_qwen,
+        rope=rope,
+        rounds_gate_weights=family.rounds_gate_weights,
+        linear_layers=linear_layers,
+        linear=_linear_args(fields) if linear_layers else None,
+        shared_expert_size=fields.count("shared_expert_intermediate_size") if family.has_shared_expert else 0,
+        gated_attention=family.has_gated_attention,
+        zero_centered_norms=family.has_zero_centered_norms,
     )
     _check_sizes(args)
     return args
 
 
+def _text_config(config: Json, family: Family) -> Json:
+    """The language model's part of a multimodal config.json; what stands outside of it counts where it says nothing."""
+    if family.text_config is None:
+        return config
+    inner = config.get(family.text_config)
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"config.json: {family.text_config}={_abbreviated(inner)} is not an object",
+                              fix="fetch the checkpoint again")
+    outside = {name: config[name] for name in ("dtype", "torch_dtype", "quantization_config")
+               if config.get(name) is not None}
+    tied = {"tie_word_embeddings": config["tie_word_embeddings"]} if "tie_word_embeddings" in config else {}
+    return outside | {name: value for name, value in inner.items() if value is not None or name not in outside} | tied
+
+
+def _linear_layers(fields: _Fields, num_layers: int) -> tuple[int, ...]:
+    kinds = fields.value("layer_types")
+    if kinds is None:
+        interval = fields.count("full_attention_interval")
+        if interval == 0:
+            raise _wrong_type("full_attention_interval", interval, "a whole number >= 1")
+        return tuple(layer for layer in range(num_layers) if (layer + 1) % interval)
+    known = ("linear_attention", "full_attention")
+    if not isinstance(kinds, list) or len(kinds) != num_layers or any(kind not in known for kind in kinds):
+        raise _wrong_type("layer_types", kinds, f"a list of {num_layers} of {', '.join(known)}")
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == known[0])
+
+
+def _linear_args(fields: _Fields) -> LinearAttentionArgs:
+    sizes = [fields.count(f"linear_{name}") for name in (
+        "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")]
+    if min(sizes) < 1 or sizes[1] % sizes[0]:
+        raise CheckpointError(f"config.json: linear attention of {sizes[0]} key and {sizes[1]} value heads of "
+                              f"{sizes[2]} and {sizes[3]}, convolution over {sizes[4]} tokens",
+                              fix="all must be >= 1, and the value heads a multiple of the key heads")
+    return LinearAttentionArgs(*sizes)
+
+
 class _Fields:
     """Typed reads of config.json, with the family's defaults."""
 
-    def __init__(self, config: Json, family: str) -> None:
+    def __init__(self, config: Json, family: Family) -> None:
         self._config = config
-        self._defaults = _DEFAULTS[family]
+        self._defaults = family.defaults
 
     def value(self, name: str, *, default_only: bool = False) -> object:
         return self._defaults.get(name) if default_only else self._config.get(name, self._defaults.get(name))
@@ -189,37 +272,39 @@ def _is_null(config: Json, name: str) -> bool:
     return name in config and config[name] is None
 
 
-def _family_of(config: Json) -> str:
+def _family_of(config: Json) -> Family:
     """Both names must agree: a Qwen3MoeForSequenceClassification is a qwen3_moe that is no language model."""
-    known = ", ".join(f"{name} ({family})" for name, family in ARCHITECTURES.items())
     names = config.get("architectures") or []
     model_type = config.get("model_type")
-    by_name = {ARCHITECTURES[name] for name in names if name in ARCHITECTURES} if isinstance(names, list) else set()
+    by_name = {family.name for family in FAMILIES.values() if isinstance(names, list) and family.architecture in names}
     family = model_type if isinstance(model_type, str) else next(iter(by_name), None)
-    if family not in _DEFAULTS or (names and by_name != {family}):
+    if family not in FAMILIES or (names and by_name != {family}):
         raise UnknownArchitectureError(f"config.json: architectures={names}, model_type={model_type!r} is not known",
-                                       fix=f"known are {known}")
-    return family
+                                       fix=f"known are {served_families()}")
+    return FAMILIES[family]
 
 
-def _refuse_what_is_not_implemented(config: Json, family: str) -> None:
-    for name, off in (_OFF | _OFF_OF_FAMILY.get(family, {})).items():
+def _refuse_what_is_not_implemented(config: Json, family: Family) -> None:
+    off: dict[str, tuple[object, ...]] = _OFF | ({} if family.has_shared_expert else _OFF_WITHOUT_SHARED_EXPERT)
+    off |= ({} if family.has_linear_layers else _OFF_WITHOUT_LINEAR_LAYERS) | dict(family.off)
+    for name, allowed_values in off.items():
         value = config.get(name)
-        if not any(value is allowed or value == allowed for allowed in off):
-            raise UnsupportedFieldError(f"config.json: {name}={_abbreviated(value)} is not implemented for {family}",
-                                        fix="serve a checkpoint without it")
+        if not any(value is allowed or value == allowed for allowed in allowed_values):
+            raise UnsupportedFieldError(f"config.json: {name}={_abbreviated(value)} is not implemented for "
+                                        f"{family.name}", fix="serve a checkpoint without it")
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedFieldError(f"config.json: hidden_act={activation!r} is not implemented",
                                     fix="only 'silu' is; serve another checkpoint")
     layer_types = config.get("layer_types")
-    if isinstance(layer_types, list) and len(set(map(str, layer_types))) > 1:
+    if not family.has_linear_layers and isinstance(layer_types, list) and len(set(map(str, layer_types))) > 1:
         raise UnsupportedFieldError(f"config.json: layer_types mixes {sorted(set(map(str, layer_types)))}",
-                                    fix=f"{family} layers all attend alike; serve another checkpoint")
-    known = set(_DEFAULTS[family]) | _HARMLESS | set(_OFF) | set(_OFF_OF_FAMILY.get(family, {}))
+                                    fix=f"{family.name} layers all attend alike; serve another checkpoint")
+    known = set(family.defaults) | _HARMLESS | set(off)
     for name in sorted(set(config) - known):
         if not name.startswith("_"):
-            logger.warning("config_field_ignored family=%s field=%s value=%s", family, name, _abbreviated(config[name]))
+            logger.warning("config_field_ignored family=%s field=%s value=%s", family.name, name,
+                           _abbreviated(config[name]))
 
 
 def _abbreviated(value: object) -> str:
@@ -249,9 +334,11 @@ def _moe_layers(fields: _Fields, num_layers: int, num_experts: int) -> tuple[int
                  if layer not in dense and num_experts > 0 and (layer + 1) % step == 0)
 
 
-def _sliding_window(fields: _Fields, is_qwen: bool) -> int | None:
-    """transformers 5 applies a qwen3_moe window to every layer and does not read `max_window_layers`; so do we."""
-    if (is_qwen and not fields.flag("use_sliding_window")) or fields.value("sliding_window") is None:
+def _sliding_window(fields: _Fields) -> int | None:
+    """transformers 5 applies a qwen3_moe window to every layer and does not read `max_window_layers`; so do we.
+
+    A qwen2_moe has one in its later layers only, which is refused unless the window is switched off."""
+    if fields.value("use_sliding_window") is False or fields.value("sliding_window") is None:
         return None
     window = fields.count("sliding_window")
     if window == 0:
@@ -280,8 +367,11 @@ def _check_sizes(args: ModelArgs) -> None:
     if args.num_heads % args.num_kv_heads:
         raise CheckpointError(f"config.json: {args.num_heads} attention heads do not divide over "
                               f"{args.num_kv_heads} key/value heads", fix="correct num_key_value_heads")
-    if args.head_dim % 2:
-        raise UnsupportedFieldError(f"config.json: head_dim={args.head_dim} is odd", fix="rotary embedding needs pairs")
+    if args.head_dim % 2 or args.rotary_dim % 2 or not 0 < args.rotary_dim <= args.head_dim:
+        raise UnsupportedFieldError(f"config.json: {args.rotary_dim} of the head_dim={args.head_dim} "
+                                    "are rotated", fix="rotary embedding needs pairs")
+    if args.linear_layers and not args.attention_layers:
+        raise UnsupportedFieldError("config.json: all layers are linear attention", fix="at least one must attend")
     if args.moe_layers and not 1 <= args.num_experts_per_tok <= args.num_experts:
         raise CheckpointError(f"config.json: num_experts_per_tok={args.num_experts_per_tok} of "
                               f"{args.num_experts} experts", fix="correct num_experts_per_tok")

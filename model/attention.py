@@ -1,6 +1,7 @@
 """Grouped-query attention over the paged KV cache.
 
-T rows of this step, D hidden size, H query heads, G key/value heads, d head size, J = (H + 2 G) d
+T rows of this step, D hidden size, H query heads, G key/value heads, d head size, J = (H + 2 G) d,
+and H d more where the output has a gate
 """
 
 from __future__ import annotations
@@ -12,20 +13,27 @@ from model.args import ModelArgs
 from model.kernels.protocol import AttentionBatch, Kernels
 
 
+def new_norm(args: ModelArgs, size: int, kernels: Kernels, dtype: torch.dtype) -> Tensor:
+    """Return the weight of an RMS norm: one that is centred at zero is kept in fp32, the 1 added."""
+    return torch.ones(size, dtype=torch.float32 if args.zero_centered_norms else dtype, device=kernels.device)
+
+
 class PagedAttention:
-    """One layer's attention. q, k and v are one fused weight, in this order."""
+    """One layer. q, k, v and, if there is one, the gate of the output are one fused weight, in this order."""
 
     def __init__(self, args: ModelArgs, kernels: Kernels, dtype: torch.dtype) -> None:
         self.num_heads, self.num_kv_heads, self.head_dim = args.num_heads, args.num_kv_heads, args.head_dim
         self.q_width, self.kv_width = args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
-        qkv_width = self.q_width + 2 * self.kv_width
+        self.gate_width = self.q_width if args.gated_attention else 0
+        qkv_width = self.q_width + 2 * self.kv_width + self.gate_width
         self.qkv = kernels.new_linear(qkv_width, args.hidden_size, dtype)
         self.out = kernels.new_linear(args.hidden_size, self.q_width, dtype)
         self.qkv_bias_J, self.out_bias_D = (
-            torch.zeros(width, dtype=dtype, device=kernels.device) if args.attention_bias else None
-            for width in (qkv_width, args.hidden_size))
+            torch.zeros(width, dtype=dtype, device=kernels.device) if has_bias else None
+            for width, has_bias in ((qkv_width, args.qkv_bias), (args.hidden_size, args.out_bias)))
         self.q_norm_d, self.k_norm_d = (
-            torch.ones(args.head_dim, dtype=dtype, device=kernels.device) if args.qk_norm else None for _ in range(2))
+            new_norm(args, args.head_dim, kernels, dtype) if args.qk_norm else None for _ in range(2))
+        self._rotary_dim = args.rotary_dim
         self._scale = args.head_dim ** -0.5
         self._sliding_window = args.sliding_window
         self._eps = args.rms_norm_eps
@@ -35,13 +43,24 @@ class PagedAttention:
         """`cache` is this layer's slice. Writes the rows' keys and values, then attends."""
         kernels, num_rows = self._kernels, x_TD.shape[0]
         qkv_TJ = kernels.linear(x_TD, self.qkv, self.qkv_bias_J)
-        q_TJ, k_TJ, v_TJ = torch.split(qkv_TJ, [self.q_width, self.kv_width, self.kv_width], dim=1)
+        q_TJ, k_TJ, v_TJ, gate_TJ = torch.split(
+            qkv_TJ, [self.q_width, self.kv_width, self.kv_width, self.gate_width], dim=1)
         q_THd = self._normed(q_TJ.reshape(num_rows, self.num_heads, self.head_dim), self.q_norm_d)
         k_TGd = self._normed(k_TJ.reshape(num_rows, self.num_kv_heads, self.head_dim), self.k_norm_d)
         v_TGd = v_TJ.reshape(num_rows, self.num_kv_heads, self.head_dim)
-        kernels.write_kv(cache, kernels.rope(k_TGd, *cos_sin), v_TGd, batch)
-        out_THd = kernels.attention(kernels.rope(q_THd, *cos_sin), cache, batch, self._scale, self._sliding_window)
-        return kernels.linear(out_THd.reshape(num_rows, self.q_width), self.out, self.out_bias_D)
+        kernels.write_kv(cache, self._rotated(k_TGd, cos_sin), v_TGd, batch)
+        out_THd = kernels.attention(self._rotated(q_THd, cos_sin), cache, batch, self._scale, self._sliding_window)
+        out_TJ = out_THd.reshape(num_rows, self.q_width)
+        if self.gate_width:
+            out_TJ = kernels.times_sigmoid(out_TJ, gate_TJ)
+        return kernels.linear(out_TJ, self.out, self.out_bias_D)
+
+    def _rotated(self, x_THd: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+        """The first dimensions of each head are rotated, the others stay."""
+        if self._rotary_dim == self.head_dim:
+            return self._kernels.rope(x_THd, *cos_sin)
+        rotated, rest = x_THd[..., :self._rotary_dim], x_THd[..., self._rotary_dim:]
+        return torch.cat((self._kernels.rope(rotated, *cos_sin), rest), dim=-1)
 
     def _normed(self, x_THd: Tensor, weight_d: Tensor | None) -> Tensor:
         return x_THd if weight_d is None else self._kernels.rms_norm(x_THd, weight_d, self._eps)

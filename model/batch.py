@@ -26,7 +26,7 @@ class StepBatch:
     first_rows_S: list[int]             # where each request's rows begin
 
 
-def build_batch(plan: StepPlan, block_size: int, num_blocks: int) -> StepBatch:
+def build_batch(plan: StepPlan, block_size: int, num_blocks: int, num_state_slots: int = 0) -> StepBatch:
     """Raises ValueError when a block table is too short or leaves the cache: a bug of the scheduler that the C kernels
     would answer by writing over other memory."""
     requests = plan.requests
@@ -53,8 +53,27 @@ def build_batch(plan: StepPlan, block_size: int, num_blocks: int) -> StepBatch:
         context_lens_S=torch.from_numpy((computed_S + query_lens_S).astype(np.int32)),
         block_tables_SM=torch.from_numpy(tables_SM),
         positions_T=torch.from_numpy(positions_T.astype(np.int32)),
-        slots_T=torch.from_numpy(slots_T))
+        slots_T=torch.from_numpy(slots_T),
+        **_state_slots(plan, num_state_slots))
     ends = starts_S1[1:].tolist()
     return StepBatch(torch.from_numpy(token_ids_T), attention,
                      [end - 1 for request, end in zip(requests, ends, strict=True) if request.sampling is not None],
                      starts_S1[:-1].tolist())
+
+
+def _state_slots(plan: StepPlan, num_state_slots: int) -> dict[str, Tensor]:
+    """No slot is written twice or both written and read, so the sequences of a step can be computed in any order."""
+    if not num_state_slots:
+        return {}
+    reads = [request.state_read for request in plan.requests]
+    writes = [request.state_write for request in plan.requests]
+    used = [slot for slot in reads if slot is not None]
+    for request in plan.requests:
+        if (request.state_read is None) != (request.num_computed_tokens == 0):
+            raise ValueError(f"request {request.request_id} goes on from state slot {request.state_read} after "
+                             f"{request.num_computed_tokens} tokens")
+    if (any(slot is None or not 0 <= slot < num_state_slots for slot in writes) or len(set(writes)) < len(writes)
+            or set(writes) & set(used) or any(not 0 <= slot < num_state_slots for slot in used)):
+        raise ValueError(f"state slots {reads} -> {writes} of {num_state_slots}")
+    return {"state_reads_S": torch.tensor([-1 if slot is None else slot for slot in reads], dtype=torch.int32),
+            "state_writes_S": torch.tensor(writes, dtype=torch.int32)}

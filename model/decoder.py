@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from model.args import ModelArgs
-from model.attention import PagedAttention
+from model.attention import PagedAttention, new_norm
+from model.caches import SequenceCaches
+from model.delta_net import GatedDeltaNet
 from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import AttentionBatch, Kernels
 from model.moe import DenseMlp, LocalExperts, SparseMlp
@@ -17,12 +19,13 @@ from model.rope import RopeTable
 
 
 class DecoderLayer:
-    def __init__(self, attention: PagedAttention, mlp: SparseMlp | DenseMlp, hidden_size: int, kernels: Kernels,
-                 dtype: torch.dtype) -> None:
-        self.attention = attention
+    """What mixes the tokens of a sequence, and what transforms each of them, with a norm before either."""
+
+    def __init__(self, args: ModelArgs, mixer: PagedAttention | GatedDeltaNet, mlp: SparseMlp | DenseMlp,
+                 kernels: Kernels, dtype: torch.dtype) -> None:
+        self.mixer = mixer
         self.mlp = mlp
-        self.attention_norm_D, self.mlp_norm_D = (torch.ones(hidden_size, dtype=dtype, device=kernels.device)
-                                                  for _ in range(2))
+        self.mixer_norm_D, self.mlp_norm_D = (new_norm(args, args.hidden_size, kernels, dtype) for _ in range(2))
 
 
 class Decoder:
@@ -38,20 +41,22 @@ class Decoder:
         self.dtype = dtype
         self.embedding_VD = torch.empty(args.vocab_size, args.hidden_size, dtype=dtype, device=kernels.device)
         self.layers = [self._new_layer(layer, num_experts_of_layer) for layer in range(args.num_layers)]
-        self.norm_D = torch.ones(args.hidden_size, dtype=dtype, device=kernels.device)
+        self.norm_D = new_norm(args, args.hidden_size, kernels, dtype)
         self.output = kernels.new_linear(args.vocab_size, args.hidden_size, dtype)
         self.experts: list[LocalExperts] = [layer.mlp.experts for layer in self.layers
                                             if isinstance(layer.mlp, SparseMlp)]     # by MoE layer
-        self._rope = RopeTable(args.rope, args.head_dim, kernels.device)
+        self._rope = RopeTable(args.rope, args.rotary_dim, kernels.device)
 
     def _new_layer(self, layer: int, num_experts_of_layer: tuple[int, ...]) -> DecoderLayer:
         args, kernels = self.args, self.kernels
         index = args.moe_layer_index(layer)
         mlp = DenseMlp(args, kernels, self.dtype) if index is None else \
             SparseMlp(args, index, num_experts_of_layer[index], kernels, self.dtype)
-        return DecoderLayer(PagedAttention(args, kernels, self.dtype), mlp, args.hidden_size, kernels, self.dtype)
+        mixer = GatedDeltaNet if layer in args.linear_layers else PagedAttention
+        return DecoderLayer(args, mixer(args, kernels, self.dtype), mlp, kernels, self.dtype)
 
-    def forward(self, token_ids_T: Tensor, batch: AttentionBatch, kv_cache: Tensor, dispatcher: Dispatcher) -> Tensor:
+    def forward(self, token_ids_T: Tensor, batch: AttentionBatch, caches: SequenceCaches,
+                dispatcher: Dispatcher) -> Tensor:
         """token ids int64 [T], on the device -> hidden [T, D] before the last norm. With T = 0 this member only
         computes for the others."""
         hidden_TD = self.embedding_VD.index_select(0, token_ids_T)
@@ -59,9 +64,11 @@ class Decoder:
             return self._serve_others(hidden_TD, dispatcher)
         norm, eps = self.kernels.rms_norm, self.args.rms_norm_eps
         cos_sin = self._rope.at(batch.positions_T)
-        for layer, cache in zip(self.layers, kv_cache.unbind(0), strict=True):
-            x_TD = norm(hidden_TD, layer.attention_norm_D, eps)
-            hidden_TD = hidden_TD + layer.attention.forward(x_TD, cos_sin, batch, cache)
+        for index, layer in enumerate(self.layers):
+            x_TD, mixer = norm(hidden_TD, layer.mixer_norm_D, eps), layer.mixer
+            hidden_TD = hidden_TD + (
+                mixer.forward(x_TD, cos_sin, batch, caches.kv_of_layer[index]) if isinstance(mixer, PagedAttention)
+                else mixer.forward(x_TD, batch, caches.state_of_layer[index]))
             x_TD = norm(hidden_TD, layer.mlp_norm_D, eps)
             mlp = layer.mlp
             hidden_TD = hidden_TD + (mlp.forward(x_TD, dispatcher) if isinstance(mlp, SparseMlp) else mlp.forward(x_TD))
@@ -81,5 +88,5 @@ class Decoder:
     def weights_bytes(self) -> int:
         """Bytes held by all weights of this member, in the kernels' layouts."""
         return self.embedding_VD.nbytes + self.norm_D.nbytes + self.output.nbytes + sum(
-            layer.attention_norm_D.nbytes + layer.mlp_norm_D.nbytes + layer.attention.weights_bytes
+            layer.mixer_norm_D.nbytes + layer.mlp_norm_D.nbytes + layer.mixer.weights_bytes
             + layer.mlp.weights_bytes for layer in self.layers)

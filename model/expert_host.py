@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.args import ModelArgs
+from model.caches import SequenceCaches
 from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import AttentionBatch, Kernels
 from model.moe import LocalExperts
@@ -24,7 +25,8 @@ class MemberModel(Protocol):
     dtype: torch.dtype
     experts: list[LocalExperts]     # by MoE layer
 
-    def forward(self, token_ids_T: Tensor, batch: AttentionBatch, kv_cache: Tensor, dispatcher: Dispatcher) -> Tensor:
+    def forward(self, token_ids_T: Tensor, batch: AttentionBatch, caches: SequenceCaches,
+                dispatcher: Dispatcher) -> Tensor:
         """token ids int64 [T], on the device -> hidden [T, D] before the last norm."""
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
@@ -47,7 +49,8 @@ class ExpertHost:
                         for layer, num_experts in enumerate(num_experts_of_layer)]
         self._empty_0D = torch.empty(0, args.hidden_size, dtype=dtype, device=kernels.device)
 
-    def forward(self, token_ids_T: Tensor, batch: AttentionBatch, kv_cache: Tensor, dispatcher: Dispatcher) -> Tensor:
+    def forward(self, token_ids_T: Tensor, batch: AttentionBatch, caches: SequenceCaches,
+                dispatcher: Dispatcher) -> Tensor:
         self._refuse(token_ids_T)
         for experts in self.experts:
             experts.serve_others(self._empty_0D, dispatcher)

@@ -52,15 +52,36 @@ class SparseMlp:
                  dtype: torch.dtype) -> None:
         self.gate = Gate(args, kernels, dtype)
         self.experts = LocalExperts(args, layer, num_local_experts, kernels, dtype)
+        self.shared = SharedExpert(args, kernels, dtype) if args.shared_expert_size else None
 
     def forward(self, x_TD: Tensor, dispatcher: Dispatcher) -> Tensor:
         """x [T, D] -> [T, D]."""
         weights_TK, expert_ids_TK = self.gate.choose(x_TD)
-        return self.experts.forward(x_TD, weights_TK, expert_ids_TK, dispatcher)
+        out_TD = self.experts.forward(x_TD, weights_TK, expert_ids_TK, dispatcher)
+        return out_TD if self.shared is None else out_TD + self.shared.forward(x_TD)
 
     @property
     def weights_bytes(self) -> int:
-        return self.gate.weight.nbytes + self.experts.weights.nbytes
+        shared_bytes = 0 if self.shared is None else self.shared.weights_bytes
+        return self.gate.weight.nbytes + self.experts.weights.nbytes + shared_bytes
+
+
+class SharedExpert:
+    """The expert that takes every row, times sigmoid of a gate of its own. It is computed where the row is."""
+
+    def __init__(self, args: ModelArgs, kernels: Kernels, dtype: torch.dtype) -> None:
+        self.expert = kernels.new_experts(1, args.shared_expert_size, args.hidden_size, dtype)
+        self.gate = kernels.new_linear(1, args.hidden_size, dtype)
+        self._kernels = kernels
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        out_TD = self._kernels.experts(x_TD, (x_TD.shape[0],), self.expert)
+        return self._kernels.times_sigmoid(out_TD, self._kernels.linear(x_TD, self.gate))
+
+    @property
+    def weights_bytes(self) -> int:
+        return self.expert.nbytes + self.gate.nbytes
 
 
 class DenseMlp:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from model.args import ModelArgs
+from model.attention import PagedAttention
 from model.batch import StepBatch, build_batch
+from model.caches import SequenceCaches
 from model.decoder import Decoder
 from model.dispatch.auto import AutoDispatcher
 from model.dispatch.dispatcher import Dispatcher, DispatchHandle
@@ -82,15 +84,17 @@ class Layers:
                  experts: ExpertGroups) -> None:
         vocab_size = _narrowed(args.vocab_size, args.hidden_size * dtype.itemsize)
         self.head_scale = args.vocab_size / vocab_size
-        self._num_layers = _num_layers(args, dtype, experts.bytes_per_call)
+        self._period = 1 + args.attention_layers[0]     # layers until all kinds were there
+        self._num_layers = self._whole_periods(_num_layers(args, dtype, experts.bytes_per_call))
         args = replace(args, num_layers=self._num_layers, moe_layers=tuple(range(self._num_layers)),
+                       linear_layers=tuple(layer for layer in range(self._num_layers) if (layer + 1) % self._period),
                        vocab_size=vocab_size)
         self._decoder = Decoder(args, kernels, dtype, (0,) * self._num_layers)
         self._fill(dtype, kernels)
         self._all = self._decoder.layers
         self._outputs = cycle(self._new_outputs(args, dtype, kernels))
         self._hidden_TD = _random(MAX_ROWS, args.hidden_size, dtype, kernels)
-        self._kv_cache = kernels.new_kv_cache(self._num_layers, MAX_ROWS, 1, args.num_kv_heads, args.head_dim, dtype)
+        self._caches = SequenceCaches(args, kernels, dtype, MAX_ROWS, 1, 2 * MAX_ROWS)
         self._experts, self._meter = experts, Pace(1.0, clock, clock)      # at full speed it only counts
         dispatcher = AutoDispatcher(kernels, _held_by_first(args, args.num_experts - 1), 0, SilentGroup())
         dispatcher.keep_pace(self._meter)
@@ -101,7 +105,10 @@ class Layers:
 
     def num_layers(self, num_rows: int) -> int:
         """Many rows keep the processor busy with few weights, so fewer layers will do."""
-        return self._num_layers if num_rows < 64 else min(self._num_layers, _SHALLOW_LAYERS)
+        return self._num_layers if num_rows < 64 else min(self._num_layers, self._whole_periods(_SHALLOW_LAYERS))
+
+    def _whole_periods(self, num_layers: int) -> int:
+        return -(-num_layers // self._period) * self._period
 
     @property
     def work_s(self) -> float:
@@ -113,13 +120,19 @@ class Layers:
         others whose experts are here. Own rows go to the experts' holders, itself above all, and come back."""
         num_layers, batch = self.num_layers(num_rows), self._batches.get(num_rows)
         if batch is None:
-            batch = self._batches[num_rows] = build_batch(_decodes(num_rows, 0, 1), 1, MAX_ROWS)
+            batch = self._batches[num_rows] = self._new_batch(num_rows)
         self._decoder.layers = self._all[:num_layers]
         token_ids_T = batch.token_ids_T.to(self._hidden_TD.device)
         self._meter.begin_step()
         self._dispatcher.begin_step((num_rows, num_others_rows))
-        self._decoder.forward(token_ids_T, batch.attention, self._kv_cache[:num_layers], self._dispatcher)
+        self._decoder.forward(token_ids_T, batch.attention, self._caches, self._dispatcher)
         self._meter.settle()
+
+    def _new_batch(self, num_rows: int) -> StepBatch:
+        """Sequences without earlier tokens that go on from a state all the same, as decodes do."""
+        batch = build_batch(_decodes(num_rows, 0, 1), 1, MAX_ROWS, self._caches.num_state_slots)
+        reads_S = torch.arange(num_rows, 2 * num_rows, dtype=torch.int32)
+        return replace(batch, attention=replace(batch.attention, state_reads_S=reads_S))
 
     def head(self, num_rows: int) -> None:
         """What a step needs once: its batch, last norm, logits and a greedy draw."""
@@ -151,8 +164,9 @@ class Layers:
     def _fill(self, dtype: torch.dtype, kernels: Kernels) -> None:
         self._decoder.embedding_VD.normal_(std=_INIT_STD)
         for layer in self._decoder.layers:
-            _fill_linear(layer.attention.qkv, dtype, kernels)
-            _fill_linear(layer.attention.out, dtype, kernels)
+            mixer = layer.mixer
+            _fill_linear(mixer.qkv if isinstance(mixer, PagedAttention) else mixer.projections, dtype, kernels)
+            _fill_linear(mixer.out, dtype, kernels)
             if isinstance(layer.mlp, SparseMlp):
                 _fill_linear(layer.mlp.gate.weight, dtype, kernels)
 
@@ -207,7 +221,7 @@ def _decodes(num_rows: int, num_computed_tokens: int, num_blocks: int) -> StepPl
     """One token each of `num_rows` sequences, whose blocks are their own."""
     return StepPlan(0, 0, tuple(
         ScheduledRequest(str(row), (0,), num_computed_tokens, tuple(range(row * num_blocks, (row + 1) * num_blocks)),
-                         GREEDY) for row in range(num_rows)))
+                         GREEDY, state_write=row) for row in range(num_rows)))
 
 
 def _random(num_rows: int, width: int, dtype: torch.dtype, kernels: Kernels) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.errors import CheckpointError, UnsupportedFieldError
 
@@ -16,6 +16,7 @@ _KEYS = {
 }
 _FIX = "correct the rope parameters"
 _ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_MROPE = {"mrope_section", "mrope_interleaved"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class RopeArgs:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    rotary_factor: float = 1.0          # share of a head's dimensions that is rotated, the first ones
 
     def context_limit(self, max_positions: int) -> int:
         """Return the tokens that a sequence may have, of a checkpoint whose `max_position_embeddings` is given.
@@ -40,10 +42,13 @@ class RopeArgs:
         return int(trained * self.factor)
 
 
-def read_rope_args(config: Mapping[str, object], default_theta: float, max_positions: int) -> RopeArgs:
+def read_rope_args(config: Mapping[str, object], default_theta: float, max_positions: int,
+                   partial_rotary_factor: float | None = None) -> RopeArgs:
     """`rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta` beside it (transformers 4).
 
-    As in transformers, a given `rope_scaling` wins over `rope_parameters`, and a theta inside over one beside.
+    As in transformers, a given `rope_scaling` wins over `rope_parameters`, and what stands inside over what stands
+    beside. `partial_rotary_factor` is the family's default; None: it rotates whole heads, and has no mrope sections
+    (which dimensions follow an image's height and width; the positions of text are the same in all of them).
     """
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, dict):
@@ -52,20 +57,30 @@ def read_rope_args(config: Mapping[str, object], default_theta: float, max_posit
     if kind not in _KEYS:
         raise UnsupportedFieldError(f"config.json: rope_type={kind!r} is not implemented",
                                     fix=f"known are {', '.join(_KEYS)}")
-    unknown = {key for key, value in scaling.items() if value is not None} - _KEYS[kind] - _ALWAYS
+    rotary_factor = _rotary_factor(config, scaling, partial_rotary_factor)
+    known = _KEYS[kind] | _ALWAYS | (_MROPE if partial_rotary_factor is not None else set())
+    unknown = {key for key, value in scaling.items() if value is not None} - known
     if unknown:
         raise UnsupportedFieldError(f"config.json: {sorted(unknown)} mean nothing to rope_type={kind!r}",
                                     fix="correct the rope parameters, or serve another checkpoint")
-    if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise UnsupportedFieldError(
-            f"config.json: partial_rotary_factor={scaling['partial_rotary_factor']!r} is not implemented",
-            fix="serve a checkpoint that rotates whole heads")
     theta = _positive(_first_given(scaling.get("rope_theta"), config.get("rope_theta"), default_theta), "rope_theta")
     if kind == "default":
-        return RopeArgs(kind, theta)
+        return RopeArgs(kind, theta, rotary_factor=rotary_factor)
     if kind == "linear":
-        return RopeArgs(kind, theta, factor=_positive(scaling.get("factor"), "rope factor"))
-    return _yarn(scaling, theta, config.get("original_max_position_embeddings"), max_positions)
+        return RopeArgs(kind, theta, factor=_positive(scaling.get("factor"), "rope factor"), rotary_factor=rotary_factor)
+    yarn = _yarn(scaling, theta, config.get("original_max_position_embeddings"), max_positions)
+    return replace(yarn, rotary_factor=rotary_factor)
+
+
+def _rotary_factor(config: Mapping[str, object], scaling: Mapping[str, object],
+                   default: float | None) -> float:
+    inside, beside = scaling.get("partial_rotary_factor"), config.get("partial_rotary_factor")
+    given = beside if inside is None else inside
+    factor = default or 1.0 if given is None else _positive(given, "partial_rotary_factor")
+    if default is None and factor != 1.0:
+        raise UnsupportedFieldError(f"config.json: partial_rotary_factor={given!r} is not implemented",
+                                    fix="serve a checkpoint that rotates whole heads")
+    return factor
 
 
 def _yarn(scaling: Mapping[str, object], theta: float, outer_original: object, max_positions: int) -> RopeArgs:

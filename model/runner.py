@@ -1,4 +1,4 @@
-"""Runs one step of one member: StepPlan -> tensors -> forward -> sampled tokens. Owns the KV cache.
+"""Runs one step of one member: StepPlan -> tensors -> forward -> sampled tokens. Owns the caches.
 
 T rows of the step, V vocabulary
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.batch import StepBatch, build_batch
+from model.caches import SequenceCaches
 from model.dispatch.dispatcher import Dispatcher
 from model.expert_host import MemberModel
 from model.kernels.protocol import ExpertWeights
@@ -23,36 +24,35 @@ _PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits
 
 
 class Runner:
-    """`dispatcher` belongs to one placement and is replaced with it; the KV cache stays.
+    """`dispatcher` belongs to one placement and is replaced with it; the caches stay.
 
     An ExpertHost has no blocks and takes part in every step with an empty plan.
     """
 
     def __init__(self, decoder: MemberModel, dispatcher: Dispatcher, num_blocks: int, block_size: int,
-                 pace: Pace | None = None) -> None:
-        args = decoder.args
+                 num_state_slots: int = 0, pace: Pace | None = None) -> None:
         self.decoder = decoder
         self.dispatcher = dispatcher
         self.pace = pace            # which the dispatcher keeps too; None: work is not timed
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        self.kv_cache = decoder.kernels.new_kv_cache(args.num_layers, num_blocks, block_size, args.num_kv_heads,
-                                                     args.head_dim, decoder.dtype)
+        self.caches = SequenceCaches(decoder.args, decoder.kernels, decoder.dtype, num_blocks, block_size,
+                                     num_state_slots)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
         """Every member calls this with the agreed row counts; an empty plan takes part with 0 rows.
 
-        Changes only the KV slots of the plan's own tokens, so a step that failed can be run again. Raises GroupError.
+        Changes only the KV slots of the plan's own tokens and the state slots that it writes, so a step that failed can
+        be run again. Raises GroupError.
         """
         if self.pace is not None:
             self.pace.begin_step()
         dispatcher = self.dispatcher
         collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
         dispatcher.begin_step(num_tokens_of_member)
-        batch = build_batch(plan, self.block_size, self.num_blocks)
+        caches = self.caches
+        batch = build_batch(plan, caches.block_size, caches.num_blocks, caches.num_state_slots)
         token_ids_T = batch.token_ids_T.to(self.decoder.kernels.device)
-        hidden_TD = self.decoder.forward(token_ids_T, batch.attention, self.kv_cache, dispatcher)
+        hidden_TD = self.decoder.forward(token_ids_T, batch.attention, caches, dispatcher)
         tokens = self._tokens(plan, batch, hidden_TD)
         expert_rows = tuple(tuple(experts.num_rows_E) for experts in self.decoder.experts)
         stats = StepStats(

@@ -41,7 +41,8 @@ class ScheduledRequest:
 
     `token_ids` are the tokens at positions num_computed_tokens, num_computed_tokens + 1, ...; their keys and values go
     into the blocks of `block_table` (block i holds positions i * block_size ...). When `sampling` is set, one token is
-    drawn from the logits of the last of them; its position is num_computed_tokens + len(token_ids).
+    drawn from the logits of the last of them; its position is num_computed_tokens + len(token_ids). Where layers keep
+    a state, it is read from one slot and written to another, so that the plan can be run again.
     """
 
     request_id: str
@@ -53,6 +54,8 @@ class ScheduledRequest:
     output_token_ids: tuple[int, ...] = ()      # only when sampling.needs_history
     num_prompt_logprobs: int | None = None      # n: of every prompt token scored in this chunk, and the top n
     prompt_targets: tuple[int, ...] = ()        # with it: target i is scored by the logits of token_ids[i]
+    state_read: int | None = None               # slot of the state after num_computed_tokens tokens; None: none yet
+    state_write: int | None = None              # slot of the state after token_ids; None: no layer keeps one
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from model.checkpoint_files import abbreviated
 from model.decoder import Decoder
 from model.errors import TensorError
 from model.expert_host import ExpertHost
+from model.families import FAMILIES
 from model.kernels.protocol import ExpertWeights, Kernels
 from model.moe import new_experts
 from model.placement import Placement
@@ -70,7 +71,7 @@ class WeightLoader:
         experts_of_layer = _experts_of_layer(self.args, placement, rank)
         decoder = Decoder(self.args, self.kernels, self.dtype, tuple(map(len, experts_of_layer)))
         uses = list(tensor_uses(decoder, self._names, experts_of_layer))
-        _check_names(self._checkpoint, uses)
+        _check_names(self._checkpoint, uses, FAMILIES[self.args.family].skipped_prefixes)
         _check_shapes(self._checkpoint, uses)
         num_tensors, bytes_read = self._load(uses, progress)
         return decoder, _report(rank, decoder.weights_bytes, num_tensors, bytes_read, began_s)
@@ -153,7 +154,7 @@ def _bytes_at_once(stored: StoredTensor, dtype: torch.dtype) -> int:
 
 def _load(checkpoint: Checkpoint, use: TensorUse, dtype: torch.dtype) -> None:
     stored = checkpoint.read(use.name, use.entry)
-    weight = stored.to(dtype)
+    weight = stored.to(torch.float32 if use.in_fp32 else dtype)
     if not _is_finite(weight):
         if _is_finite(stored):
             raise TensorError(f"{use.name} has values beyond the range of {dtype}", fix="load bfloat16 or float32")
@@ -170,10 +171,16 @@ def _is_finite(weight: Tensor) -> bool:
     return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
-def _check_names(checkpoint: Checkpoint, uses: list[TensorUse]) -> None:
-    """The uses are all that a checkpoint should hold."""
+def _check_names(checkpoint: Checkpoint, uses: list[TensorUse], skipped_prefixes: tuple[str, ...]) -> None:
+    """The uses are all that a checkpoint should hold, but for what its family has beside the language model."""
     names = {use.name for use in uses}
-    extra = sorted(name for name in set(checkpoint.tensors) - names if not name.endswith(_IGNORED_SUFFIXES))
+    unused = set(checkpoint.tensors) - names
+    skipped = {name for name in unused if name.startswith(skipped_prefixes)}
+    if skipped:
+        logger.info("weights_skipped num_tensors=%d bytes=%d prefixes=%s", len(skipped), sum(
+            checkpoint.tensors[name].end - checkpoint.tensors[name].start for name in skipped),
+            ",".join(sorted({next(p for p in skipped_prefixes if name.startswith(p)) for name in skipped})))
+    extra = sorted(name for name in unused - skipped if not name.endswith(_IGNORED_SUFFIXES))
     also = f"; instead it has {len(extra)} others: {abbreviated(extra)}" if extra else ""
     _refuse_missing(checkpoint, names, also)
     if extra:

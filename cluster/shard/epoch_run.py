@@ -118,5 +118,5 @@ class EpochRun:
             return new_dispatcher(kernels, placement, group, self._config, pace)
         runner = new_runner(model, dispatcher_of(self._epoch.placement), num_blocks, self._config.scheduler.block_size,
                             pace)
-        self.kv_cache_bytes = runner.kv_cache.nbytes
+        self.kv_cache_bytes = runner.caches.nbytes
         return runner, RevisionMaker(dispatcher_of, member.facts.memory_budget_bytes)

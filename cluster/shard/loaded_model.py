@@ -137,6 +137,6 @@ def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, 
 def new_runner(model: LoadedModel, dispatcher: Dispatcher, num_blocks: int, block_size: int,
                pace: Pace | None) -> Runner:
     began_s = time.perf_counter()
-    runner = Runner(model.decoder, dispatcher, num_blocks, block_size, pace)
+    runner = Runner(model.decoder, dispatcher, num_blocks, block_size, pace=pace)
     logger.info("runner_made num_blocks=%d took_s=%.2f", num_blocks, time.perf_counter() - began_s)
     return runner

@@ -6,6 +6,7 @@
 #include "packed_simd.h"
 
 #include "packed_attention.h"
+#include "packed_delta_net.h"
 #include "packed_gemm.h"
 #include "packed_parallel.h"
 #include "packed_rows.h"
@@ -202,10 +203,19 @@ EXPORT long packed_experts(const Experts *weights, const char *x, long x_step, l
 // ---- rows: their calls are described in packed_rows.h
 
 EXPORT void packed_rms_norm(const char *x, long step, long num_tokens, long num_heads, long size, const char *weight,
-                            float eps, char *out, long dtype, long num_threads) {
+                            long weight_dtype, const char *gate, long gate_step, float eps, char *out, long dtype,
+                            long num_threads) {
     RowsCall call = {.x = x, .step = step, .num_tokens = num_tokens, .num_heads = num_heads, .size = size,
-                     .weight = weight, .eps = eps, .out = out, .dtype = dtype};
+                     .weight = weight, .weight_dtype = weight_dtype, .gate = gate, .gate_step = gate_step, .eps = eps,
+                     .out = out, .dtype = dtype};
     run_rows(&call, norm_task, num_heads * size, num_threads);
+}
+
+EXPORT void packed_times_sigmoid(const char *x, long step, long num_tokens, long size, const char *gate, long gate_step,
+                                 long gate_size, char *out, long dtype, long num_threads) {
+    RowsCall call = {.x = x, .step = step, .num_tokens = num_tokens, .num_heads = 1, .size = size, .gate = gate,
+                     .gate_step = gate_step, .gate_size = gate_size, .out = out, .dtype = dtype};
+    run_rows(&call, sigmoid_task, size, num_threads);
 }
 
 EXPORT void packed_rope(const char *x, long step, long num_tokens, long num_heads, long size, const float *cos,
@@ -240,6 +250,22 @@ EXPORT long packed_attention(const Attention *call, long num_threads) {
     parallel_for(num_tasks, num_threads, attention_task, &job);
     free(tasks);
     return OK;
+}
+
+// ---- gated DeltaNet: the structs are described in packed_delta_net.h
+
+EXPORT void packed_causal_conv(const ConvCall *given, long num_threads) {
+    ConvCall call = *given;
+    call.num_parts = ceil_div(call.width, CONV_CHANNELS);
+    long num_rows = call.seqs.num_seqs ? call.seqs.query_starts[call.seqs.num_seqs] : 0;
+    if (num_rows * call.width * call.kernel < CONV_TASK_ELEMENTS) num_threads = 1;
+    parallel_for(call.seqs.num_seqs * call.num_parts, num_threads, conv_task, &call);
+}
+
+EXPORT void packed_gated_delta_rule(const DeltaCall *given, long num_threads) {
+    DeltaCall call = *given;
+    call.num_parts = ceil_div(call.value_dim, STATE_COLUMNS);
+    parallel_for(call.seqs.num_seqs * call.num_heads * call.num_parts, num_threads, delta_task, &call);
 }
 
 // ---- rows of a MoE layer between members: model/dispatch/compiled_row_planner.py

@@ -16,11 +16,20 @@ import torch
 from torch import Tensor
 
 from model.errors import OutOfMemoryError
-from model.kernels.packed_cpu_library import AttentionStruct, ExpertsStruct, KernelLibrary, LinearStruct
-from model.kernels.protocol import AttentionBatch, ExpertWeights, LinearWeight
+from model.kernels.packed_cpu_library import (
+    AttentionStruct,
+    ConvStruct,
+    DeltaStruct,
+    ExpertsStruct,
+    KernelLibrary,
+    LinearStruct,
+    SequencesStruct,
+)
+from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState, ExpertWeights, LinearWeight
 
 _LANES = 16
 _MAX_HEAD_DIM = 256
+_MAX_KEY_DIM = 256      # of a gated DeltaNet head
 _NO_WINDOW = 1 << 40
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}     # `Dtype` of packed_simd.h
 _SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
@@ -106,6 +115,8 @@ class PackedCpuKernels:
         short, long = self._library.short, self._library.long
         self._rms_norm, self._rope, self._combine = short.packed_rms_norm, short.packed_rope, short.packed_combine
         self._write_kv = short.packed_write_kv
+        self._times_sigmoid, self._causal_conv = short.packed_times_sigmoid, short.packed_causal_conv
+        self._gated_delta_rule = long.packed_gated_delta_rule
         self._linear, self._experts, self._attention = long.packed_linear, long.packed_experts, long.packed_attention
 
     def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLinear:
@@ -153,13 +164,65 @@ class PackedCpuKernels:
         return out_TD
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        return self._norm(x_TD, weight_D, eps, None, 0)
+
+    def gated_rms_norm(self, x_THd: Tensor, gate_THd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
+        assert gate_THd.shape == x_THd.shape and gate_THd.dtype is x_THd.dtype
+        gate_THd, gate_step = _rows(gate_THd)
+        return self._norm(x_THd, weight_d, eps, gate_THd, gate_step)
+
+    def _norm(self, x_TD: Tensor, weight_D: Tensor, eps: float, gate: Tensor | None,
+              gate_step: int) -> Tensor:
         dtype, shape = x_TD.dtype, x_TD.shape
-        assert weight_D.dtype is dtype and weight_D.is_contiguous() and weight_D.numel() == shape[-1]
+        assert weight_D.dtype in (dtype, torch.float32) and weight_D.is_contiguous() and weight_D.numel() == shape[-1]
         x_TD, step = _rows(x_TD)
         out_TD = torch.empty(shape, dtype=dtype)
         self._rms_norm(x_TD.data_ptr(), step, shape[0], shape[1] if len(shape) == 3 else 1, shape[-1],
-                       weight_D.data_ptr(), eps, out_TD.data_ptr(), _CODES[dtype], torch.get_num_threads())
+                       weight_D.data_ptr(), _CODES[weight_D.dtype], None if gate is None else gate.data_ptr(),
+                       gate_step, eps, out_TD.data_ptr(), _CODES[dtype], torch.get_num_threads())
         return out_TD
+
+    def times_sigmoid(self, x_TN: Tensor, gate_TN: Tensor) -> Tensor:
+        assert gate_TN.dtype is x_TN.dtype and gate_TN.shape[1] in (1, x_TN.shape[1])
+        (x_TN, step), (gate_TN, gate_step) = _rows(x_TN), _rows(gate_TN)
+        out_TN = torch.empty(x_TN.shape, dtype=x_TN.dtype)
+        self._times_sigmoid(x_TN.data_ptr(), step, x_TN.shape[0], x_TN.shape[1], gate_TN.data_ptr(), gate_step,
+                            gate_TN.shape[1], out_TN.data_ptr(), _CODES[x_TN.dtype], torch.get_num_threads())
+        return out_TN
+
+    def new_delta_net_states(self, num_layers: int, num_slots: int, num_value_heads: int, key_head_dim: int,
+                             value_head_dim: int, conv_kernel_size: int, conv_width: int,
+                             dtype: torch.dtype) -> list[DeltaNetState]:
+        assert key_head_dim <= _MAX_KEY_DIM
+        return [DeltaNetState(torch.zeros(num_slots, num_value_heads, key_head_dim, value_head_dim),
+                              torch.zeros(num_slots, conv_kernel_size - 1, conv_width, dtype=dtype))
+                for _ in range(num_layers)]
+
+    def causal_conv(self, x_TC: Tensor, weight_KC: Tensor, state: DeltaNetState, batch: AttentionBatch) -> Tensor:
+        slots, (x_TC, step) = state.conv_NcC, _rows(x_TC)
+        assert x_TC.dtype is weight_KC.dtype is slots.dtype and weight_KC.is_contiguous() and slots.is_contiguous()
+        assert weight_KC.shape == (slots.shape[1] + 1, x_TC.shape[1]) and slots.shape[2] == x_TC.shape[1]
+        out_TC = torch.empty(x_TC.shape, dtype=x_TC.dtype)
+        call = ConvStruct(x_TC.data_ptr(), weight_KC.data_ptr(), slots.data_ptr(), out_TC.data_ptr(), step,
+                          x_TC.shape[1], weight_KC.shape[0], _CODES[x_TC.dtype], 0, _sequences(batch))
+        self._causal_conv(ctypes.addressof(call), torch.get_num_threads())
+        return out_TC
+
+    def gated_delta_rule(self, qkv_TC: Tensor, ba_TJ: Tensor, gates: DeltaNetGates, state: DeltaNetState,
+                         batch: AttentionBatch) -> Tensor:
+        slots = state.recurrent_NHkv
+        _, num_heads, key_dim, value_dim = slots.shape
+        (qkv_TC, qkv_step), (ba_TJ, ba_step) = _rows(qkv_TC), _rows(ba_TJ)
+        num_key_heads = (qkv_TC.shape[1] - num_heads * value_dim) // (2 * key_dim)
+        assert qkv_TC.shape[1] == 2 * num_key_heads * key_dim + num_heads * value_dim
+        assert ba_TJ.shape == (qkv_TC.shape[0], 2 * num_heads) and ba_TJ.dtype is qkv_TC.dtype
+        assert num_heads % num_key_heads == 0 and slots.is_contiguous() and slots.dtype is torch.float32
+        out_THv = torch.empty((qkv_TC.shape[0], num_heads, value_dim), dtype=qkv_TC.dtype)
+        call = DeltaStruct(qkv_TC.data_ptr(), ba_TJ.data_ptr(), gates.rate_H.data_ptr(), gates.bias_H.data_ptr(),
+                           slots.data_ptr(), out_THv.data_ptr(), qkv_step, ba_step, num_key_heads, num_heads, key_dim,
+                           value_dim, _CODES[qkv_TC.dtype], 0, _sequences(batch))
+        self._gated_delta_rule(ctypes.addressof(call), torch.get_num_threads())
+        return out_THv
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         assert cos_Td.dtype is torch.float32 and sin_Td.dtype is torch.float32
@@ -215,6 +278,13 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
         x = x.contiguous()
         strides = x.stride()
     return x, strides[0] * _SIZES[x.dtype]
+
+
+def _sequences(batch: AttentionBatch) -> SequencesStruct:
+    starts_S1, reads_S, writes_S = batch.query_starts_S1, batch.state_reads_S, batch.state_writes_S
+    assert reads_S is not None and writes_S is not None and starts_S1.dtype is torch.int32
+    assert reads_S.dtype is writes_S.dtype is torch.int32 and reads_S.shape == writes_S.shape
+    return SequencesStruct(starts_S1.data_ptr(), reads_S.data_ptr(), writes_S.data_ptr(), reads_S.shape[0])
 
 
 def _check(status: int) -> None:

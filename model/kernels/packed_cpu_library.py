@@ -19,7 +19,10 @@ _Functions = dict[str, list[type[c_void_p] | type[c_long] | type[c_float]]]
 
 # Pointers and counts, as the C declarations have them. Short functions keep the GIL: giving it up costs more.
 _SHORT_FUNCTIONS: _Functions = {
-    "packed_rms_norm": [c_void_p, c_long, c_long, c_long, c_long, c_void_p, c_float, c_void_p, c_long, c_long],
+    "packed_rms_norm": [c_void_p, c_long, c_long, c_long, c_long, c_void_p, c_long, c_void_p, c_long, c_float, c_void_p,
+                        c_long, c_long],
+    "packed_times_sigmoid": [c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long, c_void_p, c_long, c_long],
+    "packed_causal_conv": [c_void_p, c_long],
     "packed_rope": [c_void_p, c_long, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_long, c_long],
     "packed_combine": [c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long],
     "packed_write_kv": [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_long, c_long, c_long, c_long, c_long],
@@ -31,6 +34,7 @@ _LONG_FUNCTIONS: _Functions = {
     "packed_linear": [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p, c_long, c_long],
     "packed_experts": [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p, c_long],
     "packed_attention": [c_void_p, c_long],
+    "packed_gated_delta_rule": [c_void_p, c_long],
 }
 _RETURNS_LONG = {"packed_panel_bytes", "packed_experts", "packed_attention", "row_plan"}
 
@@ -55,6 +59,28 @@ class AttentionStruct(ctypes.Structure):
                 ("context_lens", c_void_p), ("block_tables", c_void_p), ("q_step", c_long), ("num_seqs", c_long),
                 ("table_width", c_long), ("num_heads", c_long), ("num_kv_heads", c_long), ("head_dim", c_long),
                 ("block_size", c_long), ("dtype", c_long), ("sliding_window", c_long), ("scale", c_float)]
+
+
+class SequencesStruct(ctypes.Structure):
+    """`Sequences` of packed_delta_net.h"""
+
+    _fields_ = [("query_starts", c_void_p), ("reads", c_void_p), ("writes", c_void_p), ("num_seqs", c_long)]
+
+
+class ConvStruct(ctypes.Structure):
+    """`ConvCall` of packed_delta_net.h"""
+
+    _fields_ = [*((name, c_void_p) for name in ("x", "weight", "slots", "out")),
+                *((name, c_long) for name in ("step", "width", "kernel", "dtype", "num_parts")),
+                ("seqs", SequencesStruct)]
+
+
+class DeltaStruct(ctypes.Structure):
+    """`DeltaCall` of packed_delta_net.h"""
+
+    _fields_ = [*((name, c_void_p) for name in ("qkv", "ba", "rate", "bias", "slots", "out")),
+                *((name, c_long) for name in ("qkv_step", "ba_step", "num_key_heads", "num_heads", "key_dim",
+                                              "value_dim", "dtype", "num_parts")), ("seqs", SequencesStruct)]
 
 
 class CopiesStruct(ctypes.Structure):

@@ -12,12 +12,16 @@ typedef struct {
     const float *cos, *sin;     // rope: [T, D]
     const int64_t *row_of;      // combine: [T, K]
     const float *weights;       // combine: [T, K]
+    const char *gate;           // gated norm and sigmoid: as x, or one of each row
+    long gate_step, gate_size, weight_dtype;
     char *out;                  // contiguous
     long num_tokens, step, num_heads, size, num_choices, tokens_per_task, dtype;
     float eps;
 } RowsCall;
 
-INLINE void norm_row(const Dtype dtype, const char *x, const char *weight, char *out, long size, float eps) {
+// weight_dtype F32 beside another dtype: the product is rounded once. gate: 0, or the result is multiplied by silu of it.
+INLINE void norm_row(const Dtype dtype, const char *x, const char *weight, long weight_dtype, const char *gate, char *out,
+                     long size, float eps) {
     long bytes = dtype_bytes(dtype);
     f32x16 squares = splat(0.0f);
     for (long i = 0; i < size; i += LANES) {
@@ -27,8 +31,21 @@ INLINE void norm_row(const Dtype dtype, const char *x, const char *weight, char 
     f32x16 variance = splat(sum_lanes(squares) / (float)size + eps);
     f32x16 factor = splat(1.0f) / __builtin_elementwise_sqrt(variance);
     for (long i = 0; i < size; i += LANES) {
-        f32x16 v = round_to(dtype, load_n(dtype, x + i * bytes, size - i) * factor);
-        store_n(dtype, out + i * bytes, v * load_n(dtype, weight + i * bytes, size - i), size - i);
+        f32x16 v = load_n(dtype, x + i * bytes, size - i) * factor;
+        if (weight_dtype == dtype) v = round_to(dtype, v) * load_n(dtype, weight + i * bytes, size - i);
+        else v = v * load_n(F32, weight + i * 4, size - i);
+        if (gate) v = round_to(dtype, v) * silu16(load_n(dtype, gate + i * bytes, size - i));
+        store_n(dtype, out + i * bytes, v, size - i);
+    }
+}
+
+// x * sigmoid(gate), the gate one for each element or one for the row
+INLINE void sigmoid_row(const Dtype dtype, const char *x, const char *gate, long gate_size, char *out, long size) {
+    long bytes = dtype_bytes(dtype);
+    for (long i = 0; i < size; i += LANES) {
+        f32x16 g = gate_size == 1 ? splat(load_n(dtype, gate, 1)[0]) : load_n(dtype, gate + i * bytes, size - i);
+        f32x16 minus_g = select16(-g > splat(88.0f), splat(88.0f), -g);
+        store_n(dtype, out + i * bytes, load_n(dtype, x + i * bytes, size - i) / (splat(1.0f) + exp16(minus_g)), size - i);
     }
 }
 
@@ -56,7 +73,7 @@ INLINE void combine_row(const Dtype dtype, const RowsCall *call, long token) {
     }
 }
 
-typedef enum { NORM, ROTATE, COMBINE } RowKernel;
+typedef enum { NORM, ROTATE, COMBINE, SIGMOID } RowKernel;
 
 INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall *call, long task) {
     long end = min_long(call->num_tokens, (task + 1) * call->tokens_per_task), row_bytes = call->size * dtype_bytes(dtype);
@@ -65,7 +82,9 @@ INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall 
         for (long h = 0; h < call->num_heads; h++) {
             const char *x = call->x + t * call->step + h * row_bytes;
             char *out = call->out + (t * call->num_heads + h) * row_bytes;
-            if (kernel == NORM) norm_row(dtype, x, call->weight, out, call->size, call->eps);
+            const char *gate = call->gate ? call->gate + t * call->gate_step + h * row_bytes : 0;
+            if (kernel == NORM) norm_row(dtype, x, call->weight, call->weight_dtype, gate, out, call->size, call->eps);
+            else if (kernel == SIGMOID) sigmoid_row(dtype, x, gate, call->gate_size, out, call->size);
             else rotate_row(dtype, x, call->cos + t * call->size, call->sin + t * call->size, out, call->size);
         }
     }
@@ -79,6 +98,7 @@ INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall 
 ROWS_TASK(norm_task, NORM)
 ROWS_TASK(rotate_task, ROTATE)
 ROWS_TASK(combine_task, COMBINE)
+ROWS_TASK(sigmoid_task, SIGMOID)
 #undef ROWS_TASK
 
 static void run_rows(RowsCall *call, TaskFunction task, long elements_per_token, long num_threads) {

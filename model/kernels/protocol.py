@@ -59,6 +59,24 @@ class AttentionBatch:
     block_tables_SM: Tensor     # [S, M] block ids, padded with 0
     positions_T: Tensor         # [T]
     slots_T: Tensor             # [T] int64: block id * block size + offset, where row's key and value are written
+    state_reads_S: Tensor | None = None     # [S] state slot that a sequence goes on from; -1: it begins
+    state_writes_S: Tensor | None = None    # [S] state slot for what comes out, another one; None: no such layers
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNetState:
+    """What sequences own in one gated DeltaNet layer, slot by slot."""
+
+    recurrent_NHkv: Tensor      # fp32 [slots, value heads, key head size, value head size]
+    conv_NcC: Tensor            # [slots, rows that the convolution looks back, channels], oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNetGates:
+    """What decides how fast a head forgets: decay = exp(rate * softplus(a + bias)), fp32 [H] each; rate <= 0."""
+
+    rate_H: Tensor
+    bias_H: Tensor
 
 
 class Kernels(Protocol):
@@ -91,7 +109,35 @@ class Kernels(Protocol):
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """x * rsqrt(mean(x^2) + eps) in fp32, rounded to the dtype of x, then times weight. Last dim is normed.
 
-        As transformers' Qwen3MoeRMSNorm and MixtralRMSNorm compute it. x may be [T, H, d] (QK norm)."""
+        As transformers' Qwen3MoeRMSNorm and MixtralRMSNorm compute it. x may be [T, H, d] (QK norm). An fp32 weight
+        beside x of another dtype is multiplied before the rounding, as Qwen3NextRMSNorm does."""
+
+    def gated_rms_norm(self, x_THd: Tensor, gate_THd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
+        """rms_norm(x) * silu(gate), the product in fp32, rounded once -> dtype of x."""
+
+    def times_sigmoid(self, x_TN: Tensor, gate_TN: Tensor) -> Tensor:
+        """x * sigmoid(gate) in fp32, rounded once -> dtype of x. gate may be [T, 1]."""
+
+    def new_delta_net_states(self, num_layers: int, num_slots: int, num_value_heads: int, key_head_dim: int,
+                             value_head_dim: int, conv_kernel_size: int, conv_width: int,
+                             dtype: torch.dtype) -> list[DeltaNetState]:
+        """States of `num_slots` slots, by layer. What a slot holds before it is written means nothing."""
+
+    def causal_conv(self, x_TC: Tensor, weight_KC: Tensor, state: DeltaNetState, batch: AttentionBatch) -> Tensor:
+        """Depthwise convolution of every row with the K - 1 before it in its sequence, then silu -> [T, C], as x.
+
+        weight [K, C]: the newest row's is last. Added in fp32 from the oldest row on, rounded once. Reads and writes
+        `state.conv_NcC`.
+        """
+
+    def gated_delta_rule(self, qkv_TC: Tensor, ba_TJ: Tensor, gates: DeltaNetGates, state: DeltaNetState,
+                         batch: AttentionBatch) -> Tensor:
+        """The recurrence of gated DeltaNet, token by token in fp32 -> [T, H, v], dtype of qkv.
+
+        qkv: queries and keys of the key heads, values of the value heads, side by side; ba: b and a of every value
+        head, beta = sigmoid(b), `gates` make the decay of a. Queries and keys are normalized here. Reads and writes
+        `state.recurrent_NHkv`.
+        """
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         """Rotate-half rotary embedding, x [T, H, d], cos and sin fp32 [T, d] (both halves)."""

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.kernels.pieces import in_pieces
-from model.kernels.protocol import AttentionBatch, ExpertWeights, LinearWeight
+from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState, ExpertWeights, LinearWeight
 from model.kernels.torch_attention import attend_in_blocks, attend_with_sdpa
+from model.kernels.torch_delta_net import causal_conv, gated_delta_rule
 
 ROW_MULTIPLE = 4
 _VOCABULARY_PIECE = 4096
@@ -125,7 +126,38 @@ class TorchKernels:
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x = x_TD.float().contiguous()
         normed = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
-        return weight_D * normed.to(x_TD.dtype)
+        return (weight_D * normed.to(weight_D.dtype)).to(x_TD.dtype)
+
+    def gated_rms_norm(self, x_THd: Tensor, gate_THd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
+        normed = self.rms_norm(x_THd, weight_d, eps).float()
+        return (normed * self._map(functional.silu, gate_THd.float())).to(x_THd.dtype)
+
+    def times_sigmoid(self, x_TN: Tensor, gate_TN: Tensor) -> Tensor:
+        return (x_TN.float() * self._map(torch.sigmoid, gate_TN.float())).to(x_TN.dtype)
+
+    def new_delta_net_states(self, num_layers: int, num_slots: int, num_value_heads: int, key_head_dim: int,
+                             value_head_dim: int, conv_kernel_size: int, conv_width: int,
+                             dtype: torch.dtype) -> list[DeltaNetState]:
+        return [DeltaNetState(
+            torch.zeros(num_slots, num_value_heads, key_head_dim, value_head_dim, device=self.device),
+            torch.zeros(num_slots, conv_kernel_size - 1, conv_width, dtype=dtype, device=self.device))
+            for _ in range(num_layers)]
+
+    def causal_conv(self, x_TC: Tensor, weight_KC: Tensor, state: DeltaNetState, batch: AttentionBatch) -> Tensor:
+        return causal_conv(x_TC, weight_KC, state.conv_NcC, batch, self._map)
+
+    def gated_delta_rule(self, qkv_TC: Tensor, ba_TJ: Tensor, gates: DeltaNetGates, state: DeltaNetState,
+                         batch: AttentionBatch) -> Tensor:
+        _, num_heads, key_dim, value_dim = state.recurrent_NHkv.shape
+        key_width = (qkv_TC.shape[1] - num_heads * value_dim) // 2
+        q_TC, k_TC, v_TC = torch.split(qkv_TC.float(), [key_width, key_width, num_heads * value_dim], dim=1)
+        b_TH, a_TH = ba_TJ.float().chunk(2, dim=1)
+        softplus_TH = self._map(functional.softplus, a_TH + gates.bias_H)
+        out_THv = gated_delta_rule(
+            _of_value_heads(q_TC, key_dim, num_heads), _of_value_heads(k_TC, key_dim, num_heads),
+            v_TC.reshape(-1, num_heads, value_dim), self._map(torch.exp, gates.rate_H * softplus_TH),
+            self._map(torch.sigmoid, b_TH), state.recurrent_NHkv, batch)
+        return out_THv.to(qkv_TC.dtype)
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         x = x_THd.float()
@@ -154,3 +186,9 @@ class TorchKernels:
                   sliding_window: int | None) -> Tensor:
         attend = attend_in_blocks if self._on_cpu else attend_with_sdpa
         return attend(q_THd, cache, batch, scale, sliding_window)
+
+
+def _of_value_heads(x_TC: Tensor, key_dim: int, num_heads: int) -> Tensor:
+    """[T, key heads * k] -> [T, H, k]: each key head serves as many value heads, one after the other."""
+    x_Tgk = x_TC.reshape(x_TC.shape[0], -1, key_dim)
+    return x_Tgk.repeat_interleave(num_heads // x_Tgk.shape[1], dim=1)

@@ -56,7 +56,7 @@ def _without(config: dict[str, object], *names: str) -> dict[str, object]:
     {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     {"architectures": ["Qwen3MoeForSequenceClassification"]},
     {"architectures": ["MixtralForCausalLM"]},
-    {"architectures": None, "model_type": "qwen2_moe"},
+    {"architectures": None, "model_type": "qwen2"},
     {"architectures": None, "model_type": None},
 ])
 def test_unknown_architecture_lists_the_known_ones(tiny_config: dict[str, object], fields: dict[str, object]) -> None:
@@ -79,7 +79,7 @@ def test_fields_that_would_change_the_result_are_refused(tiny_config: dict[str, 
 
 
 def test_attention_bias_is_of_qwen_only(tiny_config: dict[str, object]) -> None:
-    assert parse_model_args(tiny_config | {"attention_bias": True}).attention_bias
+    assert parse_model_args(tiny_config | {"attention_bias": True}).qkv_bias
     with pytest.raises(UnsupportedFieldError, match="attention_bias"):
         parse_model_args(MIXTRAL | {"attention_bias": True})
 

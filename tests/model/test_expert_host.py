@@ -46,7 +46,7 @@ def test_it_takes_part_in_a_step_without_a_kv_cache(write_tiny: WriteTiny, kerne
     alone = Placement(1, (((0,),) * 4,))
     host, _ = load(write_tiny(), alone, 0, kernels)
     runner = Runner(host, LocalDispatcher(kernels, alone), num_blocks=0, block_size=4)
-    assert runner.kv_cache.nbytes == 0
+    assert runner.caches.nbytes == 0
     result = runner.execute(StepPlan(1, 7, ()), (0,))
     assert (result.step_index, result.tokens, result.stats.expert_rows) == (7, (), ((0, 0, 0, 0),))
     with pytest.raises(ValueError, match="0 blocks"):

@@ -182,7 +182,7 @@ def test_a_runner_takes_its_work_divided_by_the_speed(write_tiny: Callable[..., 
     pace = Pace(0.25, time.thread_time, lambda: time.thread_time() + sum(slept_s), slept_s.append)
     dispatcher = LocalDispatcher(kernels, placement)
     dispatcher.keep_pace(pace)
-    runner = Runner(decoder, dispatcher, 64, 4, pace)
+    runner = Runner(decoder, dispatcher, 64, 4, pace=pace)
     requests = (ScheduledRequest("r", tuple(range(1, 11)), 0, (4, 1, 7, 2), SamplingSpec(temperature=0.0)),)
     works = [runner.execute(StepPlan(1, step_index, requests), (10,)).stats.work for step_index in range(3)]
     assert len(slept_s) == 3 and pace.work_s > 0

@@ -68,7 +68,7 @@ def test_prompt_logprobs_in_chunks(runner: Runner, monkeypatch: pytest.MonkeyPat
     assert [entry.token_id for entry in expected.prompt_logprobs] == list(PROMPT[1:])
     assert all(len(entry.top) == 2 and entry.logprob <= entry.top[0][1] for entry in expected.prompt_logprobs)
     with torch.inference_mode():
-        hidden = runner.decoder.forward(torch.tensor(PROMPT), _attention(), runner.kv_cache, runner.dispatcher)
+        hidden = runner.decoder.forward(torch.tensor(PROMPT), _attention(), runner.caches, runner.dispatcher)
         log_probs = torch.log_softmax(runner.decoder.logits(hidden), dim=-1)
     for row, entry in enumerate(expected.prompt_logprobs):
         assert entry.logprob == pytest.approx(log_probs[row, entry.token_id].item(), abs=1e-5)

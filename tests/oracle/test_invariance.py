@@ -27,6 +27,14 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
                                 "num_experts_per_tok": 3}),
     "mixtral": ("mixtral", {"hidden_size": 60, "intermediate_size": 37, "head_dim": 10, "vocab_size": 333,
                             "sliding_window": 21, "num_local_experts": 7}),
+    "qwen2_moe": ("qwen2_moe", {"hidden_size": 72, "moe_intermediate_size": 27, "intermediate_size": 53,
+                                "shared_expert_intermediate_size": 31, "vocab_size": 333, "mlp_only_layers": [1]}),
+    "qwen3_next": ("qwen3_next", {"hidden_size": 72, "moe_intermediate_size": 27, "intermediate_size": 53,
+                                  "head_dim": 24, "vocab_size": 333, "mlp_only_layers": [1],
+                                  "linear_key_head_dim": 19, "linear_value_head_dim": 71, "num_experts": 9}),
+    "qwen3_5": ("qwen3_5_moe_text", {"hidden_size": 60, "vocab_size": 333, "linear_num_key_heads": 1,
+                                     "linear_num_value_heads": 3, "linear_conv_kernel_dim": 3,
+                                     "full_attention_interval": 2, "attention_bias": True}),
 }
 LENGTH = 75
 
@@ -83,13 +91,27 @@ def test_alone_or_batched(engine: Any) -> None:
 
 
 def test_cached_prefix(engine: Any) -> None:
-    """A second sequence reads the first one's blocks for the prefix that they share."""
+    """A second sequence reads the first one's blocks and state for the prefix that they share."""
     prefix, tail = ids(48, 0), ids(20, 1)
     expected = engine.prefill_logits(prefix + tail)
     table = engine.blocks(len(prefix))
     engine.run(ScheduledRequest("first", prefix, 0, table))
     shared = table + engine.blocks(len(tail))
-    assert_equal(engine.logits(ScheduledRequest("second", tail, len(prefix), shared)), expected[len(prefix):])
+    second = ScheduledRequest("second", tail, len(prefix), shared, state_read=engine.state_slot("first"))
+    for _ in range(2):      # nothing that the second does changes what it began from
+        assert_equal(engine.logits(second), expected[len(prefix):])
+
+
+def test_a_step_that_failed_is_run_again(engine: Any) -> None:
+    """The same plan twice gives the same, whatever the first try had written."""
+    tokens = ids(40, 3)
+    expected = engine.prefill_logits(tokens)
+    table = engine.blocks(len(tokens))
+    engine.run(ScheduledRequest("r", tokens[:30], 0, table))
+    read = engine.state_slot("r")
+    engine.run(ScheduledRequest("r", tokens[30:35], 30, table))
+    again = engine.logits(ScheduledRequest("again", tokens[30:], 30, table, state_read=read))
+    assert_equal(again, expected[30:])
 
 
 def test_preempted_and_recomputed(engine: Any) -> None:
@@ -129,7 +151,9 @@ def test_draws_do_not_depend_on_the_batch(engine: Any) -> None:
              SamplingSpec(temperature=0.7, top_p=0.9, seed=2, num_logprobs=3),
              SamplingSpec(temperature=1.3, top_k=20, min_p=0.01, seed=3, num_logprobs=0)]
     requests = [ScheduledRequest(str(i), ids(9 + i, i), 0, engine.blocks(40), spec) for i, spec in enumerate(specs)]
-    for _ in range(6):
+    for step in range(6):
+        requests = [replace(request, state_read=engine.state_slot(str(i)) if step else None)
+                    for i, request in enumerate(requests)]
         alone = tuple(engine.run(request)[0] for request in requests)
         assert engine.run(*requests) == alone
         assert engine.run(*reversed(requests)) == alone[::-1]

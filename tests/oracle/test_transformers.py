@@ -46,7 +46,42 @@ MIXTRAL: dict[str, dict[str, object]] = {
     "yarn": {"head_dim": 16, "rope_parameters": YARN},
     "rms_norm_eps": {"rms_norm_eps": 0.05},
 }
-CASES = [("qwen3_moe", name) for name in QWEN] + [("mixtral", name) for name in MIXTRAL]
+QWEN2: dict[str, dict[str, object]] = {
+    "plain": {}, "norm_topk_prob": {"norm_topk_prob": True}, "no_bias": {"qkv_bias": False},
+    "mlp_only_layers": {"mlp_only_layers": [1]}, "decoder_sparse_step": {"decoder_sparse_step": 2},
+    "tied": {"tie_word_embeddings": True}, "sliding_window_off": {"use_sliding_window": False, "sliding_window": 7},
+}
+HYBRID: dict[str, dict[str, object]] = {
+    "plain": {},
+    "all_attention": {"layer_types": ["full_attention"] * 4},
+    "layer_types": {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
+    "interval": {"full_attention_interval": 2},
+    "one_key_head": {"linear_num_key_heads": 1, "linear_num_value_heads": 3},
+    "equal_heads": {"linear_num_key_heads": 4, "linear_num_value_heads": 4},
+    "wide_heads": {"linear_key_head_dim": 40, "linear_value_head_dim": 72},
+    "conv_kernel": {"linear_conv_kernel_dim": 2},
+    "long_conv": {"linear_conv_kernel_dim": 7},
+    "whole_rotary": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
+    "half_rotary": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+    "yarn": {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}},
+    "attention_bias": {"attention_bias": True},
+    "tied": {"tie_word_embeddings": True},
+    "top_all": {"num_experts_per_tok": 6},
+    "rms_norm_eps": {"rms_norm_eps": 0.05},
+}
+ONLY_NEXT: dict[str, dict[str, object]] = {
+    "mlp_only_layers": {"mlp_only_layers": [0, 3]}, "decoder_sparse_step": {"decoder_sparse_step": 2},
+    "no_norm_topk_prob": {"norm_topk_prob": False},
+}
+ONLY_3_5: dict[str, dict[str, object]] = {
+    "mrope": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5,
+                                  "mrope_interleaved": True, "mrope_section": [2, 1, 1]}},
+}
+FIELDS: dict[str, dict[str, dict[str, object]]] = {
+    "qwen2_moe": QWEN2, "qwen3_moe": QWEN, "mixtral": MIXTRAL, "qwen3_next": HYBRID | ONLY_NEXT,
+    "qwen3_5_moe_text": HYBRID | ONLY_3_5}
+FAMILIES = list(FIELDS)
+CASES = [(family, name) for family, cases in FIELDS.items() for name in cases]
 LAYOUTS: dict[str, dict[str, object]] = {
     "per_expert": {}, "fused": {"save_original_format": False}, "sharded": {"max_shard_size": "60KB"},
     "fused_sharded": {"save_original_format": False, "max_shard_size": "60KB"}}
@@ -54,7 +89,7 @@ SaveTiny = Callable[..., Path]
 
 
 def fields_of(family: str, name: str) -> dict[str, object]:
-    return (QWEN if family == "qwen3_moe" else MIXTRAL)[name]
+    return FIELDS[family][name]
 
 
 def random_ids(count: int, seed: int = 0) -> tuple[int, ...]:
@@ -86,7 +121,7 @@ def test_logits_match_transformers(family: str, name: str, save_tiny: SaveTiny, 
     assert_same_logits(engine.prefill_logits(token_ids), their_logits(load_theirs(folder), token_ids))
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_checkpoint_layout_loads(family: str, layout: str, save_tiny: SaveTiny, engine_of: Any,
                                        kernels: Kernels) -> None:
@@ -142,7 +177,7 @@ def first_difference(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int | No
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_text_in_bf16(family: str, seed: int, save_tiny: SaveTiny, engine_of: Any, kernels: Kernels) -> None:
     """Equal, or where the texts part the two tokens tie within the rounding of bf16.
 
@@ -172,7 +207,7 @@ def test_bf16_is_as_near_to_fp32_as_transformers(save_tiny: SaveTiny, engine_of:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_match_transformers_on_cuda(family: str, save_tiny: SaveTiny, engine_of: Any) -> None:
     """fp32 as transformers on the CPU; bf16 about as near to it as the bf16 of transformers."""
     from model.kernels.torch_kernels import TorchKernels
