@@ -50,7 +50,8 @@ def test_every_figure_of_a_tiny_model_is_finite_and_ascends(args: ModelArgs, ker
 
 
 @pytest.mark.parametrize("changes", [
-    {"moe_layers": (), "num_experts": 0, "num_experts_per_tok": 0}, {"sliding_window": 8}, {"qkv_bias": True, "out_bias": True},
+    {"moe_layers": (), "num_experts": 0, "num_experts_per_tok": 0}, {"sliding_window": 8},
+    {"qkv_bias": True, "out_bias": True},
     {"moe_layers": (0, 1)}])
 def test_other_shapes_are_measured_too(args: ModelArgs, changes: dict[str, object]) -> None:
     probe = DeviceProbe(replace(args, **changes), torch.float32, TorchKernels("cpu"))     # type: ignore[arg-type]
