@@ -67,13 +67,24 @@ def _state_slots(plan: StepPlan, num_state_slots: int) -> dict[str, Tensor]:
         return {}
     reads = [request.state_read for request in plan.requests]
     writes = [request.state_write for request in plan.requests]
+    kept = [snapshot for request in plan.requests for snapshot in request.state_snapshots]
+    starts_S1 = np.zeros(len(plan.requests) + 1, dtype=np.int32)
+    np.cumsum([len(request.state_snapshots) for request in plan.requests], out=starts_S1[1:])
     used = [slot for slot in reads if slot is not None]
     for request in plan.requests:
         if (request.state_read is None) != (request.num_computed_tokens == 0):
             raise ValueError(f"request {request.request_id} goes on from state slot {request.state_read} after "
                              f"{request.num_computed_tokens} tokens")
-    if (any(slot is None or not 0 <= slot < num_state_slots for slot in writes) or len(set(writes)) < len(writes)
-            or set(writes) & set(used) or any(not 0 <= slot < num_state_slots for slot in used)):
-        raise ValueError(f"state slots {reads} -> {writes} of {num_state_slots}")
+        ends = [num_tokens for num_tokens, _ in request.state_snapshots]
+        if ends != sorted(set(ends)) or any(not 0 < end < len(request.token_ids) for end in ends):
+            raise ValueError(f"request {request.request_id} keeps states after {ends} of "
+                             f"{len(request.token_ids)} tokens")
+    written = [*writes, *(slot for _, slot in kept)]
+    if (any(slot is None or not 0 <= slot < num_state_slots for slot in written) or len(set(written)) < len(written)
+            or set(written) & set(used) or any(not 0 <= slot < num_state_slots for slot in used)):
+        raise ValueError(f"state slots {reads} -> {written} of {num_state_slots}")
     return {"state_reads_S": torch.tensor([-1 if slot is None else slot for slot in reads], dtype=torch.int32),
-            "state_writes_S": torch.tensor(writes, dtype=torch.int32)}
+            "state_writes_S": torch.tensor(writes, dtype=torch.int32),
+            "snapshot_starts_S1": torch.from_numpy(starts_S1),
+            "snapshot_rows_W": torch.tensor([num_tokens for num_tokens, _ in kept], dtype=torch.int32),
+            "snapshot_slots_W": torch.tensor([slot for _, slot in kept], dtype=torch.int32)}

@@ -56,6 +56,7 @@ class ScheduledRequest:
     prompt_targets: tuple[int, ...] = ()        # with it: target i is scored by the logits of token_ids[i]
     state_read: int | None = None               # slot of the state after num_computed_tokens tokens; None: none yet
     state_write: int | None = None              # slot of the state after token_ids; None: no layer keeps one
+    state_snapshots: tuple[tuple[int, int], ...] = ()   # (so many of token_ids, slot of the state after those)
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,7 +284,10 @@ def _sequences(batch: AttentionBatch) -> SequencesStruct:
     starts_S1, reads_S, writes_S = batch.query_starts_S1, batch.state_reads_S, batch.state_writes_S
     assert reads_S is not None and writes_S is not None and starts_S1.dtype is torch.int32
     assert reads_S.dtype is writes_S.dtype is torch.int32 and reads_S.shape == writes_S.shape
-    return SequencesStruct(starts_S1.data_ptr(), reads_S.data_ptr(), writes_S.data_ptr(), reads_S.shape[0])
+    kept = (batch.snapshot_starts_S1, batch.snapshot_rows_W, batch.snapshot_slots_W)
+    assert all(numbers is None or numbers.dtype is torch.int32 for numbers in kept)
+    return SequencesStruct(starts_S1.data_ptr(), reads_S.data_ptr(), writes_S.data_ptr(),
+                           *(None if numbers is None else numbers.data_ptr() for numbers in kept), reads_S.shape[0])
 
 
 def _check(status: int) -> None:

@@ -64,7 +64,8 @@ class AttentionStruct(ctypes.Structure):
 class SequencesStruct(ctypes.Structure):
     """`Sequences` of packed_delta_net.h"""
 
-    _fields_ = [("query_starts", c_void_p), ("reads", c_void_p), ("writes", c_void_p), ("num_seqs", c_long)]
+    _fields_ = [("query_starts", c_void_p), ("reads", c_void_p), ("writes", c_void_p),
+                ("kept_starts", c_void_p), ("kept_rows", c_void_p), ("kept_slots", c_void_p), ("num_seqs", c_long)]
 
 
 class ConvStruct(ctypes.Structure):

@@ -12,8 +12,24 @@ enum { MAX_KEY_DIM = 256, STATE_VECTORS = 4, STATE_COLUMNS = STATE_VECTORS * LAN
 
 typedef struct {
     const int32_t *query_starts, *reads, *writes;       // [S + 1], [S] and [S]: state slots; a read of -1 begins
+    const int32_t *kept_starts, *kept_rows, *kept_slots;    // [S + 1], [W], [W]: also kept after so many rows; or 0
     long num_seqs;
 } Sequences;
+
+// Slots to write of one sequence: `next` counts those that it has passed.
+typedef struct { const int32_t *rows, *slots; long next, end, last_row, last_slot; } Writes;
+
+INLINE Writes writes_of(const Sequences *seqs, long seq) {
+    long first = seqs->kept_starts ? seqs->kept_starts[seq] : 0, end = seqs->kept_starts ? seqs->kept_starts[seq + 1] : 0;
+    return (Writes){seqs->kept_rows, seqs->kept_slots, first, end,
+                    seqs->query_starts[seq + 1] - seqs->query_starts[seq], seqs->writes[seq]};
+}
+
+// The slot to write after `num_rows` rows of the sequence, or -1
+INLINE long slot_after(Writes *writes, long num_rows) {
+    if (writes->next < writes->end && writes->rows[writes->next] == num_rows) return writes->slots[writes->next++];
+    return num_rows == writes->last_row ? writes->last_slot : -1;
+}
 
 // ---- convolution: weight [K, C] of the model's dtype, slots [N, K - 1, C], oldest row first
 
@@ -34,8 +50,8 @@ INLINE void conv_part(const Dtype dtype, const ConvCall *call, long seq, long ch
     long bytes = dtype_bytes(dtype), row_bytes = call->width * bytes, slot_bytes = (call->kernel - 1) * row_bytes;
     long first = call->seqs.query_starts[seq], num_rows = call->seqs.query_starts[seq + 1] - first;
     const char *before = call->seqs.reads[seq] < 0 ? 0 : call->slots + call->seqs.reads[seq] * slot_bytes;
-    char *after = call->slots + call->seqs.writes[seq] * slot_bytes;
-    for (long t = 0; t < num_rows; t++)
+    Writes writes = writes_of(&call->seqs, seq);
+    for (long t = 0; t < num_rows; t++) {
         for (long c = channel; c < end; c += LANES) {
             f32x16 sum = splat(0.0f);
             for (long back = call->kernel - 1; back >= 0; back--) {
@@ -45,11 +61,13 @@ INLINE void conv_part(const Dtype dtype, const ConvCall *call, long seq, long ch
             }
             store_n(dtype, call->out + (first + t) * row_bytes + c * bytes, silu16(sum), end - c);
         }
-    for (long back = call->kernel - 2; back >= 0; back--) {
-        const char *row = conv_row(call, first, num_rows - 1, back, before);
-        char *to = after + (call->kernel - 2 - back) * row_bytes + channel * bytes;
-        if (row) memcpy(to, row + channel * bytes, (end - channel) * bytes);
-        else memset(to, 0, (end - channel) * bytes);
+        long slot = slot_after(&writes, t + 1);
+        for (long back = call->kernel - 2; slot >= 0 && back >= 0; back--) {
+            const char *row = conv_row(call, first, t, back, before);
+            char *to = call->slots + slot * slot_bytes + (call->kernel - 2 - back) * row_bytes + channel * bytes;
+            if (row) memcpy(to, row + channel * bytes, (end - channel) * bytes);
+            else memset(to, 0, (end - channel) * bytes);
+        }
     }
 }
 
@@ -149,10 +167,11 @@ INLINE void delta_part(const Dtype dtype, const DeltaCall *call, long seq, long 
     long columns = min_long(STATE_COLUMNS, value_dim - column), key_width = call->num_key_heads * key_dim;
     long key_head = head / (call->num_heads / call->num_key_heads), slot_size = call->num_heads * key_dim * value_dim;
     long at = head * key_dim * value_dim + column;
-    long read = call->seqs.reads[seq];
+    long read = call->seqs.reads[seq], first = call->seqs.query_starts[seq];
+    Writes writes = writes_of(&call->seqs, seq);
     load_state(state, read < 0 ? 0 : call->slots + read * slot_size + at, key_dim, value_dim, columns);
     float scale = 1.0f / __builtin_sqrtf((float)key_dim);
-    for (long t = call->seqs.query_starts[seq]; t < call->seqs.query_starts[seq + 1]; t++) {
+    for (long t = first; t < call->seqs.query_starts[seq + 1]; t++) {
         const char *row = call->qkv + t * call->qkv_step, *ba = call->ba + t * call->ba_step;
         normalize(dtype, row + key_head * key_dim * bytes, q, key_dim, scale);
         normalize(dtype, row + (key_width + key_head * key_dim) * bytes, k, key_dim, 1.0f);
@@ -168,8 +187,9 @@ INLINE void delta_part(const Dtype dtype, const DeltaCall *call, long seq, long 
         delta_token(state, q, k, key_dim, sum_lanes(products), decay, splat(beta), v, out);
         char *to = call->out + ((t * call->num_heads + head) * value_dim + column) * bytes;
         for (long j = 0; j * LANES < columns; j++) store_n(dtype, to + j * LANES * bytes, out[j], columns - j * LANES);
+        long slot = slot_after(&writes, t + 1 - first);
+        if (slot >= 0) store_state(state, call->slots + slot * slot_size + at, key_dim, value_dim, columns);
     }
-    store_state(state, call->slots + call->seqs.writes[seq] * slot_size + at, key_dim, value_dim, columns);
 }
 
 static void delta_task(const void *context, long task) {

@@ -61,6 +61,9 @@ class AttentionBatch:
     slots_T: Tensor             # [T] int64: block id * block size + offset, where row's key and value are written
     state_reads_S: Tensor | None = None     # [S] state slot that a sequence goes on from; -1: it begins
     state_writes_S: Tensor | None = None    # [S] state slot for what comes out, another one; None: no such layers
+    snapshot_starts_S1: Tensor | None = None    # [S + 1] prefix sums: each sequence's part of the next two
+    snapshot_rows_W: Tensor | None = None       # [W] rows of the sequence after which its state is kept too, ascending
+    snapshot_slots_W: Tensor | None = None      # [W] the slot for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,20 @@ def test_cached_prefix(engine: Any) -> None:
         assert_equal(engine.logits(second), expected[len(prefix):])
 
 
+def test_a_snapshot_in_the_middle_of_a_chunk(engine: Any) -> None:
+    """States kept on the way of one chunk are those that chunks which end there would have left."""
+    if not engine.args.linear_layers:
+        pytest.skip("no layer keeps a state")
+    tokens = ids(40, 3)
+    expected = engine.prefill_logits(tokens)
+    table = engine.blocks(len(tokens))
+    kept = {1: 60, 2: 61, 16: 62, 39: 63}
+    engine.run(ScheduledRequest("r", tokens, 0, table, state_snapshots=tuple(kept.items())))
+    for num_tokens, slot in kept.items():
+        rest = ScheduledRequest("rest", tokens[num_tokens:], num_tokens, table, state_read=slot)
+        assert_equal(engine.logits(rest), expected[num_tokens:])
+
+
 def test_a_step_that_failed_is_run_again(engine: Any) -> None:
     """The same plan twice gives the same, whatever the first try had written."""
     tokens = ids(40, 3)
