@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 
@@ -25,10 +25,13 @@ def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
 class BlockManager:
     """Counts references, finds cached prefixes, evicts the least recently used block that nobody holds."""
 
-    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True) -> None:
+    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True,
+                 on_evict: Callable[[bytes], None] = lambda name: None) -> None:
+        """`on_evict` is told the name of every known block whose content is given up."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._prefix_caching = prefix_caching
+        self._on_evict = on_evict
         self._empty = list(range(num_blocks - 1, -1, -1))           # taken from the end: low numbers first
         self._cached: OrderedDict[int, None] = OrderedDict()        # nobody holds them; next to evict first
         self._num_holders = [0] * num_blocks
@@ -47,7 +50,7 @@ class BlockManager:
         """Blocks that hold the longest known prefix of the blocks that `hashes` name. Takes none of them."""
         blocks: list[int] = []
         for name in hashes:
-            block = self._block_of.get(name)
+            block = self.find(name)
             if block is None:
                 break
             blocks.append(block)
@@ -72,8 +75,28 @@ class BlockManager:
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
-        del self._block_of[self._hash_of.pop(block)]
+        name = self._hash_of.pop(block)
+        del self._block_of[name]
+        self._on_evict(name)
         return block
+
+    @property
+    def num_named(self) -> int:
+        """Blocks whose content is known, held or not."""
+        return len(self._block_of)
+
+    def find(self, name: bytes) -> int | None:
+        """Return the block with this content, if there is one."""
+        return self._block_of.get(name)
+
+    def forget(self, name: bytes) -> None:
+        """A block's content is known no more; who holds it keeps it."""
+        block = self._block_of.pop(name, None)
+        if block is not None:
+            del self._hash_of[block]
+            if self._num_holders[block] == 0:
+                del self._cached[block]
+                self._empty.append(block)
 
     def publish(self, block: int, name: bytes) -> None:
         """Let others share a full block, after the step that filled it has succeeded."""

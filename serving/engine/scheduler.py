@@ -16,6 +16,7 @@ from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepPlan, S
 from serving.config import SchedulerConfig
 from serving.engine.block_manager import BlockManager, block_hash
 from serving.engine.request import FinishReason, Request, RequestStatus, TokenEvent
+from serving.engine.state_slots import StateSlots, snapshot_positions
 from serving.errors import ContextLengthError, InvalidRequestError
 
 _END = {FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
@@ -34,12 +35,14 @@ class Scheduler:
     does not listen (held) give theirs first.
     """
 
-    def __init__(self, config: SchedulerConfig, num_blocks: int, max_model_len: int) -> None:
+    def __init__(self, config: SchedulerConfig, num_blocks: int, max_model_len: int, num_state_slots: int = 0) -> None:
+        """`num_state_slots`: of models with layers that keep a state; a running sequence needs two."""
         self.config = config
         self.max_model_len = max_model_len
         self.token_budget = config.max_batch_tokens     # of a step, at least 1; may change between two steps
         self.num_preemptions = 0
-        self.blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching)
+        self.states = StateSlots(num_state_slots)
+        self.blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching, self.states.forget)
         self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []       # both in order of arrival
         self._running: list[Request] = []
@@ -201,11 +204,16 @@ class Scheduler:
         # A lowered budget does not end who runs, so decodes may exceed it until some have ended.
         if len(self._running) >= min(self.config.max_running_requests, self.token_budget):
             return False
-        prefix = self.blocks.cached_prefix(self._reusable_hashes(request))
+        hashes = self._reusable_hashes(request)
+        prefix = self.blocks.cached_prefix(hashes)
+        prefix = prefix[:self.states.num_reusable(hashes[:len(prefix)])]
         num_new = self.blocks.num_blocks_for(request.num_tokens) - len(prefix)
         # Those who run may each need a block soon: without that spare the newcomer would be preempted at once.
         block_table = self.blocks.allocate(num_new, prefix, num_spare=len(self._running))
         if block_table is None:
+            return False
+        if not self.states.start(request.request_id, hashes[len(prefix) - 1] if prefix else None):
+            self.blocks.free(block_table)
             return False
         request.advance(RequestStatus.RUNNING, "fits")
         self._waiting.remove(request)
@@ -239,6 +247,8 @@ class Scheduler:
         sampling = self._sampling(request) if end == num_tokens else None
         has_history = sampling is not None and sampling.needs_history
         is_scored = _wants_prompt_logprobs(request)
+        slots = self.states.plan(request.request_id, self._snapshot_positions(request, start, end),
+                                 lambda position: self._name_at(request, position))
         return ScheduledRequest(
             request_id=request.request_id,
             token_ids=_token_ids(request, start, end),
@@ -248,7 +258,25 @@ class Scheduler:
             prompt_token_ids=submission.prompt_token_ids if has_history else (),
             output_token_ids=tuple(request.output_token_ids) if has_history else (),
             num_prompt_logprobs=submission.num_prompt_logprobs if is_scored else None,
-            prompt_targets=submission.prompt_token_ids[start + 1:end + 1] if is_scored else ())
+            prompt_targets=submission.prompt_token_ids[start + 1:end + 1] if is_scored else (),
+            state_read=slots.read,
+            state_write=slots.write,
+            state_snapshots=tuple((position - start, slot) for position, slot in slots.on_the_way))
+
+    def _snapshot_positions(self, request: Request, start: int, end: int) -> list[int]:
+        """Where to keep the state between two positions, both excluded."""
+        if not self.states.num_slots or not self.config.prefix_caching:
+            return []
+        if request.snapshot_positions is None:
+            submission = request.submission
+            request.snapshot_positions = snapshot_positions(
+                submission.prompt_token_ids, submission.stop_token_ids, self.config.block_size,
+                self.config.snapshot_interval_tokens)
+        return [position for position in request.snapshot_positions if start < position < end]
+
+    def _name_at(self, request: Request, position: int) -> bytes:
+        """Name of the state at a block's end: that of the block."""
+        return self._hashes(request, position // self.config.block_size)[-1]
 
     def _sampling(self, request: Request) -> SamplingSpec:
         submission = request.submission
@@ -265,6 +293,7 @@ class Scheduler:
         request.num_computed_tokens += len(scheduled.token_ids)
         request.prompt_logprobs += sampled.prompt_logprobs
         self._publish(request, scheduled.num_computed_tokens)
+        self._commit_state(request)
         if sampled.token_id is None:
             return None
         is_first = len(request.output_token_ids) == len(request.submission.journal_token_ids)
@@ -289,6 +318,14 @@ class Scheduler:
             hashes = self._hashes(request, num_full)
             for index in range(num_full_before, num_full):
                 self.blocks.publish(request.block_table[index], hashes[index])
+
+    def _commit_state(self, request: Request) -> None:
+        """A state at the end of a full block is kept where the prompt wants it, and all along the output."""
+        position = request.num_computed_tokens
+        is_output = position > len(request.submission.prompt_token_ids)
+        keeps = self.config.prefix_caching and position % self.config.block_size == 0 and (
+            is_output or position in (request.snapshot_positions or ()))
+        self.states.commit(request.request_id, lambda at: self._name_at(request, at), position, keeps, is_output)
 
     def _finish_reason(self, request: Request) -> FinishReason | None:
         """Judges the last output token. add() has made sure that max_tokens ends it within max_model_len."""
@@ -316,6 +353,7 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self.blocks.free(request.block_table)
         request.block_table = []
+        self.states.release(request.request_id)
 
     def _refuse_impossible(self, request: Request) -> None:
         submission = request.submission

@@ -14,6 +14,7 @@ from model.errors import GroupError
 from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepHeader, StepPlan, StepResult, TokenLogprob
 from serving.engine.block_manager import BlockManager
 from serving.engine.request import FinishReason, Submission
+from serving.engine.state_slots import StateSlots
 
 VOCAB = 40
 
@@ -63,16 +64,30 @@ class KvModel:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.slots: dict[tuple[int, int], int] = {}
+        self.states: dict[int, tuple[int, ...]] = {}        # a state is all tokens before it
 
     def run(self, plan: StepPlan) -> StepResult:
         for request in plan.requests:
             self._write(request, request.token_ids)
+        states = [() if request.state_read is None else self.states[request.state_read] for request in plan.requests]
+        for request, state in zip(plan.requests, states, strict=True):
+            self._write_states(request, state)
         return StepResult(plan.epoch_number, plan.step_index, tuple(self._sample(request) for request in plan.requests))
 
     def spoil(self, plan: StepPlan) -> None:
         """What a step that fails half-way leaves behind."""
         for request in plan.requests:
             self._write(request, [-1] * len(request.token_ids))
+            for slot in written_slots(request):
+                self.states[slot] = (-1,)
+
+    def _write_states(self, request: ScheduledRequest, state: tuple[int, ...]) -> None:
+        if request.state_write is None:
+            return
+        context = tuple(self.slots[self._slot(request, position)] for position in range(request.num_computed_tokens))
+        assert state == context, "the state is another sequence's, or of another position"
+        for num_tokens, slot in (*request.state_snapshots, (len(request.token_ids), request.state_write)):
+            self.states[slot] = state + request.token_ids[:num_tokens]
 
     def _slot(self, request: ScheduledRequest, position: int) -> tuple[int, int]:
         return request.block_table[position // self.block_size], position % self.block_size
@@ -93,6 +108,29 @@ class KvModel:
         token_id = next_token(context, request.sampling)
         logprob = TokenLogprob(token_id, -1.0) if request.sampling.num_logprobs is not None else None
         return SampledToken(request.request_id, token_id, logprob, scores)
+
+
+def written_slots(request: ScheduledRequest) -> list[int]:
+    """The state slots that a step writes for a request."""
+    slots = [slot for _, slot in request.state_snapshots]
+    return slots if request.state_write is None else [*slots, request.state_write]
+
+
+def check_state_slots(states: StateSlots, running: Iterable[str]) -> None:
+    """Exactly the slots of running sequences are held, and every other one can be had."""
+    assert set(states._held) == (set(running) if states.num_slots else set())
+    num_holders = [0] * states.num_slots
+    for held in states._held.values():
+        slots = [held.write, held.spare, held.current, *held.on_the_way.values()]
+        for slot in slots:
+            if slot is not None:
+                num_holders[slot] += 1
+        assert held.spare is not None or (held.current is not None and not held.is_kept)
+    blocks = states._slots
+    assert num_holders == blocks._num_holders, "reference counts differ from what sequences hold"
+    unheld = [slot for slot, count in enumerate(num_holders) if count == 0]
+    assert sorted([*blocks._empty, *blocks._cached]) == unheld, "a slot is lost or free twice"
+    assert blocks._block_of == {name: slot for slot, name in blocks._hash_of.items()}
 
 
 def check_blocks(blocks: BlockManager, block_tables: Iterable[Sequence[int]]) -> None:

@@ -12,17 +12,26 @@ from serving.config import SchedulerConfig
 from serving.engine.request import FinishReason, Request, RequestStatus, Submission, TokenEvent
 from serving.engine.scheduler import Scheduler
 from serving.errors import ContextLengthError, InvalidRequestError
-from tests.serving.engine.fake_group import Expected, KvModel, check_blocks, expected
+from tests.serving.engine.fake_group import (
+    Expected,
+    KvModel,
+    check_blocks,
+    check_state_slots,
+    expected,
+    written_slots,
+)
 
 BLOCK = 4
 
 
 def make_scheduler(num_blocks: int = 64, max_batch_tokens: int = 64, max_running: int = 16, *,
-                   max_model_len: int = 1000, prefix_caching: bool = True) -> Scheduler:
+                   max_model_len: int = 1000, prefix_caching: bool = True, num_state_slots: int = 0,
+                   snapshot_interval: int = 8) -> Scheduler:
     # Constructed unchecked, for blocks smaller than any kernel wants keep the examples small.
     config = SchedulerConfig.model_construct(max_batch_tokens=max_batch_tokens, max_running_requests=max_running,
-                                             block_size=BLOCK, prefix_caching=prefix_caching)
-    return Scheduler(config, num_blocks, max_model_len)
+                                             block_size=BLOCK, prefix_caching=prefix_caching,
+                                             snapshot_interval_tokens=snapshot_interval)
+    return Scheduler(config, num_blocks, max_model_len, num_state_slots)
 
 
 def submission(request_id: str, num_prompt: int = 5, max_tokens: int = 4, **fields: object) -> Submission:
@@ -387,9 +396,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Any interleaving of arrivals, cancellations, held routers, deadlines, failed steps and steps in flight."""
 
     @initialize(num_blocks=st.integers(9, 24), max_batch_tokens=st.integers(4, 24), max_running=st.integers(1, 4),
-                prefix_caching=st.booleans())
-    def start(self, num_blocks: int, max_batch_tokens: int, max_running: int, prefix_caching: bool) -> None:
-        self.scheduler = make_scheduler(num_blocks, max_batch_tokens, max_running, prefix_caching=prefix_caching)
+                prefix_caching=st.booleans(), num_state_slots=st.sampled_from([0, 3, 4, 7, 20]))
+    def start(self, num_blocks: int, max_batch_tokens: int, max_running: int, prefix_caching: bool,
+              num_state_slots: int) -> None:
+        self.scheduler = make_scheduler(num_blocks, max_batch_tokens, max_running, prefix_caching=prefix_caching,
+                                        num_state_slots=num_state_slots)
         self.model = KvModel(BLOCK)
         self.open: dict[str, Request] = {}
         self.events: dict[str, list[TokenEvent]] = {}
@@ -485,6 +496,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             written = set(each.block_table[each.num_computed_tokens // BLOCK:last + 1])
             for request in self.open.values():
                 assert request.request_id == each.request_id or not written & set(request.block_table)
+        slots = [slot for each in requests for slot in written_slots(each)]
+        assert len(set(slots)) == len(slots) and not set(slots) & {each.state_read for each in requests}
 
     @precondition(lambda self: self.plan is not None)
     @rule()
@@ -499,6 +512,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "open"):
             check_blocks(self.scheduler.blocks, [request.block_table for request in self.open.values()])
             assert self.scheduler.num_running + self.scheduler.num_waiting == len(self.open)
+            check_state_slots(self.scheduler.states, [
+                request.request_id for request in self.open.values() if request.status is RequestStatus.RUNNING])
 
     def teardown(self) -> None:
         """Left alone, everything comes to its end, and all blocks come back."""
@@ -514,6 +529,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
         assert not self.open and self.num_accepted == self.num_ended
         assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_blocks
+        assert self.scheduler.states.num_free == self.scheduler.states.num_slots
 
 
 # Without shrinking, which takes minutes for a machine of this size: add Phase.shrink when it has found something.

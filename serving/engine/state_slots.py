@@ -1,0 +1,157 @@
+"""Slots for the states of sequences, and snapshots of states for others with the same prefix. Pure.
+
+A layer with a state (gated DeltaNet) has it after all computed tokens only, so a prefix is reused only where somebody
+has kept the state: at the end of a prompt, between its messages, every so many tokens, and where a sequence ended. A step
+reads one slot and writes another, so a running sequence holds two, and keeping its state is not to write a slot again.
+A snapshot has the name of the last full KV block before it, and goes with that block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from serving.engine.block_manager import BlockManager
+
+NUM_LAST_MESSAGES = 3       # of a conversation, after which a snapshot is kept
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSlots:
+    """The slots of one sequence in one step; all None where no layer has a state."""
+
+    read: int | None = None
+    write: int | None = None
+    on_the_way: tuple[tuple[int, int], ...] = ()    # (position, slot)
+
+
+@dataclass(slots=True)
+class HeldSlots:
+    """What one running sequence holds."""
+
+    write: int                          # the slot that the next step writes
+    spare: int | None                   # the one after it, while `current` must not be written
+    current: int | None = None          # the state after all computed tokens; None: nothing is computed
+    is_kept: bool = False               # `current` is a snapshot
+    on_the_way: dict[int, int] = field(default_factory=dict)    # for a step in flight: position -> slot to keep it in
+    newest: bytes | None = None         # the snapshot that its own output has left last
+
+
+class StateSlots:
+    """Counts references to slots, finds snapshots, evicts the least recently used. With no slots it does nothing."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._slots = BlockManager(num_slots, block_size=1)
+        self._held: dict[str, HeldSlots] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Slots that can be taken, snapshots that nobody reads included."""
+        return self._slots.num_free
+
+    @property
+    def num_snapshots(self) -> int:
+        return self._slots.num_named
+
+    def num_reusable(self, names: Sequence[bytes]) -> int:
+        """Return how many of the blocks that `names` name a sequence can skip: the most that end with a snapshot."""
+        if not self.num_slots:
+            return len(names)
+        return next((count for count in range(len(names), 0, -1) if self._slots.find(names[count - 1]) is not None), 0)
+
+    def start(self, request_id: str, name: bytes | None) -> bool:
+        """Give a sequence its slots; with `name` it goes on from that snapshot. False: none are left."""
+        if not self.num_slots:
+            return True
+        found = None if name is None else self._slots.find(name)
+        assert (found is None) == (name is None), "num_reusable() has found the snapshot"
+        slots = self._slots.allocate(2, [] if found is None else [found])
+        if slots is None:
+            return False
+        *_, spare, write = slots
+        self._held[request_id] = HeldSlots(write, spare, found, found is not None)
+        return True
+
+    def plan(self, request_id: str, positions: Iterable[int], name_of: Callable[[int], bytes]) -> PlannedSlots:
+        """Say what the next step reads and writes, and where it keeps the state at those `positions` for which there is
+        room, ascending. A step that was planned before and did not succeed is forgotten."""
+        held = self._held.get(request_id)
+        if held is None:
+            return PlannedSlots()
+        wanted = [position for position in positions
+                  if position in held.on_the_way or self._slots.find(name_of(position)) is None]
+        self._slots.free([held.on_the_way.pop(position) for position in set(held.on_the_way) - set(wanted)])
+        for position in wanted:
+            if position not in held.on_the_way:
+                slots = self._slots.allocate(1)
+                if slots is None:
+                    break
+                held.on_the_way[position] = slots[0]
+        return PlannedSlots(held.current, held.write, tuple(sorted(held.on_the_way.items())))
+
+    def commit(self, request_id: str, name_of: Callable[[int], bytes], position: int, keeps: bool,
+               is_output: bool) -> None:
+        """The step has succeeded and the state is at `position`. What was kept on the way may be reused by others now;
+        with `keeps` the new state too. Of what its own output leaves (`is_output`) only the newest stays."""
+        held = self._held.get(request_id)
+        if held is None:
+            return
+        for at, slot in held.on_the_way.items():
+            self._slots.publish(slot, name_of(at))
+            self._slots.free([slot])
+        held.on_the_way.clear()
+        self._move(held)
+        if keeps:
+            self._keep(held, name_of(position), is_output)
+
+    def _move(self, held: HeldSlots) -> None:
+        before, was_kept = held.current, held.is_kept
+        held.current, held.is_kept = held.write, False
+        if before is not None and not was_kept:
+            held.write = before
+            return
+        assert held.spare is not None, "a state that must not be written has a spare slot beside it"
+        held.write, held.spare = held.spare, None
+        if before is not None:
+            self._slots.free([before])
+
+    def _keep(self, held: HeldSlots, name: bytes, is_output: bool) -> None:
+        if self._slots.find(name) is not None:
+            return
+        slots = self._slots.allocate(1)
+        if slots is None:
+            return
+        assert held.current is not None
+        self._slots.publish(held.current, name)
+        held.is_kept, held.spare = True, slots[0]
+        if is_output:
+            if held.newest is not None:
+                self.forget(held.newest)
+            held.newest = name
+
+    def forget(self, name: bytes) -> None:
+        """Nobody can go on from this snapshot any more."""
+        self._slots.forget(name)
+
+    def release(self, request_id: str) -> None:
+        """A sequence ended or was preempted: its slots are free, its snapshots stay as long as there is room."""
+        held = self._held.pop(request_id, None)
+        if held is not None:
+            slots = [held.write, held.spare, held.current, *held.on_the_way.values()]
+            self._slots.free([slot for slot in slots if slot is not None])
+
+
+def snapshot_positions(prompt_token_ids: Sequence[int], end_of_message_ids: Collection[int], block_size: int,
+                       interval_tokens: int) -> tuple[int, ...]:
+    """Return where a prompt's state is worth keeping, ascending, each at the end of a full block.
+
+    Its end, for the same prompt again and for what goes on from it; after the first and the last messages (a message
+    ends with a token that also ends an answer), for others with the same system prompt or history; and every so many
+    tokens in between. The last token's logits are always computed, so the end is before it.
+    """
+    last = (len(prompt_token_ids) - 1) // block_size * block_size
+    ends = [index + 1 for index, token_id in enumerate(prompt_token_ids) if token_id in end_of_message_ids]
+    messages = {end // block_size * block_size for end in (*ends[:1], *ends[-NUM_LAST_MESSAGES:])}
+    step = max(1, interval_tokens // block_size) * block_size
+    return tuple(sorted(position for position in {last, *messages, *range(step, last, step)} if 0 < position <= last))
