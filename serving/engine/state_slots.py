@@ -1,7 +1,7 @@
 """Slots for the states of sequences, and snapshots of states for others with the same prefix. Pure.
 
 A layer with a state (gated DeltaNet) has it after all computed tokens only, so a prefix is reused only where somebody
-has kept the state: at the end of a prompt, between its messages, every so many tokens, and where a sequence ended. A step
+has kept the state: at the end of a prompt, between its messages, every so many tokens, and where one ended. A step
 reads one slot and writes another, so a running sequence holds two, and keeping its state is not to write a slot again.
 A snapshot has the name of the last full KV block before it, and goes with that block.
 """
