@@ -90,6 +90,7 @@ class Layers:
                        linear_layers=tuple(layer for layer in range(self._num_layers) if (layer + 1) % self._period),
                        vocab_size=vocab_size)
         self._decoder = Decoder(args, kernels, dtype, (0,) * self._num_layers)
+        self._args, self._dtype, self._kernels = args, dtype, kernels
         self._fill(dtype, kernels)
         self._all = self._decoder.layers
         self._outputs = cycle(self._new_outputs(args, dtype, kernels))
@@ -101,7 +102,6 @@ class Layers:
         self._dispatcher = _WithoutExperts(dispatcher, experts, self._meter)
         self._batches: dict[int, StepBatch] = {}
         self.context_tokens = min(_CONTEXT_TOKENS, args.sliding_window or _CONTEXT_TOKENS)
-        self._args, self._dtype, self._kernels = args, dtype, kernels
 
     def num_layers(self, num_rows: int) -> int:
         """Many rows keep the processor busy with few weights, so fewer layers will do."""
@@ -169,6 +169,9 @@ class Layers:
             _fill_linear(mixer.out, dtype, kernels)
             if isinstance(layer.mlp, SparseMlp):
                 _fill_linear(layer.mlp.gate.weight, dtype, kernels)
+            if isinstance(layer.mlp, SparseMlp) and layer.mlp.shared is not None:
+                _fill_linear(layer.mlp.shared.gate, dtype, kernels)
+                _fill_expert(layer.mlp.shared.expert, self._args, dtype, kernels)
 
     def _new_outputs(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> list[LinearWeight]:
         outputs = [kernels.new_linear(args.vocab_size, args.hidden_size, dtype) for _ in range(_MAX_OUTPUTS)]
@@ -226,6 +229,13 @@ def _decodes(num_rows: int, num_computed_tokens: int, num_blocks: int) -> StepPl
 
 def _random(num_rows: int, width: int, dtype: torch.dtype, kernels: Kernels) -> Tensor:
     return torch.empty(num_rows, width, dtype=dtype, device=kernels.device).normal_(std=_INIT_STD)
+
+
+def _fill_expert(expert: ExpertWeights, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
+    up_ID = _random(args.shared_expert_size, args.hidden_size, dtype, kernels)
+    expert.load_gate(0, up_ID)
+    expert.load_up(0, up_ID)
+    expert.load_down(0, _random(args.hidden_size, args.shared_expert_size, dtype, kernels))
 
 
 def _fill_linear(weight: LinearWeight, dtype: torch.dtype, kernels: Kernels) -> None:

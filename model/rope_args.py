@@ -67,7 +67,7 @@ def read_rope_args(config: Mapping[str, object], default_theta: float, max_posit
     if kind == "default":
         return RopeArgs(kind, theta, rotary_factor=rotary_factor)
     if kind == "linear":
-        return RopeArgs(kind, theta, factor=_positive(scaling.get("factor"), "rope factor"), rotary_factor=rotary_factor)
+        return RopeArgs(kind, theta, _positive(scaling.get("factor"), "rope factor"), rotary_factor=rotary_factor)
     yarn = _yarn(scaling, theta, config.get("original_max_position_embeddings"), max_positions)
     return replace(yarn, rotary_factor=rotary_factor)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cluster.planner.cache_plan import sequence_bytes
 from cluster.planner.exchange_cost import exchange_seconds
 from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
@@ -21,7 +22,6 @@ from cluster.planner.layer.problem import LayerProblem
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, max_slots, shortfalls
 from cluster.planner.request_shares import share_rows
 from cluster.planner.step_costs import StepCosts
-from model.memory import kv_block_bytes
 
 KV_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)      # of the KV cache that the workload asks for: the most that leaves room
 MAX_CHOICES = 64            # of members, that are all tried
@@ -70,10 +70,10 @@ class MemoryPlanner:
         return self.demand.num_slots * self.min_copies
 
     def kv_row_bytes(self) -> int:
-        """Of one row: the keys and values of its context."""
+        """Of one row: the keys and values of its context, and its state."""
         args = self.costs.args
         dtype_bytes = self.costs.row_bytes // args.hidden_size
-        return self.costs.workload.context_tokens * kv_block_bytes(args, 1, dtype_bytes)
+        return sequence_bytes(args, self.costs.workload.context_tokens, dtype_bytes)
 
     def steps_for_all_rows(self, kv_rows: float) -> float:
         """How many steps the rows take when the KV caches hold so many of them; 1 when they hold them all."""

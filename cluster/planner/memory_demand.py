@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from cluster.planner.memory_plan import MemoryDemand
 from model.args import ModelArgs
-from model.memory import expert_bytes, kv_block_bytes, shared_bytes
+from model.memory import expert_bytes, kv_block_bytes, shared_bytes, state_slot_bytes
 from serving.config import SchedulerConfig, ServeConfig
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+STATE_SLOTS_PER_SEQUENCE = 3    # two of a running sequence, and one for a snapshot of its prefix
 MIN_CONTEXT_TOKENS = 2048       # a member that cannot cache so many (or the model's whole context) is no use
 PROCESS_GROWTH_BYTES = 48 << 20     # threads' stacks and arenas, gRPC, the store and pairs of the process group
 
@@ -33,7 +34,9 @@ def min_kv_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
         return max(asked)
     block_size = config.scheduler.block_size
     num_blocks = -(-min(max_model_len(args, config), MIN_CONTEXT_TOKENS) // block_size)
-    return num_blocks * kv_block_bytes(args, block_size, DTYPE_BYTES[config.model.dtype])
+    dtype_bytes = DTYPE_BYTES[config.model.dtype]
+    slots_bytes = STATE_SLOTS_PER_SEQUENCE * state_slot_bytes(args, dtype_bytes)
+    return num_blocks * kv_block_bytes(args, block_size, dtype_bytes) + slots_bytes
 
 
 def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, dtype_bytes: int) -> int:
@@ -44,8 +47,11 @@ def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, 
     """
     num_rows = scheduler.max_batch_tokens * num_members * max(1, args.num_experts_per_tok)
     rows = num_rows * (3 * args.hidden_size + args.moe_intermediate_size) * dtype_bytes
-    width = 4 * args.hidden_size + 2 * (args.num_heads + args.num_kv_heads) * args.head_dim
-    local = scheduler.max_batch_tokens * (width * dtype_bytes + 2 * max(args.intermediate_size, 1) * dtype_bytes)
+    gated = args.num_heads if args.gated_attention else 0
+    attention = 2 * (args.num_heads + args.num_kv_heads + gated) * args.head_dim
+    linear = 0 if args.linear is None else 2 * args.linear.conv_width + 3 * args.linear.value_width
+    width = 4 * args.hidden_size + max(attention, linear)
+    local = scheduler.max_batch_tokens * (width + 2 * max(args.intermediate_size, args.shared_expert_size, 1)) * dtype_bytes
     logits = scheduler.max_running_requests * args.vocab_size * 4 * 2
     stored_bytes = DTYPE_BYTES[args.dtype]
     loading = args.vocab_size * args.hidden_size * (stored_bytes + (dtype_bytes if stored_bytes != dtype_bytes else 0))

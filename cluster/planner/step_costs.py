@@ -75,7 +75,10 @@ class StepCosts:
 
     def attended_s(self, rank: int, rows: float) -> float:
         """The part of it that reads the KV cache."""
-        return self.profiles[rank].attention_s * max(1.0, rows) * self.workload.context_tokens if rows > 0 else 0.0
+        if rows <= 0:
+            return 0.0
+        share = len(self.args.attention_layers) / self.args.num_layers      # the other layers have no KV cache
+        return share * self.profiles[rank].attention_s * max(1.0, rows) * self.workload.context_tokens
 
     def dense_mlp_s(self, rank: int, rows: float) -> float:
         """A dense layer's MLP. Not measured: as one expert, scaled by the intermediate size."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.coordinator.client import ViewFollower
+from cluster.planner.cache_plan import CacheSizes
 from cluster.planner.memory_demand import max_model_len
 from cluster.shard.executor import GroupExecutor, PreparedRevision, StepCounters
 from cluster.shard.link_probe import measure_link
@@ -48,7 +49,7 @@ class EpochRun:
         self._group: ProcessGroup | None = None
         self._closing = contextlib.AsyncExitStack()
 
-    async def join(self, model: LoadedModel, num_blocks: int, counters: StepCounters, views: ViewFollower,
+    async def join(self, model: LoadedModel, sizes: CacheSizes, counters: StepCounters, views: ViewFollower,
                    revision_changed: Callable[[], None]) -> None:
         """Form the group and open the link for routers. Raises GroupError.
 
@@ -56,12 +57,13 @@ class EpochRun:
         """
         self._ringer.connect()
         loop = asyncio.get_running_loop()
-        runner, maker = await loop.run_in_executor(self._thread, self._join, model, num_blocks)
+        runner, maker = await loop.run_in_executor(self._thread, self._join, model, sizes)
         assert self._group is not None
         self.revisions = RevisionFollower(self._epoch, model, maker, views, revision_changed)
         self._closing.push_async_callback(self.revisions.close)
         self._executor = GroupExecutor(runner, self._group, self._thread, self._epoch, counters, self._on_switch)
-        scheduler = Scheduler(self._config.scheduler, num_blocks, max_model_len(model.decoder.args, self._config))
+        scheduler = Scheduler(self._config.scheduler, sizes.num_blocks,
+                              max_model_len(model.decoder.args, self._config), sizes.num_state_slots)
         self.engine = Engine(scheduler, self._executor, self._epoch.number, time.monotonic, self._ringer.ring_peers,
                              self._link.deliver)
         self._set_token_budget(self._epoch)
@@ -103,7 +105,7 @@ class EpochRun:
         max_batch_tokens = self._config.scheduler.max_batch_tokens
         self.engine.scheduler.token_budget = epoch.token_budget(self._rank, max_batch_tokens)
 
-    def _join(self, model: LoadedModel, num_blocks: int) -> tuple[Runner, RevisionMaker]:
+    def _join(self, model: LoadedModel, sizes: CacheSizes) -> tuple[Runner, RevisionMaker]:
         """On the model thread."""
         group_config, kernels = self._config.group, model.decoder.kernels
         self._group = ProcessGroup.join(self._epoch.rendezvous, self._rank, len(self._epoch.members),
@@ -116,7 +118,7 @@ class EpochRun:
 
         def dispatcher_of(placement: Placement) -> Dispatcher:
             return new_dispatcher(kernels, placement, group, self._config, pace)
-        runner = new_runner(model, dispatcher_of(self._epoch.placement), num_blocks, self._config.scheduler.block_size,
+        runner = new_runner(model, dispatcher_of(self._epoch.placement), sizes, self._config.scheduler.block_size,
                             pace)
         self.kv_cache_bytes = runner.caches.nbytes
         return runner, RevisionMaker(dispatcher_of, member.facts.memory_budget_bytes)

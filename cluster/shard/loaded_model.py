@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.device.facts import return_free_memory, used_memory_bytes
+from cluster.planner.cache_plan import CacheSizes, divide_cache
 from cluster.planner.memory_demand import (
     DTYPE_BYTES,
     PROCESS_GROWTH_BYTES,
     buffer_bytes,
-    max_model_len,
     min_kv_cache_bytes,
 )
 from cluster.shard.process_group import ProcessGroup
@@ -23,7 +23,6 @@ from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
 from model.errors import OutOfMemoryError
 from model.expert_host import MemberModel
 from model.kernels.protocol import Kernels
-from model.memory import kv_block_bytes
 from model.pace import FileTurns, Pace, work_clock_of
 from model.placement import Placement
 from model.runner import Runner
@@ -78,17 +77,16 @@ def load_model(loader: WeightLoader, epoch: Epoch, rank: int, progress: Progress
     return LoadedModel(decoder, loader, placement, rank, takes_requests, placement.num_experts_of(rank))
 
 
-def num_kv_blocks(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budget_bytes: int,
-                  num_members: int) -> int:
-    """KV blocks that fit beside what the process takes now, weights included. Raises OutOfMemoryError for none.
+def cache_sizes(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budget_bytes: int,
+                num_members: int) -> CacheSizes:
+    """Return the KV blocks and state slots that fit beside what the process takes now, weights included.
 
-    Never more than all running sequences at full length could use; 0 for a member that takes no requests.
+    None for a member that takes no requests. Raises OutOfMemoryError when not one block fits.
     """
     return_free_memory()        # the KV cache of the epoch before
     if not model.takes_requests:
-        return 0
+        return CacheSizes(0, 0)
     args = model.decoder.args
-    block_bytes = kv_block_bytes(args, config.scheduler.block_size, DTYPE_BYTES[config.model.dtype])
     buffers = buffer_bytes(args, config.scheduler, num_members, DTYPE_BYTES[config.model.dtype])
     used = used_memory_bytes(str(model.decoder.kernels.device))
     left = budget_bytes - used - buffers
@@ -99,16 +97,15 @@ def num_kv_blocks(config: ServeConfig, pool: PoolConfig, model: LoadedModel, bud
     reserve = model.change_reserve_bytes if num_members > 1 else 0
     left = max(left - reserve, min(least, left))
     wanted = pool.kv_cache or (left if pool.memory_budget else int(left * _DEFAULT_PART))
-    num_useful = config.scheduler.max_running_requests * -(-max_model_len(args, config) // config.scheduler.block_size)
-    num_blocks = min(wanted // block_bytes, num_useful)
-    if num_blocks < 1 or wanted > left:
+    sizes = divide_cache(args, config, wanted)
+    if sizes.num_blocks < 1 or wanted > left:
         raise OutOfMemoryError(
             f"budget {budget_bytes} bytes - process with its weights {used} - buffers {buffers} leaves {left} bytes "
-            f"for the KV cache, which needs {max(block_bytes, pool.kv_cache or 0)}",
+            f"for the KV cache, which needs {pool.kv_cache or least}",
             fix="raise the pool's memory_budget, or lower its kv_cache or scheduler.max_batch_tokens")
-    logger.info("kv_cache_sized blocks=%d bytes=%d used=%d budget=%d", num_blocks, num_blocks * block_bytes, used,
-                budget_bytes)
-    return num_blocks
+    logger.info("caches_sized blocks=%d state_slots=%d bytes=%d used=%d budget=%d", sizes.num_blocks,
+                sizes.num_state_slots, wanted, used, budget_bytes)
+    return sizes
 
 
 def new_pace(member: Member, kernels: Kernels) -> Pace | None:
@@ -134,9 +131,9 @@ def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, 
     return dispatcher
 
 
-def new_runner(model: LoadedModel, dispatcher: Dispatcher, num_blocks: int, block_size: int,
+def new_runner(model: LoadedModel, dispatcher: Dispatcher, sizes: CacheSizes, block_size: int,
                pace: Pace | None) -> Runner:
     began_s = time.perf_counter()
-    runner = Runner(model.decoder, dispatcher, num_blocks, block_size, pace=pace)
-    logger.info("runner_made num_blocks=%d took_s=%.2f", num_blocks, time.perf_counter() - began_s)
+    runner = Runner(model.decoder, dispatcher, sizes.num_blocks, block_size, sizes.num_state_slots, pace=pace)
+    logger.info("runner_made num_blocks=%d took_s=%.2f", sizes.num_blocks, time.perf_counter() - began_s)
     return runner

@@ -27,7 +27,7 @@ from cluster.device.profile import profile_device
 from cluster.device.profile_store import ProfileStore, default_profile_dir
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
-from cluster.shard.loaded_model import LoadedModel, load_model, num_kv_blocks
+from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model
 from cluster.shard.process_group import import_backend
 from cluster.shard.work_meter import WorkMeter
 from model.args import ModelArgs, read_model_args
@@ -147,7 +147,7 @@ class Shard:
         self._advance(ShardState.LOADING, f"epoch {epoch.number}, rank {rank}")
         model = await self._load(epoch, rank, kernels, args)
         budget_bytes, num_members = epoch.members[rank].facts.memory_budget_bytes, len(epoch.members)
-        num_blocks = await self._in_thread(lambda: num_kv_blocks(
+        sizes = await self._in_thread(lambda: cache_sizes(
             self._config, self._pool, model, budget_bytes, num_members))
         self._advance(ShardState.LOADED, "weights are loaded")
         view = await self._follower.until(
@@ -159,7 +159,7 @@ class Shard:
         self._advance(ShardState.JOINING, "all members have loaded")
         run = EpochRun(epoch, rank, self._config, self._link, self._thread)
         try:
-            await run.join(model, num_blocks, self._counters, self._follower, self._note_revision)
+            await run.join(model, sizes, self._counters, self._follower, self._note_revision)
             self._note_link(run.link)
             self._run = run
             self._advance(ShardState.READY, "the group is formed")

@@ -131,7 +131,8 @@ class WorkMeter:
         args, profile, num_rows = self._args, self._profile, plan.num_tokens
         attended = sum(_num_attended(request, args.sliding_window) for request in plan.requests)
         num_drawn = sum((request.sampling is not None) + len(request.prompt_targets) for request in plan.requests)
-        attention_s = curve_seconds(profile.dense_s, num_rows) + profile.attention_s * attended
+        share = len(args.attention_layers) / args.num_layers
+        attention_s = curve_seconds(profile.dense_s, num_rows) + share * profile.attention_s * attended
         own_s: FloatArray = self._num_attentions_P * attention_s
         if args.num_layers > args.num_moe_layers:
             scale = args.intermediate_size / args.moe_intermediate_size

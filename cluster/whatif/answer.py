@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cluster.planner.cache_plan import sequence_bytes
 from cluster.planner.cost_model import Workload
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
@@ -13,7 +14,6 @@ from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, 
 from cluster.planner.placement import PlacementPlan, PlannedMember, PlanOptions, plan_placement
 from cluster.whatif.cluster_file import num_devices, planned_members, with_more_nodes
 from model.args import ModelArgs
-from model.memory import kv_block_bytes
 from serving.cluster_config import ClusterConfig, Dtype
 from serving.config import ServeConfig
 from serving.link.epoch import DeviceProfile
@@ -45,9 +45,9 @@ class PlanQuestion:
         return memory_demand(self.args, self.config, num_devices(cluster))
 
     @property
-    def kv_token_bytes(self) -> int:
-        """KV cache of one token, all layers."""
-        return kv_block_bytes(self.args, 1, DTYPE_BYTES[self.dtype])
+    def sequence_bytes(self) -> int:
+        """Return what one sequence of the workload takes while it runs."""
+        return sequence_bytes(self.args, self.workload.context_tokens, DTYPE_BYTES[self.dtype])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class ClusterPlan:
     def kv_tokens(self) -> int:
         """That all KV caches together hold."""
         used = sum(member.memory.kv_cache_bytes for member in self.plan.members) if self.plan else 0
-        return used // self.question.kv_token_bytes
+        return used * self.question.workload.context_tokens // self.question.sequence_bytes
 
     @property
     def num_held_rows(self) -> int:

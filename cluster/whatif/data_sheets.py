@@ -91,10 +91,11 @@ class _Rates:
     flop_per_s: float
     dtype_bytes: int
 
-    def curve(self, num_weights: int) -> Curve:
-        """Products with so many weights: they are read once, and every row multiplies each and adds."""
+    def curve(self, num_weights: int, bytes_per_row: float = 0.0) -> Curve:
+        """Products with so many weights: they are read once, and every row multiplies each and adds. A row may also
+        read and write a state of its own."""
         read_s = num_weights * self.dtype_bytes / self.read_bytes_per_s
-        row_s = 2 * num_weights / self.flop_per_s
+        row_s = 2 * num_weights / self.flop_per_s + bytes_per_row / self.read_bytes_per_s
         knee = max(2, round(read_s / row_s))
         return tuple((rows, max(read_s, row_s * rows)) for rows in (1, knee, 2 * knee))
 
@@ -111,11 +112,20 @@ def data_sheet_profile(args: ModelArgs, dtype: Dtype, dtype_bytes: int, figures:
     return DeviceProfile(
         source="data-sheet", read_bytes_per_s=rates.read_bytes_per_s,
         gemm_flop_per_s=tuple((rows, 2 * expert * rows / seconds) for rows, seconds in expert_s), expert_s=expert_s,
-        dense_s=rates.curve(_dense_weights(args)), head_s=rates.curve(args.vocab_size * args.hidden_size),
-        attention_s=attention_s, layer_overhead_s=assumed.layer_overhead_s)
+        dense_s=rates.curve(_dense_weights(args), _state_bytes(args)),
+        head_s=rates.curve(args.vocab_size * args.hidden_size), attention_s=attention_s, layer_overhead_s=assumed.layer_overhead_s)
 
 
 def _dense_weights(args: ModelArgs) -> int:
-    """Of one layer: attention projections and gate."""
+    """Of a mean layer: projections of attention or gated DeltaNet, gate, shared expert."""
     heads_width, kv_width = args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
-    return args.hidden_size * (2 * heads_width + 2 * kv_width + args.num_experts)
+    attention = (3 if args.gated_attention else 2) * heads_width + 2 * kv_width
+    linear, share = args.linear, len(args.linear_layers) / args.num_layers
+    delta_net = 0 if linear is None else linear.conv_width + 2 * linear.value_width + 2 * linear.num_value_heads
+    mixer = round((1 - share) * attention + share * delta_net)
+    return args.hidden_size * (mixer + args.num_experts + 3 * args.shared_expert_size)
+
+
+def _state_bytes(args: ModelArgs) -> float:
+    """Of a mean layer: the state that a row reads and writes."""
+    return 0.0 if args.linear is None else 2 * 4 * args.linear.state_size * len(args.linear_layers) / args.num_layers

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cluster.planner.memory_demand import buffer_bytes, min_kv_cache_bytes
 from cluster.shard import loaded_model
-from cluster.shard.loaded_model import LoadedModel, load_model, new_dispatcher, new_pace, num_kv_blocks
+from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model, new_dispatcher, new_pace
 from cluster.shard.process_group import ProcessGroup
 from model.args import read_model_args
 from model.errors import OutOfMemoryError
@@ -44,7 +44,7 @@ class Case:
         return USED + buffers + kv_cache_bytes + above
 
     def num_blocks(self, budget_bytes: int, num_members: int = 2) -> int:
-        return num_kv_blocks(self.config, POOL, self.model, budget_bytes, num_members)
+        return cache_sizes(self.config, POOL, self.model, budget_bytes, num_members).num_blocks
 
 
 @pytest.fixture
