@@ -61,8 +61,8 @@ def profile_facts(args: ModelArgs, dtype: str, kernels: Kernels, num_threads: in
         **{name: getattr(args, name) for name in (
             "vocab_size", "hidden_size", "num_layers", "num_moe_layers", "num_heads", "num_kv_heads", "head_dim",
             "intermediate_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "qk_norm",
-            "qkv_bias", "out_bias", "sliding_window", "linear_layers", "shared_expert_size", "gated_attention")},
-        "linear": None if args.linear is None else str(args.linear)}
+            "qkv_bias", "out_bias", "sliding_window", "shared_expert_size", "gated_attention")},
+        "linear": str((args.linear, args.linear_layers)) if args.linear_layers else None}
 
 
 def emulated(profile: DeviceProfile, speed: float | None) -> DeviceProfile:

@@ -51,7 +51,8 @@ def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, 
     attention = 2 * (args.num_heads + args.num_kv_heads + gated) * args.head_dim
     linear = 0 if args.linear is None else 2 * args.linear.conv_width + 3 * args.linear.value_width
     width = 4 * args.hidden_size + max(attention, linear)
-    local = scheduler.max_batch_tokens * (width + 2 * max(args.intermediate_size, args.shared_expert_size, 1)) * dtype_bytes
+    mlp = 2 * max(args.intermediate_size, args.shared_expert_size, 1)
+    local = scheduler.max_batch_tokens * (width + mlp) * dtype_bytes
     logits = scheduler.max_running_requests * args.vocab_size * 4 * 2
     stored_bytes = DTYPE_BYTES[args.dtype]
     loading = args.vocab_size * args.hidden_size * (stored_bytes + (dtype_bytes if stored_bytes != dtype_bytes else 0))

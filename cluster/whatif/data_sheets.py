@@ -113,7 +113,8 @@ def data_sheet_profile(args: ModelArgs, dtype: Dtype, dtype_bytes: int, figures:
         source="data-sheet", read_bytes_per_s=rates.read_bytes_per_s,
         gemm_flop_per_s=tuple((rows, 2 * expert * rows / seconds) for rows, seconds in expert_s), expert_s=expert_s,
         dense_s=rates.curve(_dense_weights(args), _state_bytes(args)),
-        head_s=rates.curve(args.vocab_size * args.hidden_size), attention_s=attention_s, layer_overhead_s=assumed.layer_overhead_s)
+        head_s=rates.curve(args.vocab_size * args.hidden_size),
+        attention_s=attention_s, layer_overhead_s=assumed.layer_overhead_s)
 
 
 def _dense_weights(args: ModelArgs) -> int:
