@@ -29,7 +29,10 @@ class Turns(Protocol):
 
 
 class FileTurns:
-    """Turns among the processes that lock the same file; one that dies gives its turn back."""
+    """Turns among the processes that lock the same file; one that dies gives its turn back.
+
+    The kernel wakes who waits at once; the library filelock would look every few milliseconds.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
