@@ -123,7 +123,8 @@ class RouterConfig(Options):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 9000    # each router's own gRPC door; 0: any free port
     api_keys: tuple[ApiKey, ...] = ()           # empty: no authentication
     admission: AdmissionConfig = AdmissionConfig()
-    stream_window: PositiveInt = 64             # step messages a shard may have unacknowledged before it holds back
+    # Step messages that a shard may have unacknowledged before it holds back.
+    stream_window: Annotated[int, Field(ge=1, le=65536)] = 64
 
 
 class GroupConfig(Options):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -443,3 +444,16 @@ async def test_a_fault_in_one_requests_text_fails_only_that_request(start: Start
     with pytest.raises(ServingError, match="ZeroDivisionError"):
         await bad
     assert token_ids(await good) == truth(seed=8).token_ids
+
+
+async def test_a_request_that_does_not_fit_the_wire_fails_alone(start: Start) -> None:
+    """Found by top_k=2**32: the link's write side ended unseen, and all later requests waited for ever."""
+    service, shards = await start()
+    wide = ask()
+    wide = replace(wide, params=wide.params.model_copy(update={"top_k": 2**32}))
+    with pytest.raises(InvalidRequestError, match="cannot be sent to a shard"):
+        await collect(service, wide)
+    assert service.is_ready()
+    deltas = await collect(service, ask())
+    assert sum((delta.token_ids for delta in deltas), ()) == truth().token_ids
+    await shards[0].until_empty()
