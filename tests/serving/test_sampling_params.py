@@ -7,6 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,6 +39,16 @@ INTS = [0, 1, -1, 2, 128, 129, 2**31 - 2, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2*
         -(2**31), -(2**63), -(2**63) - 1, 10**30, -(10**30), 10**400]
 FLOATS = [*map(float, INTS[:-1]), 1e-320, 5e-324, -0.0, 0.5, 1e308, -1e308]
 NOT_NUMBERS = [math.nan, math.inf, -math.inf]
+
+
+@pytest.fixture
+def tokenizer(byte_level_dir: Path) -> Tokenizer:
+    return Tokenizer.from_dir(byte_level_dir)
+
+
+@pytest.fixture
+async def service(tokenizer: Tokenizer) -> FakeService:
+    return FakeService(tokenizer)
 
 
 def numbers_of(kind: type[BaseModel]) -> Iterator[tuple[str, str]]:
