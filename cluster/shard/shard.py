@@ -20,6 +20,7 @@ import torch
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.coordinator.membership import GroupPhase, ShardLifecycle, ShardState, View
+from cluster.device.backend import import_backend
 from cluster.device.facts import measure_device, num_threads_of, resident_memory_bytes, return_free_memory
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NodeIdentity, ReservedPort
@@ -28,7 +29,6 @@ from cluster.device.profile_store import ProfileStore, default_profile_dir
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
 from cluster.shard.loaded_model import LoadedModel, load_model, num_kv_blocks
-from cluster.shard.process_group import import_backend
 from cluster.shard.work_meter import WorkMeter
 from model.args import ModelArgs, read_model_args
 from model.errors import GroupError, ModelError
