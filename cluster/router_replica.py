@@ -102,6 +102,6 @@ class RouterReplica:
             self._placement_metrics.observe(status.epoch, status.load, status.ratios)
 
     def _report(self) -> RouterReport:
-        snapshot = self._service.snapshot()
-        return RouterReport(self._service.router_id, self._node.name, self._grpc_address, snapshot.epoch_number,
-                            snapshot.is_ready)
+        service = self._service
+        return RouterReport(service.router_id, self._node.name, self._grpc_address, service.epoch_number,
+                            service.is_ready())

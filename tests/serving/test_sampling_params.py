@@ -30,7 +30,7 @@ from serving.proto import inference_pb2 as pb
 from serving.proto import shard_pb2
 from serving.router.admission import Ticket
 from serving.router.generation import GenerationRequest
-from serving.router.open_request import OpenRequest, new_submission
+from serving.router.open_request import OpenPart, OpenRequest, new_choices, new_submissions
 from serving.sampling_params import SamplingParams
 from serving.text.tokenizer import Tokenizer
 from tests.serving.ingress.conftest import FakeService
@@ -90,13 +90,17 @@ def body_with(kind: type[BaseModel], name: str, shape: str, value: float) -> Ite
                ("" if name != "top_logprobs" else ', "logprobs": true') + "}").encode()
 
 
+def submissions_of(request: GenerationRequest, tokenizer: Tokenizer, deadline_s: float = 600.0) -> list[Submission]:
+    part = OpenPart(OpenRequest(0.0, deadline_s), 0, request, Ticket("t", 1, 1))
+    part.choices = new_choices(part, [str(index) for index in range(request.params.n)], tokenizer)
+    return new_submissions(part, request.params.seed or 0, 256, tokenizer.eos_token_ids)
+
+
 def reaches_the_engine(request: GenerationRequest, tokenizer: Tokenizer) -> None:
     """Through the link's own encoding, as bytes, with nothing changed."""
-    open_request = OpenRequest(request, Ticket("t", 1, 1), 0.0, 600.0, ())
-    submission = new_submission(open_request, "s", request.params.seed or 0, 256, tokenizer.eos_token_ids)
-    wire = encode_submission(submission, 0.0).SerializeToString()
-    assert decode_submission(shard_pb2.Submission.FromString(wire), 0.0) == submission
-    assert isinstance(submission, Submission)
+    for submission in submissions_of(request, tokenizer):
+        wire = encode_submission(submission, 0.0).SerializeToString()
+        assert decode_submission(shard_pb2.Submission.FromString(wire), 0.0) == submission
 
 
 CASES = [(kind, name, shape) for kind in (ChatCompletionBody, CompletionBody) for name, shape in numbers_of(kind)]
@@ -169,14 +173,13 @@ def set_number(sampling: pb.Sampling, field: FieldDescriptor, value: float) -> N
         setattr(sampling, field.name, value)
 
 
-def test_every_number_of_the_link_can_hold_what_the_limits_allow() -> None:
+def test_every_number_of_the_link_can_hold_what_the_limits_allow(tokenizer: Tokenizer) -> None:
     """The widest values that SamplingParams lets pass, all at once."""
     widest = SamplingParams(
         n=128, max_tokens=2**31 - 1, min_tokens=2**31 - 1, top_k=2**31 - 1, logit_bias={2**31 - 1: -100.0},
         seed=-(2**63), stop_token_ids=(2**31 - 1,), logprobs=20, prompt_logprobs=20, repetition_penalty=0.01)
     request = GenerationRequest("id", "tiny", (2**31 - 1,), widest, deadline_s=1e300)
-    open_request = OpenRequest(request, Ticket("t", 1, 1), 0.0, 1e300, ())
-    submission = new_submission(open_request, "s", -(2**63), 2**31 - 1, (2**31 - 1,))
+    submission = submissions_of(request, tokenizer, deadline_s=1e300)[-1]
     sent = shard_pb2.Submission.FromString(encode_submission(submission, 0.0).SerializeToString())
     assert decode_submission(sent, 0.0) == submission
     used = {field.name for field, _ in sent.ListFields()} | {field.name for field, _ in sent.sampling.ListFields()}
