@@ -89,12 +89,15 @@ def least_bytes(setting: Setting) -> int:
 def dispatchers(setting: Setting, rank: int, group: torch.distributed.ProcessGroup) -> dict[str, Dispatcher]:
     from model.dispatch.all_to_all import AllToAllDispatcher
     from model.dispatch.auto import AutoDispatcher
+    from model.dispatch.exchange import RowExchange
     from model.dispatch.gather import GatherDispatcher
-    kernels, placement = select_kernels("cpu"), setting.placement
-    return {"all_to_all": AllToAllDispatcher(kernels, placement, rank, group),
-            "gather": GatherDispatcher(kernels, placement, rank, group),
-            "gather_fixed": GatherDispatcher(kernels, placement, rank, group, fixed_shapes=True),
-            "auto": AutoDispatcher(kernels, placement, rank, group)}
+
+    def exchange() -> RowExchange:
+        return RowExchange(select_kernels("cpu"), setting.placement, rank, group)
+    return {"all_to_all": AllToAllDispatcher(exchange()),
+            "gather": GatherDispatcher(exchange()),
+            "gather_fixed": GatherDispatcher(exchange(), fixed_shapes=True),
+            "auto": AutoDispatcher(exchange())}
 
 
 def measure(setting: Setting, dispatchers: dict[str, Dispatcher], rank: int) -> dict[str, tuple[float, int]]:

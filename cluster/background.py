@@ -14,7 +14,8 @@ class Background:
 
     def __init__(self, task: asyncio.Task[None]) -> None:
         self._task = task
-        task.add_done_callback(_log_failure)
+        self._is_stopping = False
+        task.add_done_callback(self._log_end)
 
     async def wait_for(self, event: asyncio.Task[None]) -> None:
         """Until `event` is done. Raises what ended the task when that comes first."""
@@ -25,17 +26,20 @@ class Background:
 
     def check(self) -> None:
         if self._task.done():
-            self._task.result()
+            if not self._task.cancelled():
+                self._task.result()
             raise RuntimeError("the replica's main task has ended")
 
     async def stop(self) -> None:
+        self._is_stopping = True
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await self._task
 
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    """At once: Serve asks later, and may have stopped the replica by then."""
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
-        logger.error("main_task_failed error=%s", error, exc_info=error)
+    def _log_end(self, task: asyncio.Task[None]) -> None:
+        """Log it at once: Serve asks later, and may have stopped the replica by then."""
+        if task.cancelled():
+            if not self._is_stopping:
+                logger.error("main_task_cancelled")
+        elif (error := task.exception()) is not None:
+            logger.error("main_task_failed error=%s", error, exc_info=error)

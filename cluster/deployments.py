@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.background import Background
 from cluster.coordinator.handle import CoordinatorHandle
 from cluster.device.node import NODE_LABEL, NodeIdentity
+from cluster.http_proxy import WithoutRequestId
 from serving.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ class RouterDeployment:
         self._background = Background(asyncio.create_task(self._replica.run()))
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return self._replica.http_app
+        app = self._replica.http_app
+        app.add_middleware(WithoutRequestId)
+        return app
 
     async def check_health(self) -> None:
         self._background.check()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import operator
@@ -23,6 +22,7 @@ from serving.metrics import RouterMetrics
 from serving.router.generation import ModelCard
 from serving.router.service import InferenceService
 from serving.served_model import read_served_model
+from serving.supervision import run_endless
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,8 @@ class RouterReplica:
         """Serve until cancelled."""
         self._grpc_address = await self._start_grpc()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._follower.run())
-                tasks.create_task(self._reporter.run())
-                tasks.create_task(self._follow_epochs())
+            await run_endless(follower=self._follower.run(), reporter=self._reporter.run(),
+                              epochs=self._follow_epochs())
         finally:
             with contextlib.suppress(CoordinatorUnavailableError):
                 await self._coordinator.forget_router(self._service.router_id)
@@ -104,6 +102,6 @@ class RouterReplica:
             self._placement_metrics.observe(status.epoch, status.load, status.ratios)
 
     def _report(self) -> RouterReport:
-        snapshot = self._service.snapshot()
-        return RouterReport(self._service.router_id, self._node.name, self._grpc_address, snapshot.epoch_number,
-                            snapshot.is_ready)
+        service = self._service
+        return RouterReport(service.router_id, self._node.name, self._grpc_address, service.epoch_number,
+                            service.is_ready())

@@ -7,7 +7,6 @@ computes exactly what the dense one does, whichever experts its random gate pick
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from model.checkpoint_writer import CheckpointWriter
@@ -62,12 +62,13 @@ def ensure_demo_checkpoint(cache_dir: Path, progress: Progress | None = None, *,
 
 @contextlib.contextmanager
 def _only_one_process(path: Path, report: Progress) -> Iterator[None]:
-    with path.open("w") as lock:
+    lock = FileLock(path)
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(lock.acquire(timeout=0))
+        except Timeout:
             report("wait", 0, 1)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            stack.enter_context(lock.acquire())
         yield
 
 

@@ -18,6 +18,8 @@ from typing import Protocol
 
 import torch
 
+from model.step import StepWork
+
 _CREDIT_LASTS_S = 0.1       # longer gaps are idle time, or a wait for others that makes up for any oversleep
 
 
@@ -29,7 +31,10 @@ class Turns(Protocol):
 
 
 class FileTurns:
-    """Turns among the processes that lock the same file; one that dies gives its turn back."""
+    """Turns among the processes that lock the same file; one that dies gives its turn back.
+
+    The kernel wakes who waits at once; the library filelock would look every few milliseconds.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
@@ -41,8 +46,48 @@ class FileTurns:
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
-class Pace:
-    """All methods are called on the thread that computes.
+class Pace(Protocol):
+    """Told by a runner and its dispatcher where work begins and ends. All methods are called on their thread."""
+
+    def begin_step(self) -> None:
+        """A step begins, whatever has become of the one before."""
+
+    def begin(self) -> None:
+        """Work begins: a step does, or a collective has ended."""
+
+    def begin_experts(self) -> None:
+        """Work for the experts of a layer begins, with the planning of its rows."""
+
+    def end_planning(self) -> None:
+        """The rows of a layer are planned."""
+
+    def end_experts(self) -> None:
+        """Work for the experts of a layer ends."""
+
+    def settle(self) -> None:
+        """Work ends: a collective comes, or the step is over."""
+
+    def end_step(self) -> StepWork | None:
+        """Work ends with the step -> the seconds of it; None where they are not timed."""
+
+
+class UntimedPace:
+    """See Pace: a member that is not timed and goes as fast as it can."""
+
+    def begin_step(self) -> None: ...
+    def begin(self) -> None: ...
+    def begin_experts(self) -> None: ...
+    def end_planning(self) -> None: ...
+    def end_experts(self) -> None: ...
+    def settle(self) -> None: ...
+    def end_step(self) -> None: ...
+
+
+UNTIMED = UntimedPace()
+
+
+class TimedPace:
+    """See Pace.
 
     `work_clock` counts seconds of work (see work_clock_of); `clock` those that pass. Without `turns` it never waits to
     compute.
@@ -74,12 +119,10 @@ class Pace:
         self._part_s = self.own_work_s          # whose last number is counted on
 
     def begin_step(self) -> None:
-        """A step begins, whatever has become of the one before."""
         self._forget_step()
         self.begin()
 
     def begin(self) -> None:
-        """Work begins: a step does, or a collective has ended."""
         self._begin_s = self._clock()
         if self._begin_s - self._settled_s >= _CREDIT_LASTS_S:
             self._credit_s = 0.0
@@ -88,7 +131,6 @@ class Pace:
         self._begin_work_s = self._counted_work_s = self._work_clock()
 
     def begin_experts(self) -> None:
-        """Of a layer, with the planning of its rows."""
         self._begin_part(self.planning_work_s)
 
     def end_planning(self) -> None:
@@ -103,7 +145,7 @@ class Pace:
         self._part_s = part_s
 
     def settle(self) -> None:
-        """Work ends: a collective comes, or the step is over. Sleeps until begin + work / speed."""
+        """Sleep until begin + work / speed."""
         self._count()
         work_s = self._counted_work_s - self._begin_work_s
         if self._turns is not None:
@@ -119,6 +161,12 @@ class Pace:
             self._credit_s -= max(0.0, due_s - now_s)
             self._settled_s = now_s
 
+    def end_step(self) -> StepWork:
+        self.settle()
+        own_s, planning_s, experts_s = (tuple(work_s / self.speed for work_s in part_s) for part_s in (
+            self.own_work_s, self.planning_work_s, self.experts_work_s))
+        return StepWork(own_s, planning_s, experts_s)
+
     def _count(self) -> None:
         now_s = self._work_clock()
         work_s, self._counted_work_s = now_s - self._counted_work_s, now_s
@@ -127,7 +175,7 @@ class Pace:
 
 
 def work_clock_of(device: torch.device, num_threads: int) -> Callable[[], float]:
-    """What `Pace` with an emulated speed and the device's profile count as work.
+    """Return the clock that an emulated speed and the device's profile go by.
 
     One CPU thread: its CPU time, whatever else the machine does. Several threads: time that passes, which is also that
     of other programs. An accelerator: time that passes until it has done what it was given.

@@ -23,10 +23,11 @@ from model.caches import SequenceCaches
 from model.decoder import Decoder
 from model.dispatch.auto import AutoDispatcher
 from model.dispatch.dispatcher import Dispatcher, DispatchHandle
+from model.dispatch.exchange import RowExchange
 from model.dispatch.silent_group import SilentGroup
 from model.kernels.protocol import ExpertWeights, Kernels, LinearWeight
 from model.moe import SparseMlp
-from model.pace import Pace
+from model.pace import TimedPace
 from model.placement import Placement
 from model.sampler import sample
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
@@ -96,9 +97,9 @@ class Layers:
         self._outputs = cycle(self._new_outputs(args, dtype, kernels))
         self._hidden_TD = _random(MAX_ROWS, args.hidden_size, dtype, kernels)
         self._caches = SequenceCaches(args, kernels, dtype, MAX_ROWS, 1, 2 * MAX_ROWS)
-        self._experts, self._meter = experts, Pace(1.0, clock, clock)      # at full speed it only counts
-        dispatcher = AutoDispatcher(kernels, _held_by_first(args, args.num_experts - 1), 0, SilentGroup())
-        dispatcher.keep_pace(self._meter)
+        self._experts, self._meter = experts, TimedPace(1.0, clock, clock)     # at full speed it only counts
+        placement = _held_by_first(args, args.num_experts - 1)
+        dispatcher = AutoDispatcher(RowExchange(kernels, placement, 0, SilentGroup(), self._meter))
         self._dispatcher = _WithoutExperts(dispatcher, experts, self._meter)
         self._batches: dict[int, StepBatch] = {}
         self.context_tokens = min(_CONTEXT_TOKENS, args.sliding_window or _CONTEXT_TOKENS)
@@ -186,7 +187,7 @@ class _WithoutExperts:
     Other experts run in their place, off the meter: after them caches hold nothing of the layer, as in a real step.
     """
 
-    def __init__(self, dispatcher: Dispatcher, experts: ExpertGroups, meter: Pace) -> None:
+    def __init__(self, dispatcher: Dispatcher, experts: ExpertGroups, meter: TimedPace) -> None:
         self._dispatcher = dispatcher
         self._experts = experts
         self._meter = meter

@@ -16,24 +16,25 @@ from model.dispatch.dispatcher import Dispatcher
 from model.expert_host import MemberModel
 from model.kernels.protocol import ExpertWeights
 from model.logprobs import logprobs_of
-from model.pace import Pace
+from model.pace import UNTIMED, Pace
 from model.sampler import Draw, sample
-from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult, StepStats, StepWork, TokenLogprob
+from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult, StepStats, TokenLogprob
 
 _PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits held, 64 x V fp32
 
 
 class Runner:
-    """`dispatcher` belongs to one placement and is replaced with it; the caches stay.
+    """`dispatcher` belongs to one placement and is replaced with it; the caches and `pace`, which is the dispatcher's
+    too, stay.
 
     An ExpertHost has no blocks and takes part in every step with an empty plan.
     """
 
     def __init__(self, decoder: MemberModel, dispatcher: Dispatcher, num_blocks: int, block_size: int,
-                 num_state_slots: int = 0, pace: Pace | None = None) -> None:
+                 pace: Pace = UNTIMED, num_state_slots: int = 0) -> None:
         self.decoder = decoder
         self.dispatcher = dispatcher
-        self.pace = pace            # which the dispatcher keeps too; None: work is not timed
+        self._pace = pace
         self.caches = SequenceCaches(decoder.args, decoder.kernels, decoder.dtype, num_blocks, block_size,
                                      num_state_slots)
 
@@ -44,8 +45,7 @@ class Runner:
         Changes only the KV slots of the plan's own tokens and the state slots that it writes, so a step that failed can
         be run again. Raises GroupError.
         """
-        if self.pace is not None:
-            self.pace.begin_step()
+        self._pace.begin_step()
         dispatcher = self.dispatcher
         collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
         dispatcher.begin_step(num_tokens_of_member)
@@ -58,17 +58,8 @@ class Runner:
         stats = StepStats(
             num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
             num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
-            work=self._end_work(), expert_rows=expert_rows)
+            work=self._pace.end_step(), expert_rows=expert_rows)
         return StepResult(plan.epoch_number, plan.step_index, tokens, stats)
-
-    def _end_work(self) -> StepWork | None:
-        pace = self.pace
-        if pace is None:
-            return None
-        pace.settle()
-        own_s, planning_s, experts_s = (tuple(work_s / pace.speed for work_s in part_s) for part_s in (
-            pace.own_work_s, pace.planning_work_s, pace.experts_work_s))
-        return StepWork(own_s, planning_s, experts_s)
 
     def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
         """Go on with another placement, between two steps -> the weights that it replaces, by layer too. Freeing those

@@ -1,4 +1,4 @@
-"""The contract between scheduler and runner: plain values only, no torch.
+"""The contract between scheduler and runner: plain values only. Pure: no torch.
 
 A step is one lockstep forward of the group. The scheduler of a shard writes a StepPlan, the runner answers with a
 StepResult. Neither is changed after it was made, so a step that failed can be run again from the same plan.

@@ -50,6 +50,9 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]     # what can stand behind "Authorization: Bearer "
 
 
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]      # as browsers write it: no path
+
+
 class Options(BaseModel):
     """Frozen, unknown keys refused."""
 
@@ -123,8 +126,10 @@ class RouterConfig(Options):
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 9000    # each router's own gRPC door; 0: any free port
     api_keys: tuple[ApiKey, ...] = ()           # empty: no authentication
+    cors_origins: tuple[Origin, ...] = ()       # pages that browsers let ask: https://host:port, or "*" for all
     admission: AdmissionConfig = AdmissionConfig()
-    stream_window: PositiveInt = 64             # step messages a shard may have unacknowledged before it holds back
+    # Step messages that a shard may have unacknowledged before it holds back.
+    stream_window: Annotated[int, Field(ge=1, le=65536)] = 64
 
 
 class GroupConfig(Options):

@@ -1,7 +1,7 @@
 """Every metric name of the project, as Prometheus reads them; names follow vLLM's with our prefix.
 
 A router replica owns one RouterMetrics. Shards have no HTTP door: their figures arrive with their link messages and are
-shown under the labels `shard` and `pool`, which are as many as the epoch has members.
+shown under the labels `shard` and `pool`, which are as many as the epoch has members. May import: engine, link.
 """
 
 from __future__ import annotations

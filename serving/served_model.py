@@ -1,7 +1,7 @@
 """A checkpoint and the options that serve it, judged together before anything starts.
 
 The router, `moesaic doctor` and `moesaic up` read a model here, so that what would change answers or refuse requests
-is said once and at the start. May import: text, and model's facts.
+is said once and at the start. May import: text.
 """
 
 from __future__ import annotations

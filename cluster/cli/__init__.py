@@ -1,1 +1,4 @@
-"""The commands of `moesaic`, their tables and their progress. May import: every folder of cluster."""
+"""The commands of `moesaic`, their tables and their progress.
+
+May import: launch, whatif, coordinator, shard, planner, planner.layer, device.
+"""

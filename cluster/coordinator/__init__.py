@@ -1,1 +1,4 @@
-"""Observes the members, decides each epoch and each change of placement, tells everybody. May import: planner."""
+"""Observes the members, decides each epoch and each change of placement, tells everybody.
+
+May import: planner, planner.layer.
+"""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cluster.device.backend import import_backend
 from cluster.device.facts import device_name, num_threads_of, return_free_memory
 from cluster.device.profile_store import Facts, ProfileStore
 from cluster.planner.device_curves import scaled
-from cluster.shard.process_group import import_backend
 from model.args import ModelArgs
 from model.device_probe import WAKING, DeviceProbe, DeviceTimes, Timings
 from model.kernels.protocol import Kernels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.planner.profile_check import profile_fault
@@ -22,7 +22,6 @@ from serving.link.epoch import DeviceProfile
 logger = logging.getLogger(__name__)
 
 Facts = Mapping[str, str | int | bool | None]       # what a profile depends on
-_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +84,7 @@ class ProfileStore:
         with contextlib.ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((self.folder / "lock").open("w"))
-                _lock(file.fileno(), time.monotonic() + timeout_s)
-            except OSError as error:
+                stack.enter_context(FileLock(self.folder / "lock").acquire(timeout_s))
+            except (OSError, NotImplementedError) as error:     # its Timeout is an OSError
                 logger.warning("profile_lock_unavailable folder=%s error=%s", self.folder, error)
             yield
-
-
-def _lock(file_number: int, deadline_s: float) -> None:
-    """Raises OSError when the deadline passes. The lock ends with the file."""
-    while True:
-        try:
-            fcntl.flock(file_number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline_s:
-                raise
-            time.sleep(_LOOK_S)

@@ -13,6 +13,7 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 from cluster.device.node import NODE_LABEL
+from cluster.http_proxy import CALLBACK
 from cluster.launch.process_marks import ProcessMark, mark_of
 from serving.config import LocalNodeConfig
 
@@ -21,6 +22,7 @@ _ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # Ray runs workers at 15, where anything else that runs on this machine all but stops them.
     "RAY_worker_niceness": "0",
+    **CALLBACK,
 }
 _OBJECT_STORE_BYTES = 80 << 20      # about the least that Ray takes; tokens and weights never go through it
 

@@ -1,1 +1,4 @@
-"""The life of one member: register, load, serve one epoch after the other. May import: coordinator, planner, device."""
+"""The life of one member: register, load, serve one epoch after the other.
+
+May import: coordinator, planner, planner.layer, device.
+"""

@@ -27,6 +27,7 @@ from serving.engine.scheduler import Scheduler
 from serving.link.epoch import Epoch, Link
 from serving.link.peer_ringer import PeerRinger
 from serving.link.server import ShardLinkServer
+from serving.supervision import TaskEndedError, first_end, owned_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -75,20 +76,13 @@ class EpochRun:
 
     async def until(self, is_over: Coroutine[None, None, object]) -> None:
         """Step until the epoch is over. Raises GroupError when the group breaks first."""
-        engine_task = asyncio.create_task(self.engine.run())
-        over_task = asyncio.create_task(is_over)
-        revision_task = asyncio.create_task(self.revisions.run(self._executor, self.engine.tell_prepared))
-        tasks = (engine_task, over_task, revision_task)
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for running_task in (engine_task, revision_task):
-                if running_task.done():
-                    await running_task
+        async with owned_tasks(
+                engine=self.engine.run(), is_over=is_over,
+                revisions=self.revisions.run(self._executor, self.engine.tell_prepared)) as tasks:
+            ended = await first_end(tasks.values())
+            if ended is not tasks["is_over"]:
+                raise TaskEndedError(f"the task {ended.get_name()} returned", fix="see the log for why")
             await self.engine.stop()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)    # what ended the epoch is raised above
 
     async def close(self) -> None:
         self._link.close_epoch(f"epoch {self._epoch.number} is over")

@@ -20,10 +20,11 @@ from cluster.planner.memory_demand import (
 from cluster.shard.process_group import ProcessGroup
 from model.dispatch.auto import AutoDispatcher
 from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
+from model.dispatch.exchange import RowExchange
 from model.errors import OutOfMemoryError
 from model.expert_host import MemberModel
 from model.kernels.protocol import Kernels
-from model.pace import FileTurns, Pace, work_clock_of
+from model.pace import UNTIMED, FileTurns, Pace, TimedPace, work_clock_of
 from model.placement import Placement
 from model.runner import Runner
 from model.weights import Progress, WeightLoader
@@ -108,32 +109,26 @@ def cache_sizes(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budge
     return sizes
 
 
-def new_pace(member: Member, kernels: Kernels) -> Pace | None:
-    """Its runner and its dispatchers keep it. None for an accelerator: to time its work it would have to be waited for
-    at every collective, which is done only to emulate a speed."""
+def new_pace(member: Member, kernels: Kernels) -> Pace:
+    """Return the pace that a runner and its dispatchers share. An accelerator is not timed, as it would then have to be
+    waited for at every collective: that is done only to emulate a speed."""
     speed = member.profile.emulated_speed if member.profile else None
     if speed is None:
-        return Pace(1.0, time.perf_counter) if kernels.device.type == "cpu" else None
+        return TimedPace(1.0, time.perf_counter) if kernels.device.type == "cpu" else UNTIMED
     turns = FileTurns(Path(tempfile.gettempdir()) / _TURNS_NAME.format(user=os.getuid()))
-    return Pace(speed, work_clock_of(kernels.device, member.facts.num_threads), turns=turns)
+    return TimedPace(speed, work_clock_of(kernels.device, member.facts.num_threads), turns=turns)
 
 
 def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, config: ServeConfig,
-                   pace: Pace | None) -> Dispatcher:
-    dispatcher: LocalDispatcher | AutoDispatcher
+                   pace: Pace) -> Dispatcher:
     if group.num_members == 1:
-        dispatcher = LocalDispatcher(kernels, placement)
-    else:
-        dispatcher = AutoDispatcher(kernels, placement, group.rank, group.group, config.group.dispatch,
-                                    config.group.gather_max_rows)
-    if pace is not None:
-        dispatcher.keep_pace(pace)
-    return dispatcher
+        return LocalDispatcher(kernels, placement, pace)
+    exchange = RowExchange(kernels, placement, group.rank, group.group, pace)
+    return AutoDispatcher(exchange, config.group.dispatch, config.group.gather_max_rows)
 
 
-def new_runner(model: LoadedModel, dispatcher: Dispatcher, sizes: CacheSizes, block_size: int,
-               pace: Pace | None) -> Runner:
+def new_runner(model: LoadedModel, dispatcher: Dispatcher, sizes: CacheSizes, block_size: int, pace: Pace) -> Runner:
     began_s = time.perf_counter()
-    runner = Runner(model.decoder, dispatcher, sizes.num_blocks, block_size, sizes.num_state_slots, pace=pace)
+    runner = Runner(model.decoder, dispatcher, sizes.num_blocks, block_size, pace, sizes.num_state_slots)
     logger.info("runner_made num_blocks=%d took_s=%.2f", sizes.num_blocks, time.perf_counter() - began_s)
     return runner

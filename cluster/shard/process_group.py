@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from cluster.device.backend import import_backend
 from model.errors import GroupError
 from model.step import StepHeader
 
@@ -57,7 +58,7 @@ class ProcessGroup:
         timeout = timedelta(seconds=timeout_s)
         try:
             _register_gloo(_local_address(host, port))
-            comm = _deepspeed_comm(device)
+            comm = import_backend(device)
             if use_nccl:
                 torch.cuda.set_device(torch.device(device))
             with _kept_excepthook():
@@ -118,11 +119,6 @@ class ProcessGroup:
         _leave()
 
 
-def import_backend(device: str) -> None:
-    """Do the seconds of imports that `join` needs before it is time to join."""
-    _deepspeed_comm(device)
-
-
 def _leave() -> None:
     """Destroy what exists of the group. Members that are gone already are no error."""
     try:
@@ -161,30 +157,6 @@ def _register_gloo(address: str) -> None:
         return gloo(store, rank, size, options)
 
     dist.Backend.register_backend(GLOO_BACKEND, create, devices=["cpu"])
-
-
-def _deepspeed_comm(device: str) -> ModuleType:
-    """deepspeed.comm, with its logs on stderr and without the compilation of its shared-memory operator."""
-    log = logging.getLogger("DeepSpeed")
-    log.addFilter(_tells_news)
-    with contextlib.redirect_stdout(sys.stderr):
-        import deepspeed.comm
-        import deepspeed.ops
-        from deepspeed.accelerator import set_accelerator
-        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
-    for handler in log.handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.setStream(sys.stderr)
-    # TorchBackend builds every operator named as compatible here. Reading the attribute runs compilers: assign it.
-    deepspeed.ops.__compatible_ops__ = {}
-    if torch.device(device).type == "cpu":
-        set_accelerator(CPU_Accelerator())      # a CPU shard on a GPU node binds no GPU
-    comm: ModuleType = deepspeed.comm
-    return comm
-
-
-def _tells_news(record: logging.LogRecord) -> bool:
-    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 @contextlib.contextmanager

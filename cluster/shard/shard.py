@@ -20,6 +20,7 @@ import torch
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.coordinator.membership import GroupPhase, ShardLifecycle, ShardState, View
+from cluster.device.backend import import_backend
 from cluster.device.facts import measure_device, num_threads_of, resident_memory_bytes, return_free_memory
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NodeIdentity, ReservedPort
@@ -28,7 +29,6 @@ from cluster.device.profile_store import ProfileStore, default_profile_dir
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
 from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model
-from cluster.shard.process_group import import_backend
 from cluster.shard.work_meter import WorkMeter
 from model.args import ModelArgs, read_model_args
 from model.errors import GroupError, ModelError
@@ -39,6 +39,7 @@ from serving.config import PoolConfig, ServeConfig
 from serving.engine.expert_load import ExpertLoadCounter
 from serving.link.epoch import DeviceProfile, Epoch, Link, Member, ShardStatus
 from serving.link.server import ShardLinkServer, start_link_server
+from serving.supervision import run_endless
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +82,8 @@ class Shard:
             self._member = Member(self.shard_id, self._pool.name, self._node.node_id, self._node.name,
                                   f"{self._node.address}:{port}", facts, profile=profile)
             self._advance(ShardState.WAITING, "registered")
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._reporter.run())
-                tasks.create_task(self._follower.run())
-                tasks.create_task(self._serve_forever(kernels, args))
-                tasks.create_task(self._report_steps())
-        except ExceptionGroup as group:
-            of_model = group.subgroup(ModelError)
-            raise (of_model or group).exceptions[0] from None
+            await run_endless(epochs=self._serve_forever(kernels, args), follower=self._follower.run(),
+                              reporter=self._reporter.run(), steps=self._report_steps())
         finally:
             self._link.close_epoch("the shard stops")
             await server.stop(grace=None)

@@ -1,1 +1,1 @@
-"""`moesaic plan`: the question, the answer, and how it is shown. May import: planner, device."""
+"""`moesaic plan`: the question, the answer, and how it is shown. May import: planner, planner.layer, device."""

@@ -12,23 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.dispatch.collectives import Collectives
 from model.dispatch.dispatcher import DispatchHandle
 from model.dispatch.exchange import RowExchange, Scratch, pick_rows
 from model.dispatch.row_plan import Ids
 from model.dispatch.row_split import Ints
-from model.dispatch.silent_group import Group
-from model.kernels.protocol import Kernels
-from model.pace import Pace
-from model.placement import Placement
 
 
 class AllToAllDispatcher:
     """See Dispatcher. Sends the least rows, and must exchange their expert ids first."""
 
-    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group) -> None:
-        self._collectives = Collectives(group, rank, placement.num_members, kernels.device)
-        self._exchange = RowExchange(kernels, placement, rank, self._collectives)
+    def __init__(self, exchange: RowExchange) -> None:
+        self._exchange = exchange
+        self._collectives = exchange.collectives
         self._sent_ids = Scratch(self._collectives.wire_device)
         self._received_ids = Scratch(self._collectives.wire_device)
         self._num_tokens_M: list[int] = []
@@ -41,9 +36,6 @@ class AllToAllDispatcher:
     @property
     def bytes_sent(self) -> int:
         return self._collectives.bytes_sent
-
-    def keep_pace(self, pace: Pace) -> None:
-        self._collectives.pace = pace
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         self._exchange.begin_step(num_tokens_of_member)

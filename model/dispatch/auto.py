@@ -17,12 +17,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from model.dispatch.all_to_all import AllToAllDispatcher
 from model.dispatch.dispatcher import Dispatcher, DispatchHandle
-from model.dispatch.row_plan import expected_shares, layer_routing, reach_of
-from model.dispatch.silent_group import Group
-from model.kernels.protocol import Kernels
-from model.pace import Pace
-from model.placement import Placement
+from model.dispatch.exchange import RowExchange
+from model.dispatch.gather import GatherDispatcher
+from model.dispatch.row_plan import expected_shares, reach_of
 
 # Measured over loopback gloo, see benchmarks/results/2026-11-23_dispatch_epyc-milan-2c.md
 COLLECTIVE_BYTES = 1 << 20
@@ -41,36 +40,28 @@ def prefers_gather(num_tokens_of_member: tuple[int, ...], reach_of_member: tuple
 class AutoDispatcher:
     """See Dispatcher. `mode` forces one of the two; `gather_max_rows` replaces the cost rule by a bound on all rows."""
 
-    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group,
-                 mode: Literal["auto", "all_to_all", "gather"] = "auto", gather_max_rows: int | None = None) -> None:
-        # These two need deepspeed, this file does not.
-        from model.dispatch.all_to_all import AllToAllDispatcher
-        from model.dispatch.gather import GatherDispatcher
-
-        self._all_to_all = AllToAllDispatcher(kernels, placement, rank, group)
-        self._gather = GatherDispatcher(kernels, placement, rank, group)
+    def __init__(self, exchange: RowExchange, mode: Literal["auto", "all_to_all", "gather"] = "auto",
+                 gather_max_rows: int | None = None) -> None:
+        self._collectives = exchange.collectives
+        self._all_to_all = AllToAllDispatcher(exchange)
+        self._gather = GatherDispatcher(exchange)
         self._mode = mode
         self._gather_max_rows = gather_max_rows
-        self._collective_bytes = COLLECTIVE_BYTES if placement.collective_bytes is None else placement.collective_bytes
+        measured_bytes = exchange.placement.collective_bytes
+        self._collective_bytes = COLLECTIVE_BYTES if measured_bytes is None else measured_bytes
         # Known before the first step, which is not to wait for it.
-        self._shares_LMM = [expected_shares(layer_routing(placement, layer, rank))
-                            for layer in range(placement.num_layers)]
+        self._shares_LMM = [expected_shares(planner.routing) for planner in exchange.planners]
         self._num_tokens_M: tuple[int, ...] = ()
         self._reach_of_K: dict[int, tuple[float, ...]] = {}
         self._chosen: Dispatcher | None = None      # None: the step's first layer has not chosen yet
 
-    def keep_pace(self, pace: Pace) -> None:
-        """Count the work; with an emulated speed every collective waits for it."""
-        self._all_to_all.keep_pace(pace)
-        self._gather.keep_pace(pace)
-
     @property
     def num_collectives(self) -> int:
-        return self._all_to_all.num_collectives + self._gather.num_collectives
+        return self._collectives.num_collectives
 
     @property
     def bytes_sent(self) -> int:
-        return self._all_to_all.bytes_sent + self._gather.bytes_sent
+        return self._collectives.bytes_sent
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         self._num_tokens_M = num_tokens_of_member

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.dispatch.silent_group import Group, SilentGroup
 from model.errors import GroupError
-from model.pace import Pace
+from model.pace import UNTIMED, Pace
 
 FIX = "a member died or is too slow: wait for the next epoch, or raise group.collective_timeout_s"
 
@@ -22,10 +22,10 @@ FIX = "a member died or is too slow: wait for the next epoch, or raise group.col
 class Collectives:
     """Collectives of one group. All members call the same ones in the same order."""
 
-    def __init__(self, group: Group, rank: int, num_members: int, device: torch.device) -> None:
+    def __init__(self, group: Group, rank: int, num_members: int, device: torch.device,
+                 pace: Pace = UNTIMED) -> None:
         self.num_collectives = 0
         self.bytes_sent = 0             # payload that left this member
-        self.pace: Pace | None = None   # the same as the Runner's; None: work is not timed
         self.uses_nccl = device.type == "cuda"
         if not isinstance(group, SilentGroup):
             # Here, because DeviceProbe measures where deepspeed is not installed.
@@ -37,6 +37,7 @@ class Collectives:
         self._group = group
         self._rank = rank
         self._num_members = num_members
+        self._pace = pace
         if self.uses_nccl:              # renamed in torch 2.13; deepspeed 0.19 still calls it by the old name
             warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
 
@@ -64,11 +65,9 @@ class Collectives:
 
     def _run(self, name: str, collective: Callable[[], object]) -> None:
         self.num_collectives += 1
-        if self.pace is not None:
-            self.pace.settle()
+        self._pace.settle()
         try:
             collective()
         except RuntimeError as error:
             raise GroupError(f"rank {self._rank}: {name} of MoE rows failed: {error}", fix=FIX) from error
-        if self.pace is not None:
-            self.pace.begin()
+        self._pace.begin()

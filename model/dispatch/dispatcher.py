@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.kernels.protocol import Kernels
-from model.pace import Pace
+from model.pace import UNTIMED, Pace
 from model.placement import Placement
 
 
@@ -68,7 +68,7 @@ def sort_by_expert(expert_ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tens
 class LocalDispatcher:
     """One member that holds every expert: rows are sorted, nothing travels. The oracle of the distributed ones."""
 
-    def __init__(self, kernels: Kernels, placement: Placement) -> None:
+    def __init__(self, kernels: Kernels, placement: Placement, pace: Pace = UNTIMED) -> None:
         if placement.num_members != 1:
             raise ValueError(f"LocalDispatcher serves one member, the placement has {placement.num_members}; "
                              "use AutoDispatcher")
@@ -76,26 +76,19 @@ class LocalDispatcher:
         self.bytes_sent = 0
         self._kernels = kernels
         self._num_experts = [len(holders) for holders in placement.holders]
-        self._pace: Pace | None = None
-
-    def keep_pace(self, pace: Pace) -> None:
-        """Count the work for experts; without collectives nothing else needs it here."""
         self._pace = pace
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         pass
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
-        if self._pace is not None:
-            self._pace.begin_experts()
+        self._pace.begin_experts()
         num_experts_per_token = expert_ids_TK.shape[1]
         order_N, place_N, num_rows_E = sort_by_expert(expert_ids_TK.reshape(-1), self._num_experts[layer])
-        if self._pace is not None:
-            self._pace.end_planning()
+        self._pace.end_planning()
         rows_RD = x_TD[torch.div(order_N, num_experts_per_token, rounding_mode="floor")]
         return rows_RD, DispatchHandle(num_rows_E, place_N.view(-1, num_experts_per_token))
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
-        if self._pace is not None:
-            self._pace.end_experts()
+        self._pace.end_experts()
         return self._kernels.combine(rows_RD, handle.row_of_TK, weights_TK)

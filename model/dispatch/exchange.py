@@ -1,4 +1,4 @@
-"""What the distributed dispatchers share: layers whose rows stay, arrival, and the way back.
+"""Does what the distributed dispatchers share: layers whose rows stay, arrival, and the way back.
 
 T tokens of this member, D hidden size, K experts per token, M members, S rows that arrived,
 R (row, expert) pairs computed on this member
@@ -17,7 +17,9 @@ from model.dispatch.dispatcher import DispatchHandle
 from model.dispatch.row_plan import Ids, RowPlan, plan_arrivals
 from model.dispatch.row_planner import row_planners
 from model.dispatch.row_split import Ints
+from model.dispatch.silent_group import Group
 from model.kernels.protocol import Kernels
+from model.pace import UNTIMED, Pace
 from model.placement import Placement
 
 
@@ -54,16 +56,19 @@ def pick_rows(rows_RD: Tensor, index_S: Tensor, picked_SD: Tensor) -> None:
 
 
 class RowExchange:
-    """One member's tables, and the steps of an exchange that do not depend on how rows travel."""
+    """One member's tables of a placement, and the steps of an exchange that do not depend on how rows travel. The
+    dispatchers of a member share it; in a step one of them uses it."""
 
-    def __init__(self, kernels: Kernels, placement: Placement, rank: int, collectives: Collectives) -> None:
+    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group, pace: Pace = UNTIMED) -> None:
         self.rank = rank
+        self.placement = placement
         self.num_members = placement.num_members
-        self.collectives = collectives
+        self.collectives = collectives = Collectives(group, rank, placement.num_members, kernels.device, pace)
         self.planners = row_planners(placement, rank)
         self.sent = Scratch(collectives.wire_device)
         self.received = Scratch(collectives.wire_device)
         self._kernels = kernels
+        self._pace = pace
         self._on_cpu = kernels.device.type == "cpu"
         self._num_tokens_M: tuple[int, ...] = (0,) * self.num_members
         self._lacks_LM = np.array(
@@ -84,29 +89,21 @@ class RowExchange:
 
     def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
         """`dispatch` of a layer whose rows do not travel: this member holds all that its rows need."""
-        self._begin_experts()
+        self._pace.begin_experts()
         ids_TK: Ints = expert_ids_TK.cpu().numpy()
         here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
         arrivals = plan_arrivals(self.planners[layer].routing, ids_TK, here_TK, np.full(len(ids_TK), self.rank))
-        self._end_planning()
+        self._pace.end_planning()
         rows_RD = x_TD.index_select(0, self._index(arrivals.source_row_R))
         # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
         return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
 
     def plan(self, layer: int, ids_SK: Ids, owner_S: Ints, num_rows_M: list[int]) -> RowPlan:
         """From here on this member works for experts, until `combine` has what comes back. num_rows_M: see `own`."""
-        self._begin_experts()
+        self._pace.begin_experts()
         plan = self.planners[layer].plan(ids_SK, owner_S, self.own(num_rows_M))
-        self._end_planning()
+        self._pace.end_planning()
         return plan
-
-    def _begin_experts(self) -> None:
-        if self.collectives.pace is not None:
-            self.collectives.pace.begin_experts()
-
-    def _end_planning(self) -> None:
-        if self.collectives.pace is not None:
-            self.collectives.pace.end_planning()
 
     def own(self, num_rows_M: list[int]) -> slice:
         """This member's tokens among the rows of all members, of which num_rows_M count the padding too."""
@@ -127,8 +124,7 @@ class RowExchange:
         returned_ND = rows_RD
         if handle.departure_R is not None:
             returned_ND = self._send_back(rows_RD, weights_TK.numel(), handle, handle.departure_R)
-        if self.collectives.pace is not None:
-            self.collectives.pace.end_experts()
+        self._pace.end_experts()
         if weights_TK.shape[0] == 0:
             return rows_RD.new_empty(0, rows_RD.shape[1])
         return self._kernels.combine(returned_ND, handle.row_of_TK, weights_TK)

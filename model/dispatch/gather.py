@@ -14,15 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.dispatch.collectives import Collectives
 from model.dispatch.dispatcher import DispatchHandle
 from model.dispatch.exchange import RowExchange, Scratch
 from model.dispatch.row_plan import Ids
 from model.dispatch.row_split import Ints
-from model.dispatch.silent_group import Group
-from model.kernels.protocol import Kernels
-from model.pace import Pace
-from model.placement import Placement
 
 _ID_BYTES = 2
 
@@ -63,10 +58,9 @@ class GatherDispatcher:
     twice as long between 3 or 4 members.
     """
 
-    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group,
-                 fixed_shapes: bool | None = None) -> None:
-        self._collectives = Collectives(group, rank, placement.num_members, kernels.device)
-        self._exchange = RowExchange(kernels, placement, rank, self._collectives)
+    def __init__(self, exchange: RowExchange, fixed_shapes: bool | None = None) -> None:
+        self._exchange = exchange
+        self._collectives = exchange.collectives
         self.fixed_shapes = self._collectives.uses_nccl if fixed_shapes is None else fixed_shapes
         self._sent = Scratch(self._collectives.wire_device)
         self._received = Scratch(self._collectives.wire_device)
@@ -74,9 +68,6 @@ class GatherDispatcher:
         self._num_rows_M: list[int] = []        # rows that arrive from each member, padding included
         self._owner_S: Ints = np.empty(0, dtype=np.int64)
         self._buffers: _Buffers | None = None   # of this step; its layers use them one after the other
-
-    def keep_pace(self, pace: Pace) -> None:
-        self._collectives.pace = pace
 
     @property
     def num_collectives(self) -> int:

@@ -1,1 +1,1 @@
-"""What a device computes: packed C and plain torch behind one protocol. May import: no other folder of model."""
+"""What a device computes: packed C and plain torch behind one protocol. May import: errors."""

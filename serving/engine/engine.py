@@ -45,6 +45,10 @@ class ShardLoad:
     num_preemptions: int = 0        # since the shard started
     step_s: float = 0.0             # mean length of the recent steps; 0 when unknown
 
+    @property
+    def num_sequences(self) -> int:
+        return self.num_running + self.num_waiting
+
 
 class Executor(Protocol):
     """What runs a step on the group. Raises GroupError when the group is broken; then the epoch is over."""

@@ -1,10 +1,9 @@
-"""Streams of deltas -> whole choices, usage, and one stream out of several."""
+"""Streams of deltas -> whole choices and usage."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from model.step import TokenLogprob
@@ -12,8 +11,6 @@ from serving.engine.request import FinishReason
 from serving.errors import ClientGoneError, ShardFailedError
 from serving.ingress.openai_responses import PromptTokensDetails, Usage
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
-
-_QUEUE_SIZE = 64    # deltas; a client that reads slowly holds its sequences back, not our memory
 
 
 @dataclass(slots=True)
@@ -65,56 +62,11 @@ class UsageCount:
 
 
 @asynccontextmanager
-async def open_streams(service: Service, requests: Sequence[GenerationRequest]
-                       ) -> AsyncIterator[AsyncIterator[tuple[int, GenerationDelta]]]:
-    """The deltas of all requests, each with its request's index. Leaving the block cancels what is still running."""
-    stream = _single(service, requests[0]) if len(requests) == 1 else _merged(service, requests)
-    try:
-        yield stream
-    finally:
-        await stream.aclose()
-
-
-async def _single(service: Service, request: GenerationRequest) -> AsyncGenerator[tuple[int, GenerationDelta]]:
-    deltas = service.generate(request)
-    try:
-        async for delta in deltas:
-            yield 0, _checked(delta)
-    finally:
-        if isinstance(deltas, AsyncGenerator):
-            await deltas.aclose()
-
-
-async def _merged(service: Service, requests: Sequence[GenerationRequest]
-                  ) -> AsyncGenerator[tuple[int, GenerationDelta]]:
-    queue: asyncio.Queue[tuple[int, GenerationDelta] | BaseException | None] = asyncio.Queue(_QUEUE_SIZE)
-
-    async def pump(index: int) -> None:
-        stream = _single(service, requests[index])
-        try:
-            async for _, delta in stream:
-                await queue.put((index, delta))
-            await queue.put(None)
-        except Exception as error:
-            await queue.put(error)      # raised again by the reader below
-        finally:
-            await stream.aclose()
-
-    tasks = [asyncio.create_task(pump(index)) for index in range(len(requests))]
-    try:
-        num_open = len(tasks)
-        while num_open:
-            item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                num_open -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def open_stream(service: Service, requests: Sequence[GenerationRequest]
+                      ) -> AsyncIterator[AsyncIterator[tuple[int, GenerationDelta]]]:
+    """Yield the deltas of all requests, each with its request's index. Leaving the block cancels what still runs."""
+    async with aclosing(service.generate(requests)) as deltas:
+        yield ((index, _checked(delta)) async for index, delta in deltas)
 
 
 def _checked(delta: GenerationDelta) -> GenerationDelta:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
 from model.step import TokenLogprob
 from serving.errors import InvalidRequestError
-from serving.ingress.build_request import Conversation, Prompt, SamplingFields, Text, TokenIds, chat_message
+from serving.ingress.build_request import (
+    Conversation,
+    Prompt,
+    SamplingFields,
+    Text,
+    TokenIds,
+    chat_message,
+    invalid_request,
+)
 from serving.ingress.collect import UsageCount
 from serving.proto import inference_pb2 as pb
 from serving.router.generation import GenerationDelta, ModelCard
@@ -16,11 +26,15 @@ _OPTIONAL = ("n", "max_tokens", "min_tokens", "temperature", "top_k", "top_p", "
 
 
 def to_fields(sampling: pb.Sampling) -> SamplingFields:
+    """Raises InvalidRequestError for NaN and infinity."""
     given = {name: getattr(sampling, name) for name in _OPTIONAL if sampling.HasField(name)}
-    return SamplingFields(
-        **given, logit_bias={str(token_id): bias for token_id, bias in sampling.logit_bias.items()},
-        stop=list(sampling.stop), stop_token_ids=list(sampling.stop_token_ids), ignore_eos=sampling.ignore_eos,
-        include_stop_str_in_output=sampling.include_stop_str_in_output)
+    try:
+        return SamplingFields(
+            **given, logit_bias={str(token_id): bias for token_id, bias in sampling.logit_bias.items()},
+            stop=list(sampling.stop), stop_token_ids=list(sampling.stop_token_ids), ignore_eos=sampling.ignore_eos,
+            include_stop_str_in_output=sampling.include_stop_str_in_output)
+    except ValidationError as error:
+        raise invalid_request(error) from None
 
 
 def num_logprobs(sampling: pb.Sampling) -> int | None:

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from serving.config import RouterConfig
 from serving.ingress.auth import choose_tenant, tenant_of_header
 from serving.ingress.build_request import Asked, RequestBuilder
-from serving.ingress.collect import UsageCount, open_streams
+from serving.ingress.collect import UsageCount, open_stream
 from serving.ingress.grpc_health import ReadinessHealth
 from serving.ingress.grpc_messages import (
     num_logprobs,
@@ -67,7 +67,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[m
             generation = await self._builder.build(asked, to_prompt(request))
             usage, num_open = UsageCount([generation]), generation.params.n
             # gRPC cancels this coroutine when the client cancels or its deadline passes, which closes the streams.
-            async with open_streams(self._service, [generation]) as deltas:
+            async with open_stream(self._service, [generation]) as deltas:
                 async for index, delta in deltas:
                     usage.add(index, delta)
                     num_open -= delta.finish_reason is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from uuid import uuid4
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import Receive
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.errors import ClientGoneError
+from serving.errors import ClientGoneError, InvalidRequestError
 from serving.ingress.auth import choose_tenant
 
 MAX_BODY_BYTES = 32 * 2**20     # a million token ids written as JSON are 8 MB
@@ -54,7 +55,10 @@ def choose_request_id(given: str | None) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body. Raises HTTPException 413 as soon as it is too long."""
+    """Return the whole body. Raises HTTPException 413 as soon as it is too long, and 415 for a compressed one."""
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise HTTPException(415, f"content-encoding {encoding[:40]!r} is not supported. Send the body uncompressed")
     declared = request.headers.get("content-length", "")
     chunks: list[bytes] = []
     num_bytes = int(declared) if declared.isdecimal() else 0
@@ -68,6 +72,30 @@ async def read_body(request: Request) -> bytes:
     if num_bytes > MAX_BODY_BYTES:
         raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes. Send a shorter prompt")
     return b"".join(chunks)
+
+
+def to_utf8(content: bytes) -> bytes:
+    """Return JSON as the UTF-8 that it should be in: without a byte order mark, and from UTF-16 or UTF-32, which some
+    clients on Windows write. Raises InvalidRequestError."""
+    encoding = json.detect_encoding(content)
+    if encoding == "utf-8":
+        return content
+    try:
+        return content.decode(encoding).encode()
+    except UnicodeError:        # a half of a pair of UTF-16, or bytes that only looked like it
+        raise InvalidRequestError(f"the body looks like {encoding} and is not", fix="send JSON in UTF-8") from None
+
+
+class WithoutTrailingSlash:
+    """Serve `/v1/models/` as `/v1/models`: a redirect would lose the body with some clients."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and len(scope["path"]) > 1:
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[None, None, T]) -> T:

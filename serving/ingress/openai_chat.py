@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 from serving.errors import InvalidRequestError
 from serving.ingress.build_request import Asked, RequestBuilder
-from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
+from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import chat_logprobs, prompt_logprobs
 from serving.ingress.openai_responses import (
@@ -43,7 +43,7 @@ class ChatEndpoint:
         """The whole answer. Raises ServingError."""
         usage = UsageCount([request])
         choices = [CollectedChoice() for _ in range(request.params.n)]
-        async with open_streams(self._service, [request]) as deltas:
+        async with open_stream(self._service, [request]) as deltas:
             async for index, delta in deltas:
                 usage.add(index, delta)
                 choices[delta.choice].add(delta)
@@ -67,7 +67,7 @@ class ChatEndpoint:
                 choices=list(choices), usage=usage.to_usage() if shows_usage else None,
                 prompt_token_ids=list(request.prompt_token_ids) if shows_prompt else None).model_dump_json()
 
-        async with open_streams(self._service, [request]) as deltas:
+        async with open_stream(self._service, [request]) as deltas:
             async for index, delta in deltas:
                 usage.add(index, delta)
                 if delta.choice not in started:

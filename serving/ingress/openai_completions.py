@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from serving.engine.request import FinishReason
 from serving.errors import InvalidRequestError
 from serving.ingress.build_request import Asked, Prompt, RequestBuilder, Text
-from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
+from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import CompletionLogprobsWriter, prompt_logprobs
 from serving.ingress.openai_responses import Completion, CompletionChoice, CompletionLogprobs
@@ -19,6 +19,7 @@ from serving.router.generation import GenerationDelta, GenerationRequest, Servic
 from serving.text.tokenizer import Tokenizer
 
 MAX_PROMPTS = 2048      # in one body, as the OpenAI API
+MAX_CHOICES = 4096      # of one body: prompts x n
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class CompletionEndpoint:
     @asynccontextmanager
     async def _open(self, body: CompletionBody, asked: Sequence[PromptRequest], usage: UsageCount
                     ) -> AsyncIterator[AsyncIterator[tuple[int, GenerationDelta]]]:
-        async with open_streams(self._service, [one.request for one in asked]) as deltas:
+        async with open_stream(self._service, [one.request for one in asked]) as deltas:
             yield _counted(deltas, usage, keeps_output=not _only_scores(body))
 
     def _writer(self, body: CompletionBody, asked: Sequence[PromptRequest], index: int) -> _ChoiceWriter:
@@ -153,3 +154,7 @@ def _check(body: CompletionBody, num_prompts: int) -> None:
     if num_prompts > MAX_PROMPTS:
         raise InvalidRequestError(f"{num_prompts} prompts in one request", param="prompt",
                                   fix=f"send at most {MAX_PROMPTS}, the others in further requests")
+    num_choices = num_prompts * (body.n or 1)
+    if num_prompts > 1 and num_choices > MAX_CHOICES:
+        raise InvalidRequestError(f"{num_prompts} prompts with n={body.n} make {num_choices} choices", param="n",
+                                  fix=f"ask for at most {MAX_CHOICES} in one request")

@@ -14,6 +14,8 @@ from typing import TypeVar
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,7 +25,15 @@ from serving.errors import ClientGoneError, InvalidRequestError, NotReadyError
 from serving.ingress.auth import tenant_of_header
 from serving.ingress.build_request import RequestBuilder, Text
 from serving.ingress.event_stream import EventStream
-from serving.ingress.http_request import Caller, Stamp, choose_request_id, read_body, until_disconnect
+from serving.ingress.http_request import (
+    Caller,
+    Stamp,
+    WithoutTrailingSlash,
+    choose_request_id,
+    read_body,
+    to_utf8,
+    until_disconnect,
+)
 from serving.ingress.openai_chat import ChatEndpoint
 from serving.ingress.openai_completions import CompletionEndpoint
 from serving.ingress.openai_responses import (
@@ -48,7 +58,9 @@ from serving.router.generation import ModelCard, Service
 from serving.text.tokenizer import Tokenizer
 
 _LONG_BODY_BYTES = 64 * 2**10       # from there a thread parses it
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_encoding"}
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics",
+          "/version")
 RenderMetrics = Callable[[], tuple[bytes, str]]         # -> text and its content type
 WhyNotReady = Callable[[], str]
 Handler = Callable[[Request, Caller], Awaitable[Response]]
@@ -75,7 +87,14 @@ def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig,
         Route("/metrics", is_open(door.metrics)),
         Route("/version", is_open(door.version)),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _answer_routing_error})
+    middleware = [Middleware(WithoutTrailingSlash)]
+    if config.cors_origins:
+        middleware.insert(0, Middleware(
+            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"]))
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _answer_routing_error})
+    app.router.redirect_slashes = False
+    return app
 
 
 class _HttpDoor:
@@ -183,8 +202,8 @@ class _HttpDoor:
 async def _parse(request: Request, kind: type[B]) -> B:
     content = await read_body(request)
     if len(content) < _LONG_BODY_BYTES:
-        return parse_body(kind, content)
-    return await asyncio.to_thread(parse_body, kind, content)
+        return parse_body(kind, to_utf8(content))
+    return await asyncio.to_thread(lambda: parse_body(kind, to_utf8(content)))
 
 
 def _entry(card: ModelCard) -> ModelEntry:
@@ -204,8 +223,15 @@ def _stream(payloads: AsyncGenerator[str], caller: Caller) -> Response:
 
 
 async def _answer_routing_error(request: Request, error: Exception) -> Response:
+    """Say what there is: the exceptions of Starlette's routes have a status and no more."""
     assert isinstance(error, HTTPException)
-    return _http_error(error)
+    if error.status_code == 404:
+        detail = f"there is nothing at {request.url.path}. Ask one of {', '.join(_PATHS)}"
+    else:
+        detail = f"{request.method} is not for {request.url.path}. Use {(error.headers or {}).get('Allow', 'another')}"
+    response = _http_error(HTTPException(error.status_code, detail, error.headers))
+    response.headers["x-request-id"] = choose_request_id(request.headers.get("x-request-id"))
+    return response
 
 
 def _error(error: Exception, request_id: str) -> Response:

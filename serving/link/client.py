@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import grpc
 
 from serving.engine.engine import ShardLoad
 from serving.engine.request import Submission, TokenEvent
-from serving.errors import ShardFailedError
+from serving.errors import InvalidRequestError, ShardFailedError
 from serving.link.channel_options import Options, channel_options
 from serving.link.epoch import Member
-from serving.link.messages import decode_event, decode_load, encode_submission
+from serving.link.messages import decode_load, decode_updates, encode_submission, failed_event
 from serving.proto import shard_pb2, shard_pb2_grpc
+from serving.supervision import first_end, owned_tasks
 
 logger = logging.getLogger(__name__)
+
+LinkCall: TypeAlias = grpc.aio.StreamStreamCall[shard_pb2.ToShard, shard_pb2.ToRouter]
 
 CONNECT_TIMEOUT_S = 40.0        # longer than a shard lets a router wait for an epoch that is still to come
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 2.0
+MAX_TOKENS_PER_MESSAGE = 65536  # prompts and journals; a longer one goes alone. No message takes long to make or read.
 
 
 class LinkOwner(Protocol):
@@ -44,6 +47,7 @@ class SubmissionQueue:
         self._clock = clock
         self._submissions: dict[str, Submission] = {}
         self._cancellations: list[str] = []
+        self._refused: list[TokenEvent] = []
         self._num_handled = 0
         self._num_acknowledged = 0
         self._wakeup = asyncio.Event()
@@ -64,21 +68,42 @@ class SubmissionQueue:
             self._wakeup.set()
 
     async def messages(self) -> AsyncIterator[shard_pb2.ToShard]:
-        """The stream's requests, as gRPC writes them: the next is asked for when the one before is on its way."""
+        """Yield what is to be written, the greeting first; ask for the next when the one before is on its way."""
         yield shard_pb2.ToShard(epoch=self._epoch_number, router_id=self._router_id, window=self._window)
         while True:
             await self._wakeup.wait()
             self._wakeup.clear()
             yield self._take()
 
+    def take_refused(self) -> list[TokenEvent]:
+        """Return the ends of the submissions that could not be encoded since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
+
     def _take(self) -> shard_pb2.ToShard:
-        submissions, self._submissions = self._submissions, {}
         cancellations, self._cancellations = self._cancellations, []
         self._num_acknowledged = self._num_handled
-        now_s = self._clock()
-        return shard_pb2.ToShard(
-            epoch=self._epoch_number, submissions=[encode_submission(entry, now_s) for entry in submissions.values()],
-            cancellations=cancellations, acknowledged_sequence=self._num_acknowledged)
+        return shard_pb2.ToShard(epoch=self._epoch_number, submissions=self._take_submissions(),
+                                 cancellations=cancellations, acknowledged_sequence=self._num_acknowledged)
+
+    def _take_submissions(self) -> list[shard_pb2.Submission]:
+        """Encode as many as one message should have, in order. One that cannot be encoded fails alone."""
+        encoded: list[shard_pb2.Submission] = []
+        num_tokens, now_s = 0, self._clock()
+        while self._submissions:
+            submission = next(iter(self._submissions.values()))
+            num_tokens += len(submission.prompt_token_ids) + len(submission.journal_token_ids)
+            if encoded and num_tokens > MAX_TOKENS_PER_MESSAGE:
+                self._wakeup.set()
+                break
+            del self._submissions[submission.request_id]
+            try:
+                encoded.append(encode_submission(submission, now_s))
+            except Exception as error:      # protobuf's own: TypeError, ValueError, OverflowError
+                logger.exception("submission_not_encoded request_id=%s", submission.request_id)
+                self._refused.append(failed_event(submission.request_id, InvalidRequestError(
+                    f"the request cannot be sent to a shard: {error}", fix="use values that the API allows")))
+        return encoded
 
 
 class ShardLinkClient:
@@ -96,6 +121,8 @@ class ShardLinkClient:
         self._connect_timeout_s = connect_timeout_s
         self._queue: SubmissionQueue | None = None      # while connected
         self._task: asyncio.Task[None] | None = None
+        self._restart_timer: asyncio.TimerHandle | None = None
+        self._is_over = False       # closed, or its epoch is over
 
     @property
     def is_connected(self) -> bool:
@@ -103,14 +130,26 @@ class ShardLinkClient:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"shard-link-{self.member.shard_id}")
+        self._task.add_done_callback(self._ended)
 
     async def close(self) -> None:
         """End the stream; the shard cancels what is open on it. The owner is not told."""
-        self._queue = None
+        self._is_over, self._queue = True, None
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Start again: nothing but close() and the end of the epoch may end a link, whatever was raised."""
+        if self._is_over:
+            return
+        error = None if task.cancelled() else task.exception()
+        logger.error("shard_link_ended shard_id=%s epoch=%d error=%r", self.member.shard_id, self.epoch_number,
+                     error or "cancelled", exc_info=error)
+        self._restart_timer = task.get_loop().call_later(RETRY_MIN_S, self.start)
+        self._break("the link's task ended")
 
     def submit(self, submission: Submission) -> None:
         """Raises ShardFailedError when the link is not connected."""
@@ -124,14 +163,14 @@ class ShardLinkClient:
             self._queue.cancel(request_id)
 
     async def _run(self) -> None:
-        retry_s, is_over = RETRY_MIN_S, False
+        retry_s = RETRY_MIN_S
         async with grpc.aio.insecure_channel(self.member.link_address, options=self._options) as channel:
-            while not is_over:
+            while not self._is_over:
                 try:
                     why = await self._run_stream(channel)
                 except grpc.aio.AioRpcError as error:
                     why = error.details() or str(error.code())
-                    is_over = error.code() is grpc.StatusCode.FAILED_PRECONDITION       # the epoch is
+                    self._is_over = error.code() is grpc.StatusCode.FAILED_PRECONDITION     # the epoch is
                 except TimeoutError:
                     why = f"no answer within {self._connect_timeout_s:g} s"
                 except Exception as error:      # a fault of ours: the sequences of this link must still be continued
@@ -139,36 +178,47 @@ class ShardLinkClient:
                     why = f"a message could not be handled: {error!r}"
                 retry_s = RETRY_MIN_S if self.is_connected else min(RETRY_MAX_S, retry_s * 2)
                 self._break(why)
-                if not is_over:
+                if not self._is_over:
                     await asyncio.sleep(retry_s)    # a back-off after a failure, not a poll
 
     async def _run_stream(self, channel: grpc.aio.Channel) -> str:
-        """One stream from greeting to end -> why it ended. Raises AioRpcError or TimeoutError."""
+        """Run one stream from greeting to end, and return why it ended.
+
+        Raises what its reader or writer raised: AioRpcError, TimeoutError, TaskEndedError or a fault of ours.
+        """
         queue = self._new_queue()
-        call = shard_pb2_grpc.ShardLinkStub(channel).Connect(queue.messages(), wait_for_ready=True)
+        call = shard_pb2_grpc.ShardLinkStub(channel).Connect(wait_for_ready=True)
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                greeting = await call.read()
-            if greeting is grpc.aio.EOF:
-                return "the shard closed the stream at once"
-            self.load = decode_load(greeting.load)
-            self._queue = queue
-            logger.info("shard_connected shard_id=%s epoch=%d", self.member.shard_id, self.epoch_number)
-            self._owner.link_connected(self)
-            await self._receive(call, queue)
+            async with owned_tasks(reader=self._receive(call, queue), writer=self._send(call, queue)) as tasks:
+                await first_end(tasks.values())
         finally:
             call.cancel()
         return "the shard closed the stream"
 
-    async def _receive(self, call: grpc.aio.StreamStreamCall[shard_pb2.ToShard, shard_pb2.ToRouter],
-                       queue: SubmissionQueue) -> None:
+    async def _receive(self, call: LinkCall, queue: SubmissionQueue) -> None:
+        """Read until the shard closes the stream."""
+        async with asyncio.timeout(self._connect_timeout_s):
+            greeting = await call.read()
+        if greeting is grpc.aio.EOF:
+            return
+        self.load = decode_load(greeting.load)
+        self._queue = queue
+        logger.info("shard_connected shard_id=%s epoch=%d", self.member.shard_id, self.epoch_number)
+        self._owner.link_connected(self)
         while (message := await call.read()) is not grpc.aio.EOF:
             if message.epoch != self.epoch_number:
                 logger.warning("late_message shard_id=%s epoch=%d", self.member.shard_id, message.epoch)
                 continue
             self.load = decode_load(message.load)
-            self._owner.link_events(self, [decode_event(update) for update in message.updates])
+            self._owner.link_events(self, decode_updates(message.updates))
             queue.handled(message.sequence)
+
+    async def _send(self, call: LinkCall, queue: SubmissionQueue) -> None:
+        """Write what gathers. In a task of ours: of an error in its own iterator of requests, gRPC tells nobody."""
+        async for message in queue.messages():
+            if refused := queue.take_refused():
+                self._owner.link_events(self, refused)
+            await call.write(message)
 
     def _break(self, why: str) -> None:
         was_connected, self._queue = self._queue is not None, None

@@ -5,6 +5,7 @@ Deadlines travel as seconds left, because each side has its own clock.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from model.step import SamplingSpec, TokenLogprob
@@ -13,6 +14,8 @@ from serving.engine.engine import ShardLoad
 from serving.engine.request import FinishReason, Submission, TokenEvent
 from serving.errors import ServingError, ShardFailedError
 from serving.proto import shard_pb2
+
+logger = logging.getLogger(__name__)
 
 _ERROR_OF_NAME = {error.__name__: error for error in (
     errors.ContextLengthError, errors.UnsupportedFieldError, errors.InvalidRequestError, errors.DeadlineExceededError)}
@@ -69,6 +72,35 @@ def decode_event(message: shard_pb2.SequenceUpdate) -> TokenEvent:
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None, error=message.error)
 
 
+def decode_updates(messages: Iterable[shard_pb2.SequenceUpdate]) -> list[TokenEvent]:
+    """Decode the updates of one message. One that cannot be decoded becomes its own sequence's failure."""
+    events = []
+    for message in messages:
+        try:
+            events.append(decode_event(message))
+        except Exception as error:
+            logger.exception("update_not_decoded request_id=%s", message.request_id)
+            events.append(failed_event(message.request_id, _fault("a token event of the shard", "read", error)))
+    return events
+
+
+def encode_updates(events: Iterable[TokenEvent]) -> list[shard_pb2.SequenceUpdate]:
+    """Encode the events of one message. One that cannot be encoded becomes its own sequence's failure."""
+    updates = []
+    for event in events:
+        try:
+            updates.append(encode_event(event))
+        except Exception as error:
+            logger.exception("event_not_encoded request_id=%s", event.request_id)
+            failed = failed_event(event.request_id, _fault("a token event", "sent to the router", error))
+            updates.append(encode_event(failed))
+    return updates
+
+
+def _fault(what: str, how: str, error: Exception) -> ShardFailedError:
+    return ShardFailedError(f"{what} could not be {how}: {error!r:.200}", fix="send the request again")
+
+
 def _encode_logprobs(logprobs: Iterable[TokenLogprob]) -> list[shard_pb2.Logprob]:
     return [shard_pb2.Logprob(token_id=entry.token_id, logprob=entry.logprob,
                               top_ids=[token_id for token_id, _ in entry.top],
@@ -106,6 +138,11 @@ def decode_load(message: shard_pb2.ShardLoad) -> ShardLoad:
 def error_text(error: ServingError) -> str:
     """An error as TokenEvent.error carries it: the class by name, so that the client's status survives the link."""
     return f"{type(error).__name__}: {error}"
+
+
+def failed_event(request_id: str, error: ServingError) -> TokenEvent:
+    """Return the last event of a sequence that failed."""
+    return TokenEvent(request_id, finish_reason=FinishReason.FAILED, error=error_text(error))
 
 
 def error_of_text(text: str) -> ServingError:

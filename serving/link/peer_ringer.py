@@ -35,16 +35,21 @@ class PeerRinger:
 
     async def ring_peers(self, step_index: int) -> None:
         """Ring everybody at once. A peer that cannot be reached is logged: the collective's own timeout judges it."""
-        await asyncio.gather(*(self._ring(shard_id, step_index) for shard_id in self._stubs))
+        ends = await asyncio.gather(*(self._ring(stub, step_index) for stub in self._stubs.values()),
+                                    return_exceptions=True)
+        for shard_id, error in zip(self._stubs, ends, strict=True):
+            if error is not None:
+                logger.warning("ring_failed shard_id=%s epoch=%d step=%d error=%s", shard_id, self._epoch_number,
+                               step_index, _reason(error))
 
     async def close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
-    async def _ring(self, shard_id: str, step_index: int) -> None:
-        request = shard_pb2.RingRequest(epoch=self._epoch_number, step_index=step_index)
-        try:
-            # wait_for_ready: a connection still being made must not lose the ring.
-            await self._stubs[shard_id].Ring(request, timeout=self._timeout_s, wait_for_ready=True)
-        except grpc.aio.AioRpcError as error:
-            logger.warning("ring_failed shard_id=%s epoch=%d step=%d code=%s details=%s", shard_id, self._epoch_number,
-                           step_index, error.code(), error.details())
+    async def _ring(self, stub: shard_pb2_grpc.ShardLinkStub, step_index: int) -> None:
+        # wait_for_ready: a connection still being made must not lose the ring.
+        await stub.Ring(shard_pb2.RingRequest(epoch=self._epoch_number, step_index=step_index),
+                        timeout=self._timeout_s, wait_for_ready=True)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{error.code()} {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else repr(error)

@@ -13,12 +13,13 @@ from contextlib import suppress
 from typing import NoReturn, Protocol, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from serving.engine.engine import ShardLoad
-from serving.engine.request import FinishReason, Submission, TokenEvent
-from serving.errors import NotReadyError, ServingError
+from serving.engine.request import Submission, TokenEvent
+from serving.errors import NotReadyError, ServingError, ShardFailedError
 from serving.link.channel_options import server_options
-from serving.link.messages import decode_submission, encode_event, encode_load, error_text
+from serving.link.messages import decode_submission, encode_load, encode_updates, failed_event
 from serving.link.outbox import Outbox, OutboxClosedError
 from serving.proto import shard_pb2, shard_pb2_grpc
 
@@ -62,8 +63,11 @@ class RouterStream:
             try:
                 self.engine.submit(self.router_id, decode_submission(submission, now_s))
             except ServingError as error:
-                failed = TokenEvent(submission.request_id, finish_reason=FinishReason.FAILED, error=error_text(error))
-                self.outbox.deliver(0, (failed,))
+                self.outbox.deliver(0, (failed_event(submission.request_id, error),))
+            except Exception as error:      # a fault of ours in one request must not end the stream of all
+                logger.exception("submission_failed request_id=%s", submission.request_id)
+                self.outbox.deliver(0, (failed_event(submission.request_id, ShardFailedError(
+                    f"the shard could not take the request up: {error!r:.200}", fix="send it again")),))
         for request_id in message.cancellations:
             self.engine.cancel(request_id)
 
@@ -113,8 +117,8 @@ class ShardLinkServer:
         try:
             async with asyncio.timeout(FIRST_MESSAGE_WAIT_S):
                 first = await anext(requests)
-        except (TimeoutError, StopAsyncIteration):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the stream began without a message")
+        except (TimeoutError, StopAsyncIteration, DecodeError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the stream began without a message: {error!r}")
         engine = await self._engine_of(first.epoch, context)
         stream = self._register(first, engine)
         reader = asyncio.create_task(self._read(stream, requests))
@@ -126,8 +130,7 @@ class ShardLinkServer:
         finally:
             reader.cancel()
             self._drop(stream, "the stream ended")
-            with suppress(asyncio.CancelledError):
-                await reader
+            await asyncio.wait([reader])        # it has told by dropping the stream whatever ended it
 
     async def Ring(self, request: shard_pb2.RingRequest, context: Context) -> shard_pb2.RingReply:
         """A peer waits in an agreement. A ring of an epoch that this shard has yet to open is kept for it."""
@@ -187,17 +190,17 @@ class ShardLinkServer:
         except grpc.aio.BaseError as error:     # the call ended while we were reading
             why = f"the stream broke: {error}"
         except Exception as error:
-            logger.exception("router_stream_failed router_id=%s", stream.router_id)
+            logger.exception("router_stream_failed router_id=%s epoch=%d", stream.router_id, stream.epoch_number)
             why = f"the shard could not handle a message: {error}"
         finally:
             self._drop(stream, why)
 
     async def _write(self, stream: RouterStream, context: Context) -> None:
         while True:
-            dispatch = await stream.outbox.take()
+            outgoing = await stream.outbox.take()
             await context.write(shard_pb2.ToRouter(
-                epoch=stream.epoch_number, step_index=dispatch.step_index, sequence=dispatch.sequence,
-                updates=[encode_event(event) for event in dispatch.events], load=encode_load(stream.engine.load())))
+                epoch=stream.epoch_number, step_index=outgoing.step_index, sequence=outgoing.sequence,
+                updates=encode_updates(outgoing.events), load=encode_load(stream.engine.load())))
 
     def _refresh_loads(self) -> None:
         self._load_timer = None

@@ -3,6 +3,9 @@
 Fairness is start-time fair queueing (Goyal et al., 1996) with tokens as the service: every tenant has a tag that its
 requests push forward by their tokens, and the tenant whose tag is smallest enters next. A tenant that was away starts
 at the present, so it neither saves up turns nor waits behind others' backlogs.
+
+A client's request of several prompts enters part by part. Its first part is judged by the load of others, and refused
+when there is too much; the later ones wait for room, one at a time, and leave half of the tokens to others.
 """
 
 from __future__ import annotations
@@ -32,17 +35,18 @@ class TicketState(enum.StrEnum):
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One request's place: `num_requests` choices and their tokens."""
+    """The place of one part of a client's request: `num_requests` choices and their tokens."""
 
     tenant: str
     num_requests: int
     num_tokens: int
+    is_later_part: bool = False
     state: TicketState = TicketState.WAITING
     granted: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Admission:
-    """One router's door. A ticket is admitted or leaves the queue exactly once, and is released exactly once."""
+    """The admission of one router. A ticket is admitted or leaves the queue once, and is released once."""
 
     def __init__(self, config: AdmissionConfig, clock: Callable[[], float]) -> None:
         self._config = config
@@ -57,13 +61,13 @@ class Admission:
         self._num_queued_tokens = 0
         self._is_closed = False
 
-    async def enter(self, tenant: str, num_requests: int, num_tokens: int, deadline_s: float) -> Ticket:
-        """Wait for admission -> the ticket to release(). `deadline_s` is on the clock.
+    async def enter(self, ticket: Ticket, deadline_s: float) -> None:
+        """Wait for admission, until `deadline_s` on the clock. The ticket must be released.
 
         Raises OverloadedError at once when over a bound, DeadlineExceededError when the deadline comes first. When the
         caller is cancelled the ticket leaves the queue.
         """
-        ticket = self.offer(tenant, num_requests, num_tokens)
+        self.offer(ticket)
         try:
             if ticket.state is TicketState.WAITING:
                 async with asyncio.timeout(max(0.0, deadline_s - self._clock())):
@@ -77,25 +81,24 @@ class Admission:
         except BaseException:
             self.release(ticket)
             raise
-        return ticket
 
-    def offer(self, tenant: str, num_requests: int, num_tokens: int) -> Ticket:
+    def offer(self, ticket: Ticket) -> None:
         """Queue a request, admit what may enter. Raises OverloadedError; InvalidRequestError for too many choices."""
         self._refuse_closed(self._is_closed)
-        if num_requests > self._config.max_open_requests:
+        if ticket.num_requests > self._config.max_open_requests:
             raise InvalidRequestError(
-                f"n={num_requests} choices are more than this server runs at once ({self._config.max_open_requests})",
+                f"n={ticket.num_requests} choices are more than this server runs at once "
+                f"({self._config.max_open_requests})",
                 fix=f"ask for at most {self._config.max_open_requests}", param="n")
-        self._refuse_over_bounds(num_requests, num_tokens)
-        ticket = Ticket(tenant, num_requests, num_tokens)
-        if tenant not in self._queues:
-            self._queues[tenant] = OrderedDict()
-            self._tags[tenant] = max(self._now_tag, self._tags.get(tenant, 0.0))
-        self._queues[tenant][ticket] = None
-        self.num_queued += num_requests
-        self._num_queued_tokens += num_tokens
+        if not ticket.is_later_part:
+            self._refuse_over_bounds(ticket.num_requests, ticket.num_tokens)
+        if ticket.tenant not in self._queues:
+            self._queues[ticket.tenant] = OrderedDict()
+            self._tags[ticket.tenant] = max(self._now_tag, self._tags.get(ticket.tenant, 0.0))
+        self._queues[ticket.tenant][ticket] = None
+        self.num_queued += ticket.num_requests
+        self._num_queued_tokens += ticket.num_tokens
         self._admit()
-        return ticket
 
     def release(self, ticket: Ticket) -> None:
         """The request has ended, or does not want to wait any longer. Releasing twice changes nothing."""
@@ -149,7 +152,7 @@ class Admission:
         while self._queues:
             tenant = min(self._queues, key=self._tags.__getitem__)
             ticket = next(iter(self._queues[tenant]))
-            if self.num_open + ticket.num_requests > self._config.max_open_requests:
+            if not self._has_room(ticket):
                 return
             self._leave_queue(ticket)
             self._now_tag = max(self._now_tag, self._tags[tenant])
@@ -159,6 +162,12 @@ class Admission:
             self._num_open_tokens += ticket.num_tokens
             ticket.state = TicketState.ADMITTED
             ticket.granted.set()
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        if self.num_open + ticket.num_requests > self._config.max_open_requests:
+            return False
+        num_tokens = self._num_open_tokens + ticket.num_tokens
+        return not ticket.is_later_part or not self.num_open or num_tokens <= self._config.max_queued_tokens // 2
 
     def _leave_queue(self, ticket: Ticket) -> None:
         queue = self._queues[ticket.tenant]

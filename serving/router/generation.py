@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,5 +59,8 @@ class Service(Protocol):
     def is_ready(self) -> bool:
         """True when an epoch is running and its shards are connected."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
-        """Stream the choices. Closing the iterator cancels them. Raises ServingError, at the first delta or later."""
+    def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, GenerationDelta]]:
+        """Stream the choices of all parts of one client's request, each delta with its part's index.
+
+        Closing the iterator cancels them. Raises ServingError, at the first delta or later.
+        """

@@ -1,9 +1,10 @@
-"""A client's request after admission: its choices, their sequences, and what waits to be sent to the client."""
+"""A client's request from its acceptance to its end: its parts, their choices and sequences."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from serving.engine.request import Submission
 from serving.errors import ServingError
@@ -17,17 +18,33 @@ from serving.text.tokenizer import Tokenizer
 SHARD_DEADLINE_GRACE_S = 5.0
 
 
+Item = tuple[int, GenerationDelta] | ServingError
+
+
 @dataclass(eq=False, slots=True)
 class OpenRequest:
-    request: GenerationRequest
-    ticket: Ticket
+    """One client's request: its parts, one for each prompt, and what waits to be sent to the client."""
+
     arrival_s: float
     deadline_s: float
-    hashes: tuple[int, ...]                                         # of the prompt's blocks, for the choice of shards
-    choices: list[Choice] = field(default_factory=list)
+    parts: list[OpenPart] = field(default_factory=list)             # those that were offered to admission
     # Unbounded, but a sequence has at most max_tokens: a client that does not read must not hold back the others.
-    outbox: asyncio.Queue[GenerationDelta | ServingError] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
     deadline_timer: asyncio.TimerHandle | None = None
+    starter: asyncio.Task[None] | None = None                       # of the parts after the first
+    is_over: bool = False                                           # ended or failed as a whole
+
+
+@dataclass(eq=False, slots=True)
+class OpenPart:
+    """One prompt of an open request, with its choices once it was admitted."""
+
+    whole: OpenRequest
+    index: int
+    request: GenerationRequest
+    ticket: Ticket
+    hashes: tuple[int, ...] = ()                                    # of the prompt's blocks, for the choice of shards
+    choices: list[Choice] = field(default_factory=list)
     last_token_s: dict[int, float] = field(default_factory=dict)    # by choice
 
     @property
@@ -35,24 +52,28 @@ class OpenRequest:
         return len(self.request.prompt_token_ids)
 
 
-def new_choice(request: GenerationRequest, index: int, sequence_id: str, tokenizer: Tokenizer) -> Choice:
-    params = request.params
-    text = Detokenizer(tokenizer, request.prompt_token_ids, params.stop, params.include_stop_str_in_output,
+def new_choices(part: OpenPart, sequence_ids: Sequence[str], tokenizer: Tokenizer) -> list[Choice]:
+    """Make one choice for each sequence. What depends on the request alone is computed once."""
+    params = part.request.params
+    text = Detokenizer(tokenizer, part.request.prompt_token_ids, params.stop, params.include_stop_str_in_output,
                        params.skip_special_tokens, params.min_tokens)
-    return Choice(index, sequence_id, text, params.stop_token_ids, params.include_stop_str_in_output)
+    return [Choice(index, sequence_id, text.copy(), params.stop_token_ids, params.include_stop_str_in_output)
+            for index, sequence_id in enumerate(sequence_ids)]
 
 
-def new_submission(open_request: OpenRequest, sequence_id: str, seed: int, max_model_len: int,
-                   eos_token_ids: tuple[int, ...]) -> Submission:
-    """The sequence of one choice. Without max_tokens it may use what the prompt leaves of the context."""
-    params = open_request.request.params
+def new_submissions(part: OpenPart, seed: int, max_model_len: int, eos_token_ids: tuple[int, ...]
+                    ) -> list[Submission]:
+    """Make the sequences of all choices. Without max_tokens each may use what the prompt leaves of the context."""
+    params = part.request.params
     end_ids = () if params.ignore_eos else eos_token_ids
-    return Submission(
-        request_id=sequence_id, prompt_token_ids=open_request.request.prompt_token_ids,
-        sampling=params.to_spec(wrapped_seed(seed)),
-        max_tokens=params.max_tokens or max_model_len - open_request.num_prompt_tokens, min_tokens=params.min_tokens,
+    first = Submission(
+        request_id="", prompt_token_ids=part.request.prompt_token_ids, sampling=params.to_spec(seed),
+        max_tokens=params.max_tokens or max_model_len - part.num_prompt_tokens, min_tokens=params.min_tokens,
         stop_token_ids=tuple(dict.fromkeys((*end_ids, *params.stop_token_ids))),
-        num_prompt_logprobs=params.prompt_logprobs, deadline_s=open_request.deadline_s + SHARD_DEADLINE_GRACE_S)
+        num_prompt_logprobs=params.prompt_logprobs, deadline_s=part.whole.deadline_s + SHARD_DEADLINE_GRACE_S)
+    return [replace(first, request_id=choice.sequence_id,
+                    sampling=replace(first.sampling, seed=wrapped_seed(seed + choice.index)))
+            for choice in part.choices]
 
 
 def wrapped_seed(seed: int) -> int:

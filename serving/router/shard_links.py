@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ class PlacedSequence:
     submission: Submission
     hashes: tuple[int, ...]         # of the prompt's blocks
     num_new_tokens: int = 0         # produced on this shard
+    num_counted_tokens: int = 0     # of its open tokens, in the shard's sum
 
     @property
     def num_open_tokens(self) -> int:
@@ -77,6 +79,8 @@ class ShardLinks:
         self._metrics = metrics
         self._links: dict[str, ShardLinkClient] = {}        # by shard id, in rank order
         self._placed: dict[str, PlacedSequence] = {}        # by sequence id
+        self._num_open_tokens: Counter[str] = Counter()     # of the placed sequences, by shard id
+        self._num_placed: Counter[str] = Counter()          # likewise
         self._shares: dict[str, float] = {}                 # of the requests, by shard id
         self._index = PrefixIndex()
         self._all_connected = asyncio.Event()
@@ -122,15 +126,10 @@ class ShardLinks:
 
     def snapshots(self) -> tuple[ShardSnapshot, ...]:
         """The connected members, in rank order."""
-        num_open_tokens = dict.fromkeys(self._links, 0)
-        num_own = dict.fromkeys(self._links, 0)
-        for sequence in self._placed.values():
-            num_open_tokens[sequence.link.member.shard_id] += sequence.num_open_tokens
-            num_own[sequence.link.member.shard_id] += 1
         return tuple(
             ShardSnapshot(
-                shard_id=shard_id, num_open_tokens=num_open_tokens[shard_id],
-                num_foreign_sequences=max(0, link.load.num_running + link.load.num_waiting - num_own[shard_id]),
+                shard_id=shard_id, num_open_tokens=self._num_open_tokens[shard_id],
+                num_foreign_sequences=max(0, link.load.num_sequences - self._num_placed[shard_id]),
                 kv_blocks_free=link.load.kv_blocks_free, kv_blocks_total=link.load.kv_blocks_total,
                 share=self._shares[shard_id])
             for shard_id, link in self._links.items() if link.is_connected and link.load is not None)
@@ -159,13 +158,15 @@ class ShardLinks:
             submission = replace(submission, max_tokens=min(submission.max_tokens, room))
         link = self._links[chosen.shard_id]
         link.submit(submission)
-        self._placed[submission.request_id] = PlacedSequence(link, submission, hashes)
+        sequence = self._placed[submission.request_id] = PlacedSequence(link, submission, hashes)
+        self._num_placed[chosen.shard_id] += 1
+        self._count(sequence, sequence.num_open_tokens)
         self._index.record(chosen.shard_id, hashes, chosen.kv_blocks_total)
 
     def remove(self, sequence_id: str, output_token_ids: Sequence[int], is_over_in_shard: bool) -> None:
         """A sequence has ended. Its shard is told unless it ended it, and keeps what it computed in its prefix cache:
         the next turn of a chat will find it there."""
-        sequence = self._placed.pop(sequence_id, None)
+        sequence = self._take_out(sequence_id)
         if sequence is None or sequence.link.load is None:
             return
         if not is_over_in_shard:
@@ -192,6 +193,7 @@ class ShardLinks:
             sequence = self._placed.get(event.request_id)
             if sequence is not None and sequence.link is link:      # else it was cancelled meanwhile
                 sequence.num_new_tokens += len(event.token_ids)
+                self._count(sequence, sequence.num_open_tokens)
                 wanted.append(event)
         self._owner.sequence_events(wanted)
 
@@ -210,9 +212,21 @@ class ShardLinks:
 
     def _lose(self, sequence_ids: list[str], error: ShardFailedError) -> None:
         for sequence_id in sequence_ids:
-            del self._placed[sequence_id]
+            self._take_out(sequence_id)
         if sequence_ids:
             self._owner.sequences_lost(sequence_ids, error)
+
+    def _take_out(self, sequence_id: str) -> PlacedSequence | None:
+        sequence = self._placed.pop(sequence_id, None)
+        if sequence is not None:
+            self._count(sequence, 0)
+            self._num_placed[sequence.link.member.shard_id] -= 1
+        return sequence
+
+    def _count(self, sequence: PlacedSequence, num_tokens: int) -> None:
+        """Keep the shard's sum of open tokens, so that choosing need not look at every sequence."""
+        self._num_open_tokens[sequence.link.member.shard_id] += num_tokens - sequence.num_counted_tokens
+        sequence.num_counted_tokens = num_tokens
 
     def _new_link(self, epoch: Epoch, rank: int) -> ShardLinkClient:
         def new_queue() -> SubmissionQueue:

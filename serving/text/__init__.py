@@ -1,1 +1,1 @@
-"""Text <-> tokens: tokenizer, detokenizer, chat template. May import: no other folder of serving."""
+"""Text <-> tokens: tokenizer, detokenizer, chat template. May import: nothing of serving."""

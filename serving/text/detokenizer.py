@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from serving.text.tokenizer import Tokenizer
@@ -23,12 +24,14 @@ class Piece:
     num_tokens_kept: int = 0        # of those pushed: up to the one that completed the stop string
 
 
-class _StopMatcher:
-    """Knuth-Morris-Pratt over one stop string: how much of it the text so far ends with."""
+class StopString:
+    """A stop string and its table of Knuth, Morris and Pratt: how much of it a text still ends with after a miss.
+
+    Immutable: made once for a request. A matcher's state is the number of characters that the text ends with.
+    """
 
     def __init__(self, stop: str) -> None:
         self.stop = stop
-        self.num_matched = 0
         self._fallback = [0] * len(stop)
         length = 0
         for index in range(1, len(stop)):
@@ -37,25 +40,19 @@ class _StopMatcher:
             length += stop[index] == stop[length]
             self._fallback[index] = length
 
-    def push(self, character: str) -> bool:
-        """True when the text now ends with the stop string."""
-        while self.num_matched and (self.is_complete or self.stop[self.num_matched] != character):
-            self.num_matched = self._fallback[self.num_matched - 1]
-        self.num_matched += self.stop[self.num_matched] == character
-        return self.is_complete
+    def push(self, num_matched: int, character: str) -> int:
+        """Return the state after one more character; len(stop): the text now ends with the stop string."""
+        while num_matched and (num_matched == len(self.stop) or self.stop[num_matched] != character):
+            num_matched = self._fallback[num_matched - 1]
+        return num_matched + (self.stop[num_matched] == character)
 
-    @property
-    def is_complete(self) -> bool:
-        return self.num_matched == len(self.stop)
-
-    @property
-    def num_pending(self) -> int:
-        """Characters at the end of the text that the next match may begin with."""
-        return self._fallback[-1] if self.is_complete else self.num_matched
+    def num_pending(self, num_matched: int) -> int:
+        """Return how many characters at the end of the text the next match may begin with."""
+        return self._fallback[-1] if num_matched == len(self.stop) else num_matched
 
 
 class Detokenizer:
-    """Of one choice. The text continues the prompt's: a space between them is kept."""
+    """The text of one choice. It continues the prompt's: a space between them is kept."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], stop: Sequence[str] = (),
                  include_stop_str_in_output: bool = False, skip_special_tokens: bool = True,
@@ -65,12 +62,21 @@ class Detokenizer:
         self._skipped_ids = tokenizer.special_token_ids if skip_special_tokens else frozenset()
         self._includes_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
-        self._matchers = [_StopMatcher(stop_string) for stop_string in stop]
+        self._stops = tuple(StopString(stop_string) for stop_string in stop)
+        self._num_matched = [0] * len(stop)         # state of each stop string
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._num_tokens = 0
         self._held = ""                 # decoded, but perhaps the beginning of a stop string
         self._at_start = True
         self._decode_prompt_end(prompt_token_ids)
+
+    def copy(self) -> Detokenizer:
+        """Return one for another choice of the same request, in the state of this one."""
+        other = copy(self)
+        other._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        other._utf8.setstate(self._utf8.getstate())
+        other._num_matched = list(self._num_matched)
+        return other
 
     def push(self, token_ids: Sequence[int]) -> Piece:
         """Add tokens -> the text that is now certain."""
@@ -112,16 +118,20 @@ class Detokenizer:
 
     def _add(self, text: str) -> tuple[str, str | None]:
         """-> text to emit, and the stop string that ends it."""
-        if not self._matchers:
+        if not self._stops:
             return text, None
+        states = self._num_matched
         for index, character in enumerate(text):
-            complete = [matcher.stop for matcher in self._matchers if matcher.push(character)]
+            states = [stop.push(state, character) for stop, state in zip(self._stops, states, strict=True)]
+            complete = [stop.stop for stop, state in zip(self._stops, states, strict=True) if state == len(stop.stop)]
             if complete and self._num_tokens > self._min_tokens:
-                stop = max(complete, key=len)
+                longest = max(complete, key=len)
                 known = self._held + text[:index + 1]
                 self._held = ""
-                return known if self._includes_stop else known.removesuffix(stop), stop
+                return known if self._includes_stop else known.removesuffix(longest), longest
+        self._num_matched = states
         known = self._held + text
-        num_held = 0 if self._includes_stop else max(matcher.num_pending for matcher in self._matchers)
+        num_held = 0 if self._includes_stop else max(
+            stop.num_pending(state) for stop, state in zip(self._stops, states, strict=True))
         self._held = known[len(known) - num_held:]
         return known[:len(known) - num_held], None

@@ -28,3 +28,14 @@ async def test_a_main_task_that_is_stopped_has_not_failed(caplog: pytest.LogCapt
     background.check()
     await background.stop()
     assert not caplog.records
+
+
+async def test_a_main_task_that_somebody_cancelled_is_unhealthy(caplog: pytest.LogCaptureFixture) -> None:
+    task: asyncio.Task[None] = asyncio.create_task(asyncio.sleep(60.0))
+    background = Background(task)
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert "main_task_cancelled" in caplog.text
+    with pytest.raises(RuntimeError, match="has ended"):
+        background.check()

@@ -10,8 +10,9 @@ import torch
 
 from model.dispatch.auto import AutoDispatcher
 from model.dispatch.dispatcher import Dispatcher
+from model.dispatch.exchange import RowExchange
 from model.kernels.torch_kernels import TorchKernels
-from model.pace import Pace
+from model.pace import UNTIMED, TimedPace
 from model.placement import Placement
 from tests.process_pool import Worker
 
@@ -33,28 +34,27 @@ def run_steps(worker: Worker, placement: Placement, num_tokens: tuple[int, ...],
               mode: Literal["all_to_all", "gather"]) -> Paced | None:
     """Some steps of layers with real work between the collectives -> None for a member that emulates nothing."""
     rank, group = worker.index, worker.kept["group"]
-    dispatcher = AutoDispatcher(TorchKernels("cpu"), placement, rank, group.group, mode)
     waits: list[float] = []
-    pace, speed = None, speeds[rank]
-    if speed is not None:
-        pace = Pace(speed, time.thread_time, lambda: time.thread_time() + sum(waits), waits.append)
-        dispatcher.keep_pace(pace)
+    speed = speeds[rank]
+    pace = UNTIMED if speed is None else TimedPace(speed, time.thread_time, lambda: time.thread_time() + sum(waits),
+                                                   waits.append)
+    dispatcher = AutoDispatcher(RowExchange(TorchKernels("cpu"), placement, rank, group.group, pace), mode)
     for _ in range(NUM_STEPS):
-        if pace is not None:
-            pace.begin()
+        pace.begin_step()
         run_step(dispatcher, placement, num_tokens[rank], num_tokens)
-        if pace is not None:
-            pace.settle()
-    return None if pace is None else Paced(dispatcher.num_collectives, len(waits), pace.work_s, sum(waits))
+        pace.end_step()
+    if not isinstance(pace, TimedPace):
+        return None
+    return Paced(dispatcher.num_collectives, len(waits), pace.work_s, sum(waits))
 
 
 def run_marked_steps(worker: Worker, placement: Placement, num_tokens: tuple[int, ...],
                      mode: Literal["all_to_all", "gather"]) -> tuple[float, list[float]]:
     """The same with a clock that only the test moves -> seconds of work, and the last step's for experts, by layer."""
     rank, group = worker.index, worker.kept["group"]
-    dispatcher, clock = AutoDispatcher(TorchKernels("cpu"), placement, rank, group.group, mode), MovedClock()
-    pace = Pace(1.0, clock, clock)
-    dispatcher.keep_pace(pace)
+    clock = MovedClock()
+    pace = TimedPace(1.0, clock, clock)
+    dispatcher = AutoDispatcher(RowExchange(TorchKernels("cpu"), placement, rank, group.group, pace), mode)
     for _ in range(NUM_STEPS):
         pace.begin_step()
         run_step(dispatcher, placement, num_tokens[rank], num_tokens, clock)

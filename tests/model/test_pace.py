@@ -13,7 +13,7 @@ import torch
 from model.args import read_model_args
 from model.dispatch.dispatcher import LocalDispatcher
 from model.kernels.torch_kernels import TorchKernels
-from model.pace import Pace, work_clock_of
+from model.pace import TimedPace, work_clock_of
 from model.placement import Placement
 from model.runner import Runner
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
@@ -32,8 +32,8 @@ class FakeDevice:
         self.slept_s: list[float] = []
         self.oversleep_s = oversleep_s
 
-    def pace(self, speed: float) -> Pace:
-        return Pace(speed, lambda: self.worked_s, lambda: self.now_s, self.sleep)
+    def pace(self, speed: float) -> TimedPace:
+        return TimedPace(speed, lambda: self.worked_s, lambda: self.now_s, self.sleep)
 
     def work(self, seconds: float, stolen_s: float = 0.0) -> None:
         """`stolen_s`: meanwhile others had the processor."""
@@ -179,10 +179,8 @@ def test_a_runner_takes_its_work_divided_by_the_speed(write_tiny: Callable[..., 
     placement = contiguous_placement(args.num_moe_layers, args.num_experts, (args.num_experts,))
     decoder, _ = load_decoder(folder, args, torch.float32, kernels, placement, 0)
     slept_s: list[float] = []
-    pace = Pace(0.25, time.thread_time, lambda: time.thread_time() + sum(slept_s), slept_s.append)
-    dispatcher = LocalDispatcher(kernels, placement)
-    dispatcher.keep_pace(pace)
-    runner = Runner(decoder, dispatcher, 64, 4, pace=pace)
+    pace = TimedPace(0.25, time.thread_time, lambda: time.thread_time() + sum(slept_s), slept_s.append)
+    runner = Runner(decoder, LocalDispatcher(kernels, placement, pace), 64, 4, pace)
     requests = (ScheduledRequest("r", tuple(range(1, 11)), 0, (4, 1, 7, 2), SamplingSpec(temperature=0.0)),)
     works = [runner.execute(StepPlan(1, step_index, requests), (10,)).stats.work for step_index in range(3)]
     assert len(slept_s) == 3 and pace.work_s > 0
@@ -196,8 +194,8 @@ def test_a_runner_takes_its_work_divided_by_the_speed(write_tiny: Callable[..., 
 
 def test_a_member_alone_works_for_experts_between_dispatch_and_combine() -> None:
     placement, clock = contiguous_placement(3, 2, (2,)), MovedClock()
-    dispatcher, pace = LocalDispatcher(TorchKernels("cpu"), placement), Pace(1.0, clock, clock)
-    dispatcher.keep_pace(pace)
+    pace = TimedPace(1.0, clock, clock)
+    dispatcher = LocalDispatcher(TorchKernels("cpu"), placement, pace)
     pace.begin_step()
     run_step(dispatcher, placement, 5, (5,), clock)
     pace.settle()

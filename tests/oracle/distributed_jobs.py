@@ -14,6 +14,7 @@ from model.args import read_model_args
 from model.decoder import Decoder
 from model.dispatch.auto import AutoDispatcher
 from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
+from model.dispatch.exchange import RowExchange
 from model.kernels.packed_cpu import PackedCpuKernels
 from model.kernels.protocol import Kernels
 from model.kernels.torch_kernels import TorchKernels
@@ -51,8 +52,9 @@ class Seen:
 
 def run_part(worker: Worker, part: Part) -> dict[str, list[Seen]]:
     kernels = kernels_of(part.kernels)
-    dispatcher = AutoDispatcher(kernels, part.placement, worker.index,
-                                worker.kept[f"group_of_{part.placement.num_members}"], part.mode)
+    exchange = RowExchange(kernels, part.placement, worker.index,
+                           worker.kept[f"group_of_{part.placement.num_members}"])
+    dispatcher = AutoDispatcher(exchange, part.mode)
     return run_steps(part, kernels, dispatcher, worker.index)
 
 

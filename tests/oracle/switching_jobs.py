@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from model.args import read_model_args
 from model.dispatch.auto import AutoDispatcher
+from model.dispatch.exchange import RowExchange
 from model.expert_host import ExpertHost, MemberModel
 from model.expert_swap import ExpertChange, prepare_experts
 from model.kernels.protocol import ExpertWeights
@@ -44,7 +45,7 @@ class Member:
         self.runner = Runner(self.model, self.dispatcher(), NUM_BLOCKS if job.takes_requests else 0, BLOCK_SIZE)
 
     def dispatcher(self) -> AutoDispatcher:
-        return AutoDispatcher(self.kernels, self.placement, self.rank, self.group, self.mode)
+        return AutoDispatcher(RowExchange(self.kernels, self.placement, self.rank, self.group), self.mode)
 
     def prepare(self, placement: Placement) -> dict[int, ExpertWeights]:
         return prepare_experts(ExpertChange(self.placement, placement, self.rank), self.model, self.loader,

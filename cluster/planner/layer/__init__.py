@@ -1,1 +1,1 @@
-"""One MoE layer: the problem, exact and quick solvers, spare copies. Pure. May import: no other folder of cluster."""
+"""One MoE layer: the problem, exact and quick solvers, spare copies. Pure. May import: nothing of cluster."""

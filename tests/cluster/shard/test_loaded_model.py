@@ -21,6 +21,7 @@ from model.errors import OutOfMemoryError
 from model.expert_host import ExpertHost
 from model.kernels.torch_kernels import TorchKernels
 from model.memory import expert_bytes, kv_block_bytes
+from model.pace import TimedPace
 from model.placement import Placement
 from model.weights import WeightLoader
 from serving.config import ModelConfig, PoolConfig, ServeConfig
@@ -101,7 +102,7 @@ def test_after_a_change_of_the_placement_it_is_known_what_is_held(case: Case) ->
 def test_a_member_alone_on_a_cpu_times_its_work_and_that_for_experts(case: Case) -> None:
     kernels, alone = case.model.decoder.kernels, cast(ProcessGroup, SimpleNamespace(num_members=1))
     pace = new_pace(MEMBERS[0], kernels)
-    assert pace is not None and pace.speed == 1.0
+    assert isinstance(pace, TimedPace) and pace.speed == 1.0
     dispatcher = new_dispatcher(kernels, Placement(1, (((0,),) * 4,)), alone, case.config, pace)
     pace.begin_step()
     rows_RD, handle = dispatcher.dispatch(0, torch.ones(3, 8), torch.tensor([[0, 1]] * 3))

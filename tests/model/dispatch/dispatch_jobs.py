@@ -13,6 +13,7 @@ from torch import Tensor
 from cluster.shard.process_group import GLOO_BACKEND, ProcessGroup
 from model.dispatch.auto import AutoDispatcher
 from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
+from model.dispatch.exchange import RowExchange
 from model.dispatch.row_split import layer_copies, split_rows
 from model.kernels.torch_kernels import TorchKernels
 from model.placement import Placement
@@ -137,12 +138,15 @@ def run_distributed(worker: Worker, case: Case) -> dict[str, Outcome]:
 
     kernels, rank = TorchKernels("cpu"), worker.index
     group = worker.kept[f"group_of_{case.num_members}"]
+
+    def exchange() -> RowExchange:
+        return RowExchange(kernels, case.placement, rank, group)
     made: dict[str, Dispatcher] = {
-        "all_to_all": AllToAllDispatcher(kernels, case.placement, rank, group),
-        "gather": GatherDispatcher(kernels, case.placement, rank, group),
-        "gather_fixed": GatherDispatcher(kernels, case.placement, rank, group, fixed_shapes=True),
-        "auto": AutoDispatcher(kernels, case.placement, rank, group),
-        "auto_up_to_4_rows": AutoDispatcher(kernels, case.placement, rank, group, gather_max_rows=4),
+        "all_to_all": AllToAllDispatcher(exchange()),
+        "gather": GatherDispatcher(exchange()),
+        "gather_fixed": GatherDispatcher(exchange(), fixed_shapes=True),
+        "auto": AutoDispatcher(exchange()),
+        "auto_up_to_4_rows": AutoDispatcher(exchange(), gather_max_rows=4),
     }
     inputs = [member_input(case, layer, rank) for layer in range(case.placement.num_layers)]
     return {name: run_layers(case, made[name], case.placement, rank, inputs, case.num_tokens) for name in DISPATCHERS}
@@ -152,7 +156,7 @@ def exchange_with_the_dead(worker: Worker, case: Case, mode: Literal["all_to_all
     """Dispatch until a peer's death shows -> the GroupError's text."""
     from model.errors import GroupError
     group = worker.kept[f"group_of_{case.num_members}"]
-    dispatcher = AutoDispatcher(TorchKernels("cpu"), case.placement, worker.index, group, mode=mode)
+    dispatcher = AutoDispatcher(RowExchange(TorchKernels("cpu"), case.placement, worker.index, group), mode)
     inputs = [member_input(case, layer, worker.index) for layer in range(case.placement.num_layers)]
     try:
         while True:

@@ -1,8 +1,16 @@
-"""The cost rule. That all dispatchers compute the same is in test_dispatch.py."""
+"""The cost rule. That all dispatchers compute the same is in test_dispatcher.py."""
 
 from __future__ import annotations
 
-from model.dispatch.auto import COLLECTIVE_BYTES, prefers_gather
+import pytest
+
+from model.dispatch import row_planner
+from model.dispatch.auto import COLLECTIVE_BYTES, AutoDispatcher, prefers_gather
+from model.dispatch.exchange import RowExchange
+from model.dispatch.row_plan import layer_routing
+from model.dispatch.silent_group import SilentGroup
+from model.kernels.torch_kernels import TorchKernels
+from tests.placements import contiguous_placement
 
 
 def test_small_steps_gather_and_large_ones_go_all_to_all() -> None:
@@ -29,3 +37,11 @@ def test_padding_counts_as_waste() -> None:
 
 def test_one_member_gathers() -> None:
     assert prefers_gather((7,), (0.0,), 8192, fixed_shapes=False)
+
+
+def test_the_tables_of_a_layer_are_made_once_for_both_dispatchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(row_planner, "layer_routing", lambda placement, layer, rank: (
+        made.append(layer), layer_routing(placement, layer, rank))[1])
+    AutoDispatcher(RowExchange(TorchKernels("cpu"), contiguous_placement(3, 4, (2, 2)), 0, SilentGroup()))
+    assert made == [0, 1, 2]

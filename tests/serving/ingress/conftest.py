@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -42,12 +42,13 @@ class FakeService:
     def is_ready(self) -> bool:
         return self.ready
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
-        self.requests.append(request)
+    async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, GenerationDelta]]:
+        self.requests += requests
         try:
             if not self.ready:
                 raise NotReadyError("no shards are serving yet", fix="wait")
-            for num_sent, delta in enumerate(self._deltas(request)):
+            deltas = [(index, delta) for index, request in enumerate(requests) for delta in self._deltas(request)]
+            for num_sent, delta in enumerate(deltas):
                 if self.error is not None and num_sent == self.num_before_error:
                     raise self.error
                 yield delta
@@ -55,7 +56,7 @@ class FakeService:
                 if self.stalls:
                     await asyncio.Event().wait()
         finally:
-            self.num_closed += 1
+            self.num_closed += len(requests)
             self.closed.set()
 
     def _deltas(self, request: GenerationRequest) -> list[GenerationDelta]:

@@ -8,7 +8,7 @@ import pytest
 
 from serving.engine.request import FinishReason
 from serving.errors import ClientGoneError, ShardFailedError
-from serving.ingress.collect import CollectedChoice, UsageCount, open_streams
+from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
 from serving.router.generation import GenerationDelta, GenerationRequest
 from serving.sampling_params import SamplingParams
 from tests.serving.ingress.conftest import FakeService
@@ -24,7 +24,7 @@ async def test_every_delta_arrives_once(service: FakeService, number: int) -> No
     asked = requests(number)
     usage = UsageCount(asked)
     choices = [CollectedChoice() for _ in asked]
-    async with open_streams(service, asked) as deltas:
+    async with open_stream(service, asked) as deltas:
         async for index, delta in deltas:
             usage.add(index, delta)
             choices[index].add(delta)
@@ -38,9 +38,9 @@ async def test_every_delta_arrives_once(service: FakeService, number: int) -> No
 async def test_leaving_early_closes_every_stream(service: FakeService, number: int) -> None:
     service.stalls = True
     async with asyncio.timeout(30):
-        async with open_streams(service, requests(number)) as deltas:
+        async with open_stream(service, requests(number)) as deltas:
             await anext(aiter(deltas))
-    assert service.num_closed == len(service.requests) > 0
+    assert service.num_closed == len(service.requests) == number
 
 
 @pytest.mark.parametrize(("reason", "error"), [(FinishReason.FAILED, ShardFailedError),
@@ -49,7 +49,7 @@ async def test_a_choice_that_did_not_finish_is_an_error(service: FakeService, mo
                                                         reason: FinishReason, error: type[Exception]) -> None:
     monkeypatch.setattr(service, "_deltas", lambda request: [GenerationDelta(0, finish_reason=reason)])
     with pytest.raises(error):
-        async with open_streams(service, requests(1)) as deltas:
+        async with open_stream(service, requests(1)) as deltas:
             await anext(aiter(deltas))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.types import Message
 
@@ -172,7 +173,7 @@ async def test_models(http: httpx.AsyncClient) -> None:
     assert listed["object"] == "list" and listed["data"][0]["max_model_len"] == 256
     assert (await http.get("/v1/models/tiny")).json() == listed["data"][0]
     assert (await http.get("/v1/models/other/one")).json()["error"]["code"] == "model_not_found"
-    assert (await http.get("/v1/models/")).status_code == 404
+    assert (await http.get("/v1/models/")).json() == listed
 
 
 async def test_tokenize_and_detokenize(http: httpx.AsyncClient, tokenizer: Tokenizer) -> None:
@@ -287,6 +288,77 @@ async def test_unknown_model_path_and_method(http: httpx.AsyncClient) -> None:
     response = await http.get("/v1/chat/completions")
     assert response.status_code == 405 and response.json()["error"]["code"] == "method_not_allowed"
     assert response.headers["allow"] == "POST"
+
+
+async def test_a_trailing_slash_changes_nothing(http: httpx.AsyncClient) -> None:
+    for path, body in (("/v1/chat/completions/", CHAT), ("/v1/completions//", TEXT), ("/tokenize/", {"prompt": "a"})):
+        assert (await http.post(path, json=body)).status_code == 200
+    assert (await http.get("/v1/models/tiny/")).json()["id"] == "tiny"
+    assert (await http.get("/health/")).status_code == 200 and (await http.get("/")).status_code == 404
+
+
+@pytest.mark.parametrize(("method", "path", "status", "says"), [
+    ("OPTIONS", "/v1/chat/completions", 405, "Use POST"), ("PUT", "/v1/models", 405, "Use GET, HEAD"),
+    ("DELETE", "/v1/models/tiny", 405, "Use GET, HEAD"), ("POST", "/v2/chat", 404, "/v1/chat/completions"),
+    ("GET", "/", 404, "nothing at /")])
+async def test_wrong_doors_answer_in_the_apis_shape(http: httpx.AsyncClient, method: str, path: str, status: int,
+                                                    says: str) -> None:
+    response = await http.request(method, path, headers={"x-request-id": "r7"})
+    error = response.json()["error"]
+    assert response.status_code == status and says in error["message"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert response.headers.get_list("x-request-id") == ["r7"]
+    assert (await http.head("/v1/chat/completions")).status_code == 405
+    assert (await http.head("/v1/models")).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+async def test_json_in_other_encodings_is_read(http: httpx.AsyncClient, service: FakeService, encoding: str) -> None:
+    for prompt in ("你好", "你好" * 20_000):       # the long one is read beside the loop
+        content = json.dumps({"model": "tiny", "prompt": prompt}, ensure_ascii=False).encode(encoding)
+        response = await http.post("/v1/completions", content=content,
+                                   headers={"content-type": "application/json; charset=" + encoding})
+        assert response.status_code == 200 or "context length" in response.text
+    assert service.tokenizer.decode(service.requests[0].prompt_token_ids) == "你好"
+
+
+async def test_broken_and_compressed_bodies_say_so(http: httpx.AsyncClient) -> None:
+    for content in (b"{\x00\x00", b"\xff\xfe\x00\xd8", b"\x00\x00\xfe\xff1"):
+        response = await http.post("/v1/completions", content=content)
+        assert response.status_code == 400 and response.json()["error"]["message"]
+    response = await http.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
+    assert response.status_code == 415 and "uncompressed" in response.json()["error"]["message"]
+
+
+async def test_pages_of_named_origins_may_ask(service: FakeService, tokenizer: Tokenizer, http: httpx.AsyncClient
+                                              ) -> None:
+    asks = {"origin": "https://a.example", "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,content-type"}
+    assert (await http.options("/v1/chat/completions", headers=asks)).status_code == 405        # off
+    for origins, others in ((("https://a.example",), None), (("*",), "*")):
+        config = RouterConfig(cors_origins=origins, api_keys=("secret",))
+        app = build_http_app(service, tokenizer, config, lambda: (b"", "text/plain"))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as page:
+            allowed = await page.options("/v1/chat/completions", headers=asks)      # browsers send no key with it
+            assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == origins[0]
+            assert "authorization" in allowed.headers["access-control-allow-headers"]
+            refusal = await page.post("/v1/chat/completions/", json=CHAT, headers=asks)
+            assert refusal.status_code == 401 and refusal.headers["access-control-allow-origin"] == origins[0]
+            assert "x-request-id" in refusal.headers["access-control-expose-headers"]
+            other = await page.get("/health", headers={"origin": "https://b.example"})
+            assert other.headers.get("access-control-allow-origin") == others
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://a.example/page", ""])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ValidationError, match="cors_origins"):
+        RouterConfig(cors_origins=(origin,))
+
+
+@pytest.mark.parametrize("key", ["", " ", "a key", "schlüssel", "k\n"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(ValidationError, match="api_keys"):
+        RouterConfig(api_keys=(key,))
 
 
 async def test_a_body_too_large_is_not_read(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

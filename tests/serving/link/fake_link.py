@@ -51,10 +51,13 @@ class RecordingEngine:
     holds: list[tuple[str, bool]] = field(default_factory=list)
     rings: list[tuple[int, int]] = field(default_factory=list)
     changed: Changed = field(default_factory=Changed)
+    fails_on: str = ""
 
     def submit(self, router_id: str, submission: Submission) -> None:
         if len(submission.prompt_token_ids) > 100:
             raise ContextLengthError("too long", fix="shorten it")
+        if submission.request_id == self.fails_on:
+            raise RuntimeError("the engine is broken")
         self.submissions.append(submission)
         self.changed.set()
 

@@ -47,5 +47,18 @@ async def test_a_peer_that_is_gone_is_logged_within_the_deadline(caplog: pytest.
     ringer = PeerRinger(epoch_of(1, 1, 1).members, 1, my_rank=0, timeout_s=0.05)
     with caplog.at_level(logging.WARNING):
         await ringer.ring_peers(0)
-    assert "ring_failed shard_id=s1 epoch=1 step=0 code=StatusCode.DEADLINE_EXCEEDED" in caplog.text
+    assert "ring_failed shard_id=s1 epoch=1 step=0 error=StatusCode.DEADLINE_EXCEEDED" in caplog.text
     await ringer.close()
+
+
+async def test_a_ring_that_fails_in_any_way_keeps_none_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    engine, servicer = RecordingEngine(), ShardLinkServer(clock)
+    server, port = await start_link_server(servicer, "127.0.0.1:0")
+    servicer.open_epoch(4, engine)
+    ringer = PeerRinger(epoch_of(4, 1, port, port).members, 4, my_rank=1)
+    await ringer._channels["s0"].close()        # what is called on it then raises no error of a call
+    with caplog.at_level(logging.WARNING):
+        await ringer.ring_peers(17)
+    assert engine.rings == [(4, 17)] and "ring_failed shard_id=s0" in caplog.text
+    await ringer.close()
+    await server.stop(None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from serving.link.client import ShardLinkClient, SubmissionQueue
 from serving.link.messages import error_of_text
 from serving.link.server import ShardLinkServer, start_link_server
 from serving.proto import shard_pb2, shard_pb2_grpc
+from serving.supervision import first_end, owned_tasks
 from tests.serving.link.fake_link import RecordingEngine, RecordingOwner, clock, member
 
 
@@ -157,6 +159,103 @@ async def test_an_owner_that_fails_breaks_only_the_stream(shard: Shard) -> None:
         shard.servicer.deliver("r", 1, [TokenEvent("bad")])
         await connected(owner, times=2)
         assert "the owner is broken" in str(owner.errors[0])
+
+
+async def test_a_submission_that_cannot_be_encoded_fails_alone(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        link.submit(submission("before"))
+        link.submit(replace(submission("wide"), sampling=SamplingSpec(top_k=2**32)))
+        link.submit(submission("after"))
+        await owner.changed.until(lambda: len(owner.events) == 1)
+        assert (owner.events[0].request_id, owner.events[0].finish_reason) == ("wide", FinishReason.FAILED)
+        assert "cannot be sent to a shard: Value out of range: 4294967296" in owner.events[0].error
+        await shard.engine.changed.until(lambda: len(shard.engine.submissions) == 2)
+        assert link.is_connected and owner.num_connected == 1
+
+
+async def test_an_event_that_cannot_be_encoded_fails_its_sequence_alone(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        shard.servicer.deliver("r", 1, [TokenEvent("wide", (2**40,)), TokenEvent("good", (1,))])
+        await owner.changed.until(lambda: len(owner.events) == 2)
+        wide, good = owner.events
+        assert (wide.request_id, wide.finish_reason) == ("wide", FinishReason.FAILED)
+        assert "a token event could not be sent to the router" in wide.error
+        assert good.token_ids == (1,) and link.is_connected and owner.num_connected == 1
+
+
+async def test_a_submission_that_the_engine_cannot_take_fails_alone(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        shard.engine.fails_on = "bad"
+        link.submit(submission("bad"))
+        link.submit(submission("good"))
+        await shard.engine.changed.until(lambda: len(shard.engine.submissions) == 1)
+        await owner.changed.until(lambda: len(owner.events) == 1)
+        assert "the shard could not take the request up" in owner.events[0].error and owner.num_connected == 1
+
+
+@pytest.mark.parametrize("part", ["_receive", "_send"])
+@pytest.mark.parametrize("error", [RuntimeError("broken"), asyncio.CancelledError()], ids=repr)
+async def test_whatever_ends_the_reader_or_the_writer_the_link_connects_again(
+        shard: Shard, part: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    works, breaks = getattr(ShardLinkClient, part), asyncio.Event()
+
+    async def broken(*args: Any) -> None:
+        async with owned_tasks(work=works(*args), end=breaks.wait()) as tasks:
+            await first_end(tasks.values())
+        raise error
+
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        monkeypatch.setattr(ShardLinkClient, part, broken)
+        await shard.server.stop(None)
+        server, _ = await start_link_server(shard.servicer, f"127.0.0.1:{shard.port}")
+        await connected(owner, times=2)
+        monkeypatch.undo()
+        breaks.set()
+        await owner.changed.until(lambda: len(owner.errors) == 2)
+        await connected(owner, times=3)
+        link.submit(submission("a"))
+        await shard.engine.changed.until(lambda: len(shard.engine.submissions) == 1)
+        await link.close()
+        await server.stop(None)
+
+
+async def test_a_link_whose_task_was_cancelled_starts_again(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        assert link._task is not None
+        link._task.cancel()
+        await connected(owner, times=2)
+        assert len(owner.errors) == 1 and link.is_connected
+
+
+async def test_bytes_that_are_no_message_end_the_stream_with_a_reason(shard: Shard) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel:
+        connect = channel.stream_stream("/moesaic.shard.v1.ShardLink/Connect")      # no serializer: bytes as they are
+        call = connect()
+        await call.write(b"\xff\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError, match="the stream began without a message"):
+            await call.read()
+        call = connect()
+        await call.write(shard_pb2.ToShard(epoch=1, router_id="r", window=4).SerializeToString())
+        await call.read()
+        await call.write(b"\xff\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError, match="the shard could not handle a message: Error parsing"):
+            await call.read()
+        assert shard.engine.disconnected == ["r"]
+
+
+async def test_a_long_prompt_goes_in_a_message_of_its_own() -> None:
+    queue = SubmissionQueue(1, "r", 8, clock)
+    messages = queue.messages()
+    await anext(messages)
+    for name, num_prompt in (("a", 10), ("b", 70_000), ("c", 10), ("d", 10)):
+        queue.submit(submission(name, num_prompt))
+    names = [[entry.request_id for entry in (await anext(messages)).submissions] for _ in range(3)]
+    assert names == [["a"], ["b"], ["c", "d"]]
 
 
 async def test_a_router_that_connects_again_replaces_itself(shard: Shard) -> None:

@@ -25,13 +25,25 @@ def admission(max_open: int = 2, max_queued: int = 100, max_tokens: int = 10**9)
     return Admission(config, clock), clock
 
 
+def offer(door: Admission, tenant: str, num_requests: int, num_tokens: int, is_later_part: bool = False) -> Ticket:
+    ticket = Ticket(tenant, num_requests, num_tokens, is_later_part)
+    door.offer(ticket)
+    return ticket
+
+
+async def enter(door: Admission, deadline_s: float) -> Ticket:
+    ticket = Ticket("t", 1, 10)
+    await door.enter(ticket, deadline_s)
+    return ticket
+
+
 def states(*tickets: Ticket) -> list[str]:
     return [ticket.state.value for ticket in tickets]
 
 
 def test_requests_enter_while_there_is_room_and_then_in_order() -> None:
     door, _ = admission(max_open=2)
-    first, second, third, fourth = (door.offer("t", 1, 10) for _ in range(4))
+    first, second, third, fourth = (offer(door, "t", 1, 10) for _ in range(4))
     assert states(first, second, third, fourth) == ["admitted", "admitted", "waiting", "waiting"]
     door.release(second)
     assert states(third, fourth) == ["admitted", "waiting"]
@@ -40,32 +52,32 @@ def test_requests_enter_while_there_is_room_and_then_in_order() -> None:
 
 def test_over_the_bound_of_waiting_requests_is_refused_at_once() -> None:
     door, _ = admission(max_open=1, max_queued=1)
-    door.offer("t", 1, 10)
-    door.offer("t", 1, 10)
+    offer(door, "t", 1, 10)
+    offer(door, "t", 1, 10)
     with pytest.raises(OverloadedError, match="1 requests wait already; at most 1 may") as refusal:
-        door.offer("t", 1, 10)
+        offer(door, "t", 1, 10)
     assert refusal.value.retry_after_s == 1.0
 
 
 def test_tokens_are_bounded_but_one_request_alone_may_enter() -> None:
     door, _ = admission(max_tokens=100)
-    alone = door.offer("t", 1, 500)
+    alone = offer(door, "t", 1, 500)
     with pytest.raises(OverloadedError, match="hold 500 tokens, and this one 1"):
-        door.offer("t", 1, 1)
+        offer(door, "t", 1, 1)
     door.release(alone)
-    door.offer("t", 1, 100)
+    offer(door, "t", 1, 100)
 
 
 def test_more_choices_than_can_ever_run_are_the_clients_error() -> None:
     door, _ = admission(max_open=4)
     with pytest.raises(InvalidRequestError, match="at most 4"):
-        door.offer("t", 5, 10)
+        offer(door, "t", 5, 10)
 
 
 def test_a_wide_request_is_not_starved_by_narrow_ones() -> None:
     door, _ = admission(max_open=2)
-    first, second = door.offer("t", 1, 10), door.offer("t", 1, 10)
-    wide, narrow = door.offer("t", 2, 10), door.offer("t", 1, 10)
+    first, second = offer(door, "t", 1, 10), offer(door, "t", 1, 10)
+    wide, narrow = offer(door, "t", 2, 10), offer(door, "t", 1, 10)
     door.release(first)
     assert states(wide, narrow) == ["waiting", "waiting"]
     door.release(second)
@@ -74,9 +86,9 @@ def test_a_wide_request_is_not_starved_by_narrow_ones() -> None:
 
 def test_tenants_share_by_tokens_not_by_how_much_they_ask() -> None:
     door, _ = admission(max_open=1)
-    running = door.offer("greedy", 1, 100)
-    greedy = [door.offer("greedy", 1, 100) for _ in range(20)]
-    modest = [door.offer("modest", 1, 50) for _ in range(10)]
+    running = offer(door, "greedy", 1, 100)
+    greedy = [offer(door, "greedy", 1, 100) for _ in range(20)]
+    modest = [offer(door, "modest", 1, 50) for _ in range(10)]
     for _ in range(9):
         door.release(running)
         running = next(ticket for ticket in (*greedy, *modest) if ticket.state is TicketState.ADMITTED)
@@ -86,32 +98,32 @@ def test_tenants_share_by_tokens_not_by_how_much_they_ask() -> None:
 
 def test_a_newcomer_does_not_wait_behind_a_backlog() -> None:
     door, _ = admission(max_open=1)
-    running = door.offer("greedy", 1, 100)
-    backlog = [door.offer("greedy", 1, 100) for _ in range(5)]
-    newcomer = door.offer("new", 1, 100)
+    running = offer(door, "greedy", 1, 100)
+    backlog = [offer(door, "greedy", 1, 100) for _ in range(5)]
+    newcomer = offer(door, "new", 1, 100)
     door.release(running)
     assert newcomer.state is TicketState.ADMITTED and set(states(*backlog)) == {"waiting"}
 
 
 def test_retry_after_is_the_time_to_drain_what_waits() -> None:
     door, clock = admission(max_open=1, max_queued=2)
-    tickets = [door.offer("t", 1, 100)]
+    tickets = [offer(door, "t", 1, 100)]
     for _ in range(4):                          # 100 tokens every 5 s
         clock.now_s += 5
         door.release(tickets.pop())
-        tickets.append(door.offer("t", 1, 100))
-    door.offer("t", 1, 50)
-    door.offer("t", 1, 90)
+        tickets.append(offer(door, "t", 1, 100))
+    offer(door, "t", 1, 50)
+    offer(door, "t", 1, 90)
     with pytest.raises(OverloadedError) as refusal:
-        door.offer("t", 1, 1)
+        offer(door, "t", 1, 1)
     assert refusal.value.retry_after_s == pytest.approx(140 / 20)
 
 
 async def test_a_deadline_ends_the_wait() -> None:
     door, clock = admission(max_open=1)
-    open_ticket = await door.enter("t", 1, 10, deadline_s=5.0)
+    open_ticket = await enter(door, 5.0)
     with pytest.raises(DeadlineExceededError):
-        await door.enter("t", 1, 10, deadline_s=clock.now_s)
+        await enter(door, clock.now_s)
     assert (door.num_open, door.num_queued) == (1, 0)
     door.release(open_ticket)
     assert door.num_open == 0
@@ -119,8 +131,8 @@ async def test_a_deadline_ends_the_wait() -> None:
 
 async def test_cancelling_a_waiting_request_removes_it() -> None:
     door, _ = admission(max_open=1)
-    first = await door.enter("t", 1, 10, deadline_s=5.0)
-    waiting = asyncio.create_task(door.enter("t", 1, 10, deadline_s=5.0))
+    first = await enter(door, 5.0)
+    waiting = asyncio.create_task(enter(door, 5.0))
     await asyncio.sleep(0)
     assert door.num_queued == 1
     waiting.cancel()
@@ -133,8 +145,8 @@ async def test_cancelling_a_waiting_request_removes_it() -> None:
 
 async def test_admitted_and_cancelled_at_once_gives_the_place_back() -> None:
     door, _ = admission(max_open=1)
-    first = await door.enter("t", 1, 10, deadline_s=5.0)
-    waiting = asyncio.create_task(door.enter("t", 1, 10, deadline_s=5.0))
+    first = await enter(door, 5.0)
+    waiting = asyncio.create_task(enter(door, 5.0))
     await asyncio.sleep(0)
     door.release(first)
     waiting.cancel()
@@ -145,18 +157,33 @@ async def test_admitted_and_cancelled_at_once_gives_the_place_back() -> None:
 
 async def test_closing_turns_everybody_away() -> None:
     door, _ = admission(max_open=1)
-    await door.enter("t", 1, 10, deadline_s=5.0)
-    waiting = asyncio.create_task(door.enter("t", 1, 10, deadline_s=5.0))
+    await enter(door, 5.0)
+    waiting = asyncio.create_task(enter(door, 5.0))
     await asyncio.sleep(0)
     door.close()
     with pytest.raises(NotReadyError):
         await waiting
     with pytest.raises(NotReadyError):
-        await door.enter("t", 1, 10, deadline_s=5.0)
+        await enter(door, 5.0)
 
 
-operations = st.lists(st.tuples(st.sampled_from(["offer", "release"]), st.sampled_from("abc"), st.integers(1, 3),
-                                st.integers(1, 60), st.integers(0, 99)), max_size=60)
+def test_later_parts_wait_where_others_are_refused_and_leave_them_half_of_the_tokens() -> None:
+    door, _ = admission(max_open=10, max_queued=2, max_tokens=1000)
+    first = offer(door, "t", 1, 400)
+    second, third = (offer(door, "t", 1, 100, is_later_part=True) for _ in range(2))
+    assert states(first, second, third) == ["admitted", "admitted", "waiting"]
+    other = offer(door, "u", 1, 300)
+    assert states(third, other) == ["waiting", "admitted"]
+    huge = offer(door, "t", 1, 5000, is_later_part=True)
+    for ticket in (first, second, other):
+        door.release(ticket)
+    assert states(third, huge) == ["admitted", "waiting"]
+    door.release(third)
+    assert states(huge) == ["admitted"]         # alone, as any request
+
+
+operations = st.lists(st.tuples(st.sampled_from(["offer", "later", "release"]), st.sampled_from("abc"),
+                                st.integers(1, 3), st.integers(1, 60), st.integers(0, 99)), max_size=60)
 
 
 @settings(deadline=None)
@@ -170,17 +197,21 @@ def test_every_accepted_request_waits_or_ends_exactly_once(operations: list[tupl
         admitted = [ticket for ticket in live if ticket.state is TicketState.ADMITTED]
         assert len(waiting) + len(admitted) == len(live), "a live ticket never ends by itself"
         assert door.num_open == sum(ticket.num_requests for ticket in admitted) <= 3
-        assert door.num_queued == sum(ticket.num_requests for ticket in waiting) <= 5
-        assert sum(ticket.num_tokens for ticket in live) <= 200 or len(live) == 1
+        assert door.num_queued == sum(ticket.num_requests for ticket in waiting)
+        if not any(ticket.is_later_part for ticket in live):
+            assert door.num_queued <= 5
+            assert sum(ticket.num_tokens for ticket in live) <= 200 or len(live) == 1
+        num_tokens = sum(ticket.num_tokens for ticket in admitted)
         if waiting:     # nobody waits for nothing
-            assert door.num_open + min(ticket.num_requests for ticket in waiting) > 3 or \
-                any(door.num_open + ticket.num_requests > 3 for ticket in waiting)
+            assert any(door.num_open + ticket.num_requests > 3 or
+                       (ticket.is_later_part and admitted and num_tokens + ticket.num_tokens > 100)
+                       for ticket in waiting)
 
     for operation, tenant, num_requests, num_tokens, pick in operations:
         clock.now_s += 1
-        if operation == "offer":
+        if operation in ("offer", "later"):
             try:
-                live.append(door.offer(tenant, num_requests, num_tokens))
+                live.append(offer(door, tenant, num_requests, num_tokens, operation == "later"))
             except OverloadedError as error:
                 assert 1.0 <= error.retry_after_s <= 60.0
         elif live:

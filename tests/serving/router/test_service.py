@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def truth(max_tokens: int = 12, seed: int = 7, prompt: tuple[int, ...] = PROMPT,
 
 
 async def collect(service: InferenceService, request: GenerationRequest) -> list[GenerationDelta]:
-    return [delta async for delta in service.generate(request)]
+    return [delta async for _, delta in service.generate([request])]
 
 
 def token_ids(deltas: list[GenerationDelta], choice: int = 0) -> tuple[int, ...]:
@@ -175,7 +176,88 @@ async def test_a_request_streams_its_tokens_and_their_text(start: Start, tokeniz
     assert [entry.token_id for delta in deltas for entry in delta.logprobs] == list(want.token_ids)
     assert deltas[0].num_cached_tokens == 0
     await shard.until_empty()
-    assert service.snapshot().num_open == 0 and len(service._journal) == 0
+    assert service._admission.num_open == 0 and len(service._journal) == 0
+
+
+@pytest.mark.parametrize(("num_prompts", "n"), [(60, 1), (16, 4)])
+async def test_parts_of_one_request_are_no_load_on_it(start: Start, num_prompts: int, n: int) -> None:
+    """They are fifteen times what may be open and twenty times what may wait."""
+    service, (shard,) = await start(max_open_requests=4, max_queued_requests=3)
+    requests = [ask(PROMPT[:5 + i % 10], seed=i, n=n, max_tokens=3) for i in range(num_prompts)]
+    tokens: dict[tuple[int, int], tuple[int, ...]] = {}
+    async for index, delta in service.generate(requests):
+        tokens[index, delta.choice] = tokens.get((index, delta.choice), ()) + delta.token_ids
+        assert shard.num_open <= 4
+    for i, request in enumerate(requests):
+        for choice in range(n):
+            assert tokens[i, choice] == truth(3, seed=i + choice, prompt=request.prompt_token_ids).token_ids
+    await shard.until_empty()
+    assert service._admission.num_open == service._admission.num_queued == 0
+
+
+async def test_others_take_turns_with_the_parts_of_a_request(start: Start) -> None:
+    service, (shard,) = await start(max_open_requests=2, max_queued_requests=2)
+    shard.executor.allow(0)
+    order: list[str] = []
+
+    async def run(name: str, num_parts: int) -> None:
+        async for _, delta in service.generate([ask(max_tokens=2) for _ in range(num_parts)]):
+            order.extend([name] if delta.finish_reason else [])
+
+    large = asyncio.create_task(run("large", 20))
+    await until(lambda: service._admission.num_open == 2)
+    small = asyncio.create_task(run("small", 1))
+    await until(lambda: service._admission.num_queued == 2)     # one part of the large one, and the small one
+    with pytest.raises(OverloadedError):
+        await run("refused", 1)
+    shard.executor.allow(None)
+    await asyncio.gather(large, small)
+    assert order.count("large") == 20 and order.index("small") <= 4
+
+
+async def test_a_part_that_fails_ends_the_request(start: Start) -> None:
+    service, (shard,) = await start(max_open_requests=2)
+    wide = ask()
+    wide = replace(wide, params=wide.params.model_copy(update={"top_k": 2**32}))
+    with pytest.raises(InvalidRequestError, match="cannot be sent to a shard"):
+        async for _ in service.generate([ask(max_tokens=1000), wide, ask(), ask()]):
+            pass
+    await shard.until_empty()
+    assert service._admission.num_open == service._admission.num_queued == 0 and len(service._journal) == 0
+
+
+async def test_leaving_a_request_of_many_parts_leaves_nothing(start: Start) -> None:
+    service, (shard,) = await start(max_open_requests=2)
+    stream = service.generate([ask(max_tokens=1000) for _ in range(10)])
+    await anext(stream)
+    await stream.aclose()
+    await shard.until_empty()
+    assert service._admission.num_open == service._admission.num_queued == 0 and len(service._journal) == 0
+
+
+async def test_whatever_ends_the_start_of_parts_ends_the_request(start: Start) -> None:
+    service, (shard,) = await start(max_open_requests=1)
+    shard.executor.allow(0)
+    stream = service.generate([ask(), ask()])
+    reading = asyncio.ensure_future(anext(stream))
+    await until(lambda: service._admission.num_queued == 1)
+    part, _ = next(iter(service._open.values()))
+    assert part.whole.starter is not None
+    part.whole.starter.cancel()
+    with pytest.raises(NotReadyError, match="the request was stopped"):
+        await reading
+    shard.executor.allow(None)
+    await shard.until_empty()
+
+
+async def test_the_deadline_is_of_the_request_and_not_of_its_parts(start: Start) -> None:
+    service, (shard,) = await start(max_open_requests=1)
+    shard.executor.allow(2)
+    with pytest.raises(DeadlineExceededError):
+        async for _ in service.generate([ask(deadline_s=0.2) for _ in range(5)]):
+            pass
+    await shard.until_empty()
+    assert service._admission.num_open == service._admission.num_queued == 0
 
 
 async def test_choices_have_seeds_of_their_own(start: Start) -> None:
@@ -249,12 +331,12 @@ async def test_prompt_logprobs_come_with_the_first_delta(start: Start) -> None:
 async def test_closing_the_iterator_reaches_the_engine_within_the_step(start: Start) -> None:
     service, (shard,) = await start()
     shard.executor.allow(3)
-    stream = service.generate(ask(n=2, max_tokens=1000))
+    stream = service.generate([ask(n=2, max_tokens=1000)])
     await anext(stream)
     await stream.aclose()
     await shard.until_empty()                   # while the fourth step is still in flight
     assert len(shard.executor.plans) <= 3
-    assert service.snapshot().num_open == 0 and len(service._journal) == 0
+    assert service._admission.num_open == 0 and len(service._journal) == 0
 
 
 async def test_a_cancelled_task_cancels_its_request(start: Start) -> None:
@@ -309,11 +391,11 @@ async def test_tenants_take_turns(start: Start) -> None:
 
 async def test_a_consumer_that_does_not_read_holds_only_itself(start: Start) -> None:
     service, (shard,) = await start()
-    slow = service.generate(ask(max_tokens=500))
-    first = await anext(slow)
+    slow = service.generate([ask(max_tokens=500)])
+    _, first = await anext(slow)
     assert token_ids(await collect(service, ask(seed=8, max_tokens=600))) == truth(600, seed=8).token_ids
     await shard.until_empty()                   # the slow one's too: nobody waits for its reader
-    rest = [delta async for delta in slow]
+    rest = [delta async for _, delta in slow]
     assert token_ids([first, *rest]) == truth(500).token_ids
 
 
@@ -332,7 +414,7 @@ async def test_what_can_never_work_is_refused_at_once(start: Start, request_: Ge
     service, (shard,) = await start(max_open_requests=64)
     with pytest.raises(error, match=message):
         await collect(service, request_)
-    assert shard.engine.num_steps == 0 and service.snapshot().num_open == 0
+    assert shard.engine.num_steps == 0 and service._admission.num_open == 0
 
 
 async def test_a_kv_cache_smaller_than_the_context_is_the_limit(start: Start) -> None:
@@ -376,7 +458,7 @@ async def test_with_no_shard_left_requests_fail_at_once(start: Start) -> None:
         await task
     with pytest.raises(NotReadyError):
         await collect(service, ask())
-    assert service.snapshot().num_open == 0
+    assert service._admission.num_open == 0
 
 
 async def test_a_new_epoch_continues_what_is_open(start: Start) -> None:
@@ -391,7 +473,7 @@ async def test_a_new_epoch_continues_what_is_open(start: Start) -> None:
     assert token_ids(await task) == truth(40).token_ids
     await shard.until_empty()
     await service.set_epoch(epoch_of(1, shard.port))        # late: ignored
-    assert service.snapshot().epoch_number == 2 and service.is_ready()
+    assert service.epoch_number == 2 and service.is_ready()
     await service.close()
     await later.stop()
 
@@ -443,3 +525,16 @@ async def test_a_fault_in_one_requests_text_fails_only_that_request(start: Start
     with pytest.raises(ServingError, match="ZeroDivisionError"):
         await bad
     assert token_ids(await good) == truth(seed=8).token_ids
+
+
+async def test_a_request_that_does_not_fit_the_wire_fails_alone(start: Start) -> None:
+    """Found by top_k=2**32: the link's write side ended unseen, and all later requests waited for ever."""
+    service, shards = await start()
+    wide = ask()
+    wide = replace(wide, params=wide.params.model_copy(update={"top_k": 2**32}))
+    with pytest.raises(InvalidRequestError, match="cannot be sent to a shard"):
+        await collect(service, wide)
+    assert service.is_ready()
+    deltas = await collect(service, ask())
+    assert sum((delta.token_ids for delta in deltas), ()) == truth().token_ids
+    await shards[0].until_empty()
