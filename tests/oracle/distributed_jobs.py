@@ -26,6 +26,7 @@ from tests.process_pool import Worker
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 256
+NUM_STATE_SLOTS = 32
 Mode = Literal["auto", "all_to_all", "gather"]
 
 
@@ -68,7 +69,7 @@ def run_steps(part: Part, kernels: Kernels, dispatcher: Dispatcher, rank: int) -
     decoder, _ = load_decoder(part.folder, read_model_args(part.folder), part.dtype, kernels, part.placement, rank)
     shas: list[str] = []
     keep_hashes(decoder, shas)
-    runner = Runner(decoder, dispatcher, NUM_BLOCKS, BLOCK_SIZE)
+    runner = Runner(decoder, dispatcher, NUM_BLOCKS, BLOCK_SIZE, num_state_slots=NUM_STATE_SLOTS)
     seen: dict[str, list[Seen]] = {}
     for step_index, (requests, num_tokens) in enumerate(
             zip(part.requests_of_step, part.num_tokens_of_step, strict=True)):

@@ -15,7 +15,7 @@ from model.placement import Placement
 from model.runner import Runner
 from model.step import StepPlan
 from model.weights import WeightLoader
-from tests.oracle.distributed_jobs import BLOCK_SIZE, NUM_BLOCKS, Part, Seen, keep_hashes, kernels_of
+from tests.oracle.distributed_jobs import BLOCK_SIZE, NUM_BLOCKS, NUM_STATE_SLOTS, Part, Seen, keep_hashes, kernels_of
 from tests.process_pool import Worker
 
 
@@ -42,7 +42,8 @@ class Member:
             self.model, _ = self.loader.load_decoder(part.placement, self.rank)
         else:
             self.model, _ = self.loader.load_expert_host(part.placement, self.rank)
-        self.runner = Runner(self.model, self.dispatcher(), NUM_BLOCKS if job.takes_requests else 0, BLOCK_SIZE)
+        num_blocks, num_slots = (NUM_BLOCKS, NUM_STATE_SLOTS) if job.takes_requests else (0, 0)
+        self.runner = Runner(self.model, self.dispatcher(), num_blocks, BLOCK_SIZE, num_state_slots=num_slots)
 
     def dispatcher(self) -> AutoDispatcher:
         return AutoDispatcher(RowExchange(self.kernels, self.placement, self.rank, self.group), self.mode)

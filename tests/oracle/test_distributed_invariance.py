@@ -25,8 +25,13 @@ MODELS: dict[str, tuple[int, dict[str, object]]] = {
                       "vocab_size": 333, "mlp_only_layers": [1], "num_experts": 9, "num_experts_per_tok": 3}),
     "mixtral": (7, {"hidden_size": 60, "intermediate_size": 37, "head_dim": 10, "vocab_size": 333,
                     "sliding_window": 21, "num_local_experts": 7}),
+    "qwen3_next": (9, {"hidden_size": 72, "moe_intermediate_size": 27, "intermediate_size": 53, "head_dim": 24,
+                       "vocab_size": 333, "mlp_only_layers": [1], "linear_key_head_dim": 19,
+                       "linear_value_head_dim": 71, "num_experts": 9}),
+    "qwen3_5_moe_text": (6, {"hidden_size": 60, "vocab_size": 333, "linear_num_key_heads": 1,
+                             "linear_num_value_heads": 3, "full_attention_interval": 2}),
 }
-NUM_MOE_LAYERS = {"qwen3_moe": 2, "mixtral": 3}
+NUM_MOE_LAYERS = {"qwen3_moe": 2, "mixtral": 3, "qwen3_next": 3, "qwen3_5_moe_text": 4}
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,13 @@ class Sequence:
     chunks: tuple[int, ...]         # tokens of each of its steps; after each, one token is sampled and not used
     block_table: tuple[int, ...]
     sampling: SamplingSpec
+    index: int                      # its two state slots are 2 * index and 2 * index + 1
 
     def request(self, step: int) -> ScheduledRequest:
         first = sum(self.chunks[:step])
+        read, write = 2 * self.index + (step + 1) % 2, 2 * self.index + step % 2
         return ScheduledRequest(self.name, self.token_ids[first:first + self.chunks[step]], first, self.block_table,
-                                self.sampling)
+                                self.sampling, state_read=read if step else None, state_write=write)
 
 
 def some_sequences(rng: random.Random, count: int) -> list[Sequence]:
@@ -53,7 +60,7 @@ def some_sequences(rng: random.Random, count: int) -> list[Sequence]:
         table, blocks = tuple(blocks[:need]), blocks[need:]
         sampling = SamplingSpec(temperature=rng.choice((0.0, 1.0)), seed=index, num_logprobs=5)
         sequences.append(Sequence(f"s{index}", tuple(rng.randrange(333) for _ in range(sum(chunks))), tuple(chunks),
-                                  table, sampling))
+                                  table, sampling, index))
     return sequences
 
 

@@ -16,6 +16,7 @@ import torch
 from cluster.coordinator.client import ViewFollower
 from cluster.coordinator.coordinator import ClusterStatus, RouterReport
 from cluster.coordinator.membership import GroupPhase, View
+from cluster.planner.cache_plan import CacheSizes
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
 from cluster.shard.loaded_model import load_model
@@ -119,7 +120,7 @@ class LiveMember:
         self.run = EpochRun(epoch, rank, config, self.link, self._model_thread)
         num_blocks = NUM_BLOCKS if epoch.takes_requests(rank) else 0
         self.changed = asyncio.Event()
-        await self.run.join(model, num_blocks, self.counters, views, self.changed.set)
+        await self.run.join(model, CacheSizes(num_blocks, 0), self.counters, views, self.changed.set)
         self._follow_task = asyncio.create_task(views.run())
         self._run_task = asyncio.create_task(self.run.until(self._over.wait()))
 
