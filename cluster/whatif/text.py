@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.planner.cost_model import StepPrediction
-from cluster.planner.placement import PlacementPlan
+from cluster.planner.placement_plan import PlacementPlan
 from cluster.whatif.answer import MAX_MORE_NODES, ClusterPlan, Outlook
 from cluster.whatif.cluster_file import cluster_name
 from cluster.whatif.member_groups import MemberGroup, experts_a_layer, mean, member_groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand
-from cluster.planner.placement import PlannedMember
+from cluster.planner.placement_plan import PlannedMember
 from cluster.planner.step_costs import StepCosts, Workload
 from model.args import ModelArgs, parse_model_args
 from model.memory import expert_bytes, shared_bytes

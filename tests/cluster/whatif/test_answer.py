@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.planner.layer.error import PlacementError
-from cluster.whatif.answer import ClusterPlan, missing_bytes, plan_cluster
+from cluster.planner.memory_fit import memory_fit
+from cluster.whatif.answer import ClusterPlan, plan_cluster
 from cluster.whatif.cluster_file import with_more_nodes
 from cluster.whatif.question import PlanRequest, read_question
 from tests.cluster.whatif.plan_questions import EXAMPLES, HUGE_MODEL, MANY_EXPERTS, answer, question
@@ -71,7 +72,7 @@ def test_the_missing_bytes_are_enough(tmp_path: Path) -> None:
     lacking = answer(tmp_path, TWO_T4)
     first, second = lacking.members
     grown = replace(first, memory=replace(first.memory, budget_bytes=first.memory.budget_bytes + lacking.missing_bytes))
-    assert missing_bytes((grown, second), lacking.demand, 1) == 0
+    assert memory_fit([grown.memory, second.memory], lacking.demand, 1).is_enough
 
 
 def test_a_member_without_room_for_its_buffers_is_left_out(tmp_path: Path) -> None:
