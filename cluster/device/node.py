@@ -1,4 +1,4 @@
-"""Where a process runs, and the ports it takes there."""
+"""A node as the processes on it know it: its identity, and the ports that they take there."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReservedPort:
 
 
 def is_port_free(address: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Return whether a server could listen there now."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
