@@ -6,7 +6,6 @@ fields are those of transformers 5 (Qwen3MoeConfig, MixtralConfig), so a folder 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -14,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import CheckpointError, UnknownArchitectureError, UnsupportedFieldError
+from model.json_file import read_json_object, shown
 from model.rope_args import RopeArgs, read_rope_args
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = {"Qwen3MoeForCausalLM": "qwen3_moe", "MixtralForCausalLM": "mixtral"}
 Json = Mapping[str, object]
+_MAX_SIZE = 2**31 - 1       # of anything that is counted: more is a slip, and some sizes become lists
+_MAX_LAYERS = 10_000
 
 _DEFAULTS: dict[str, dict[str, object]] = {
     "qwen3_moe": {
@@ -103,14 +105,9 @@ def read_model_args(checkpoint_dir: Path) -> ModelArgs:
     """Read and check config.json. Raises CheckpointError and its kinds."""
     path = Path(checkpoint_dir) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return parse_model_args(read_json_object(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not there", fix="give the folder of a Hugging Face checkpoint") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", fix="fetch the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is not a JSON object", fix="fetch the checkpoint again")
-    return parse_model_args(config)
 
 
 def parse_model_args(config: Json) -> ModelArgs:
@@ -119,7 +116,7 @@ def parse_model_args(config: Json) -> ModelArgs:
     _refuse_what_is_not_implemented(config, family)
     fields = _Fields(config, family)
     num_experts = _num_experts(config, fields)
-    num_layers, num_heads = fields.count("num_hidden_layers"), fields.count("num_attention_heads")
+    num_layers, num_heads = fields.count("num_hidden_layers", 1, _MAX_LAYERS), fields.count("num_attention_heads", 1)
     hidden_size = fields.count("hidden_size")
     head_dim = fields.count("head_dim") if config.get("head_dim") is not None else hidden_size // num_heads
     max_positions = fields.count("max_position_embeddings")
@@ -162,10 +159,10 @@ class _Fields:
     def value(self, name: str, *, default_only: bool = False) -> object:
         return self._defaults.get(name) if default_only else self._config.get(name, self._defaults.get(name))
 
-    def count(self, name: str) -> int:
+    def count(self, name: str, least: int = 0, most: int = _MAX_SIZE) -> int:
         value = self.value(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise _wrong_type(name, value, "a whole number >= 0")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise _wrong_type(name, value, f"a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, *, default_only: bool = False) -> float:
@@ -182,7 +179,7 @@ class _Fields:
 
 
 def _wrong_type(name: str, value: object, wanted: str) -> CheckpointError:
-    return CheckpointError(f"config.json: {name}={value!r} is not {wanted}", fix="correct it, or fetch it again")
+    return CheckpointError(f"config.json: {name}={shown(value)} is not {wanted}", fix="correct it, or fetch it again")
 
 
 def _is_null(config: Json, name: str) -> bool:
@@ -194,10 +191,12 @@ def _family_of(config: Json) -> str:
     known = ", ".join(f"{name} ({family})" for name, family in ARCHITECTURES.items())
     names = config.get("architectures") or []
     model_type = config.get("model_type")
-    by_name = {ARCHITECTURES[name] for name in names if name in ARCHITECTURES} if isinstance(names, list) else set()
+    listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    by_name = {ARCHITECTURES[name] for name in listed if name in ARCHITECTURES}
     family = model_type if isinstance(model_type, str) else next(iter(by_name), None)
     if family not in _DEFAULTS or (names and by_name != {family}):
-        raise UnknownArchitectureError(f"config.json: architectures={names}, model_type={model_type!r} is not known",
+        raise UnknownArchitectureError(f"config.json: architectures={shown(names)}, "
+                                       f"model_type={shown(model_type)} is not known",
                                        fix=f"known are {known}")
     return family
 
@@ -206,7 +205,7 @@ def _refuse_what_is_not_implemented(config: Json, family: str) -> None:
     for name, off in (_OFF | _OFF_OF_FAMILY.get(family, {})).items():
         value = config.get(name)
         if not any(value is allowed or value == allowed for allowed in off):
-            raise UnsupportedFieldError(f"config.json: {name}={_abbreviated(value)} is not implemented for {family}",
+            raise UnsupportedFieldError(f"config.json: {name}={shown(value)} is not implemented for {family}",
                                         fix="serve a checkpoint without it")
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
@@ -219,12 +218,7 @@ def _refuse_what_is_not_implemented(config: Json, family: str) -> None:
     known = set(_DEFAULTS[family]) | _HARMLESS | set(_OFF) | set(_OFF_OF_FAMILY.get(family, {}))
     for name in sorted(set(config) - known):
         if not name.startswith("_"):
-            logger.warning("config_field_ignored family=%s field=%s value=%s", family, name, _abbreviated(config[name]))
-
-
-def _abbreviated(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+            logger.warning("config_field_ignored family=%s field=%s value=%s", family, name, shown(config[name]))
 
 
 def _num_experts(config: Json, fields: _Fields) -> int:

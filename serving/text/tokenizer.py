@@ -7,14 +7,16 @@ Which special tokens go around a text is tokenizer.json's word alone: like trans
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import tokenizers
 from pydantic import JsonValue
 
+from model.errors import CheckpointError
+from model.json_file import read_json_object
 from serving.errors import InvalidRequestError
 from serving.text.chat_template import ChatMessage, ChatTemplate, read_chat_template
 from serving.text.generation_config import SamplingDefaults, sampling_defaults, stated_eos_token_ids, unused_fields
@@ -108,16 +110,13 @@ class Tokenizer:
 
 
 def _read_json(path: Path) -> JsonObject:
-    """-> the object in the file; empty when there is no such file."""
-    if not path.exists():
-        return {}
+    """Return the object in the file; an empty one when there is no such file. Raises TokenizerError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not valid JSON: {error}", fix="download the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds no JSON object", fix="download the checkpoint again")
-    return content
+        return cast(JsonObject, read_json_object(path))
+    except FileNotFoundError:
+        return {}
+    except CheckpointError as error:
+        raise TokenizerError(error.message, fix=error.fix) from error
 
 
 def _read_backend(folder: Path) -> tuple[tokenizers.Tokenizer, DecoderStyle]:
