@@ -29,7 +29,7 @@ LARGE = [
     "{% set ns = namespace(v=3) %}{% for i in range(99) %}{% set ns.v = ns.v * ns.v %}{% endfor %}",
     "{% set ns = namespace(v=[x]) %}{% for i in range(60) %}{% set ns.v = [ns.v, ns.v] %}{% endfor %}{{ ns.v }}",
     "{% set ns = namespace(v=[x]) %}{% for i in range(60) %}{% set ns.v = [ns.v] * 2 %}{% endfor %}{{ ns.v|upper }}",
-    "{% set ns = namespace(v={}) %}{% for i in range(60) %}{% set ns.v = {1: ns.v, 2: ns.v} %}{% endfor %}{{ 1 ~ ns.v }}",
+    "{% set n = namespace(v={}) %}{% for i in range(60) %}{% set n.v = {1: n.v, 2: n.v} %}{% endfor %}{{ x ~ n.v }}",
     f"{{{{ [x] | tojson(indent={BIG}) }}}}",
 ]
 USUAL = [
@@ -37,7 +37,7 @@ USUAL = [
     "{% for i in [] %}{{ i }}{% else %}none{% endfor %}{% for i in nothing %}{{ i }}{% else %}none{% endfor %}",
     "{% for a, b in {'k': 1, 'l': 2}.items() if b > 1 %}{{ a ~ b ~ none ~ no }}{% endfor %}",
     "{% for n in tree recursive %}{{ n.v }}{% if n.c %}({{ loop(n.c) }}){% endif %}{% endfor %}",
-    "{{ 'a' * 3 + 'b' }}{{ [1] + [2] }}{{ 2 ** 10 }}{{ '%5d|%s' % (3, x) }}{{ '{:>4}'.format(x) }}{{ 7 % 4 }}{{ none }}",
+    "{{ 'a' * 3 + 'b' }}{{ [1] + [2] }}{{ 2 ** 10 }}{{ '%5d|%s' % (3, x) }}{{ '{:>4}'.format(x) }}{{ 7 % 4 }}",
     "{{ x | center(9) }}{{ 'a\\nb' | indent(2) }}{{ ['a', 'b'] | join(', ') }}{{ 'xyx' | replace('x', 'l') }}",
     "{{ tree | map(attribute='v') | list }}{{ tree | selectattr('c') | list | length }}{{ tree | length }}{{ tree }}",
     "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() }}{% endmacro %}{% call m(1) %}c{% endcall %}{{ range(3) | list }}",
