@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from cluster.planner.even_placement import equal_slots, even_holders
-from cluster.planner.layer.arrays import BoolArray
 from cluster.planner.layer.linear_program import best_split, everything_open, member_seconds
 from cluster.planner.layer.problem import LayerProblem, holders_mask
 from cluster.planner.layer.rounding import add_copy
+from model.arrays import BoolArray
 
 NUM_EXPERTS = (16, 64, 128)
 

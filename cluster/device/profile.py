@@ -15,11 +15,12 @@ from cluster.device.facts import device_name, num_threads_of, return_free_memory
 from cluster.device.profile_store import Facts, ProfileStore
 from cluster.planner.device_curves import scaled
 from model.args import ModelArgs
+from model.curve import Curve
 from model.device_probe import WAKING, DeviceProbe, DeviceTimes, Timings
 from model.kernels.protocol import Kernels
 from model.memory import expert_bytes
 from serving.config import PoolConfig
-from serving.link.epoch import Curve, DeviceProfile
+from serving.link.epoch import DeviceProfile
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.planner.device_curves import expert_rate
 from cluster.planner.group_plan import best_change, group_costs, slowdown_of_rates
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.measured_profile import corrected
+from model.arrays import FloatArray
 from model.placement import ExpertRate, Placement
 from serving.link.epoch import Epoch, RequestShare, WorkRatio
 from tests.cluster.coordinator.group_reports import member, rules
