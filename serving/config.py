@@ -223,8 +223,13 @@ def check_options(kind: type[OptionsT], content: Mapping[str, object], source: s
         return kind.model_validate(content)
     except ValidationError as error:
         lines = [f"  {'.'.join(str(part) for part in item['loc']) or root}: {_explain(dict(item))}"
-                 for item in error.errors()]
+                 for item in error.errors() if not _is_echo(item["loc"], error)]
         raise ConfigError(f"{source} has {len(lines)} wrong value(s):\n" + "\n".join(lines)) from None
+
+
+def _is_echo(place: tuple[str | int, ...], error: ValidationError) -> bool:
+    """Return whether something further inside is wrong: pydantic then calls a list too short, without what is wrong."""
+    return any(len(item["loc"]) > len(place) and item["loc"][:len(place)] == place for item in error.errors())
 
 
 def _explain(item: dict[str, Any]) -> str:
