@@ -44,6 +44,14 @@ def parse_bytes(text: object) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
+def parse_host(text: object) -> object:
+    """An address as sockets take it; brackets and ports belong to URLs."""
+    if isinstance(text, str) and (not text or set(text) & set("[]/ ")):
+        raise ValueError(f"{text!r} is not a host: write for example 0.0.0.0, ::1 or a name, without brackets")
+    return text
+
+
+Host = Annotated[str, BeforeValidator(parse_host)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
@@ -158,7 +166,7 @@ class ServeConfig(Options):
 
     application: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")] = "moesaic"
     route_prefix: Annotated[str, Field(pattern=r"^/")] = "/"
-    http_host: str = "127.0.0.1"
+    http_host: Host = "127.0.0.1"
     http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     model: ModelConfig
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]

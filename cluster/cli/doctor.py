@@ -155,18 +155,17 @@ def _free_port() -> int:
 
 
 def _ports(config: ServeConfig) -> Iterator[Check]:
+    from cluster.device.node import host_and_port, port_fault
+
     doors = (("HTTP", "http_port", config.http_port), ("gRPC", "router.grpc_port", config.router.grpc_port))
     for what, key, port in doors:
         if not port:
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((config.http_host, port))
-            except OSError as error:
-                yield Check(f"{what} port", Verdict.FAIL, f"{port}: {error.strerror}",
-                            f"stop what listens there (moesaic down?), or set {key} to another port")
-                continue
+        fault = port_fault(config.http_host, port)
+        if fault is not None:
+            yield Check(f"{what} port", Verdict.FAIL, f"{host_and_port(config.http_host, port)}: {fault}",
+                        f"stop what listens there (moesaic down?), or set {key} to another port")
+            continue
         yield Check(f"{what} port", Verdict.OK, f"{port} is free")
 
 
