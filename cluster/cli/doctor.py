@@ -240,23 +240,9 @@ def speed_text(profile: DeviceProfile) -> str:
 
 
 def _memory(config: ServeConfig) -> Iterator[Check]:
-    """Can the pools hold the model, by their budgets? The process itself is not counted here."""
+    from cluster.cli.memory_check import memory_checks, this_machine
     from cluster.device.model_store import locate_checkpoint
-    from cluster.planner.memory_demand import memory_demand
     from model.args import read_model_args
 
-    num_shards = sum(pool.replicas for pool in config.pools)
-    demand = memory_demand(read_model_args(locate_checkpoint(config.model, "facts")), config, num_shards)
-    needed = demand.num_slots * demand.expert_bytes + num_shards * demand.fixed_bytes
-    found = f"{num_shards} shards need {needed / 2**30:.2f} GiB in all, {demand.fixed_bytes / 2**30:.2f} of it on each"
-    budgets = [pool.memory_budget for pool in config.pools for _ in range(pool.replicas) if pool.memory_budget]
-    if len(budgets) == num_shards:
-        good = sum(budgets) >= needed and min(budgets) >= demand.fixed_bytes
-        yield Check("memory budgets", Verdict.OK if good else Verdict.FAIL,
-                    f"{found}; {sum(budgets) / 2**30:.2f} GiB given",
-                    "" if good else "raise memory_budget, add replicas, or lower kv_cache or max_batch_tokens")
-    if config.local_nodes:
-        available = psutil.virtual_memory().available
-        yield Check("memory", Verdict.OK if available >= needed else Verdict.FAIL,
-                    f"{found}; {available / 2**30:.2f} GiB available on this machine",
-                    "" if available >= needed else "stop other programs, or serve a smaller model here")
+    args = read_model_args(locate_checkpoint(config.model, "facts"))
+    yield from memory_checks(config, args, this_machine())

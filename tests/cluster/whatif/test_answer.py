@@ -121,3 +121,12 @@ def test_a_kv_cache_that_is_too_small_gives_the_speed_of_what_it_holds(tmp_path:
     assert tight.plan is not None and tight.held is not None and tight.held.tokens_per_s is not None
     assert 0 < tight.num_held_rows < 64
     assert tight.held.tokens_per_s < tight.plan.prediction.tokens_per_s
+
+
+def test_equal_parts_that_do_not_fit_say_what_is_missing(tmp_path: Path) -> None:
+    cluster = ("{nodes: [{name: big, device: h200-sxm}, {name: small, device: t4, memory_budget: 2GB}], "
+               "link: {bandwidth: 10GB/s}}")
+    asked = question(tmp_path, cluster)
+    even = plan_cluster(replace(asked, options=replace(asked.options, policy="even")), lambda what: None)
+    assert plan_cluster(asked, lambda what: None).plan is not None
+    assert even.plan is None and even.missing_bytes > 0 and even.fitting_batch_tokens is None
