@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError, UnsupportedFieldError
 from serving.router.generation import GenerationRequest, ModelCard, Service
@@ -23,6 +25,13 @@ from serving.text.tokenizer import Tokenizer
 DEFAULT_MAX_TOKENS_OF_BARE_PROMPT = 16
 _LONG_TEXT = 2048       # characters; from there a thread encodes it, below the switch costs more than it saves
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+# Of a list the first wrong entry is the error: findings about each would cost a hundred times their bytes.
+FIRST_ERROR = Field(fail_fast=True)
+Strings = Annotated[list[str], FIRST_ERROR]
+Integers = Annotated[list[int], FIRST_ERROR]
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class SamplingFields(BaseModel):
@@ -42,8 +51,8 @@ class SamplingFields(BaseModel):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None  # token ids as decimal strings: keys of JSON are strings
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Strings | None = None
+    stop_token_ids: Integers | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -178,14 +187,12 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
     # The alternatives of a union are findings of their own, about one field.
     reasons = dict.fromkeys(finding["msg"].removeprefix("Value error, ") for finding in findings
                             if field_name(finding["loc"]) == param)
-    kind, value = findings[0]["type"], repr(findings[0]["input"])
-    if kind == "json_invalid":
-        return InvalidRequestError(f"the body is not JSON: {findings[0]['msg'].removeprefix('Invalid JSON: ')}")
+    kind = findings[0]["type"]
     if kind == "extra_forbidden":
         return InvalidRequestError(f"unknown field {param!r}", fix="remove it, or check its spelling", param=param)
     if kind == "missing" or (findings[0]["input"] is None and findings[0]["loc"][:1] == (param,)):
         return InvalidRequestError(f"{param} is missing", fix="give it", param=param)
-    shown = "" if kind == "value_error" else f", got {value if len(value) <= 80 else value[:77] + '...'}"
+    shown = "" if kind == "value_error" else f", got {_SHORT.repr(findings[0]['input'])}"
     return InvalidRequestError(f"{param or 'the body'}: {' or '.join(reasons)}{shown}", param=param)
 
 

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from serving.config import RouterConfig
 from serving.ingress.auth import choose_tenant, tenant_of_header
+from serving.ingress.body_bounds import MAX_BODY_BYTES
 from serving.ingress.build_request import Asked, RequestBuilder
 from serving.ingress.collect import UsageCount, open_stream
 from serving.ingress.grpc_health import ReadinessHealth
@@ -26,7 +27,7 @@ from serving.ingress.grpc_messages import (
     to_tokenize_prompt,
     to_usage,
 )
-from serving.ingress.http_request import MAX_BODY_BYTES, choose_request_id
+from serving.ingress.http_request import choose_request_id
 from serving.ingress.status import to_shared
 from serving.proto import inference_pb2 as pb
 from serving.proto import inference_pb2_grpc

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from serving.engine.request import FinishReason
 from serving.errors import InvalidRequestError
+from serving.ingress.body_bounds import MAX_CHOICES, MAX_PROMPTS
 from serving.ingress.build_request import Asked, Prompt, RequestBuilder, Text
 from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
 from serving.ingress.http_request import Caller, Stamp
@@ -17,9 +18,6 @@ from serving.ingress.openai_responses import Completion, CompletionChoice, Compl
 from serving.ingress.openai_schema import CompletionBody, to_prompts, wants_continuous_usage, wants_usage
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
 from serving.text.tokenizer import Tokenizer
-
-MAX_PROMPTS = 2048      # in one body, as the OpenAI API
-MAX_CHOICES = 4096      # of one body: prompts x n
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

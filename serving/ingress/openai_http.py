@@ -23,6 +23,7 @@ from starlette.routing import Route
 from serving.config import RouterConfig
 from serving.errors import ClientGoneError, InvalidRequestError, NotReadyError
 from serving.ingress.auth import tenant_of_header
+from serving.ingress.body_bounds import body_bounds
 from serving.ingress.build_request import RequestBuilder, Text
 from serving.ingress.event_stream import EventStream
 from serving.ingress.http_request import (
@@ -57,7 +58,7 @@ from serving.ingress.status import to_shared
 from serving.router.generation import ModelCard, Service
 from serving.text.tokenizer import Tokenizer
 
-_LONG_BODY_BYTES = 64 * 2**10       # from there a thread parses it
+_LONG_BODY_BYTES = 16 * 2**10       # from there a thread parses it
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_encoding"}
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics",
           "/version")
@@ -105,6 +106,7 @@ class _HttpDoor:
         self._tokenizer = tokenizer
         self._api_keys = config.api_keys
         self._render_metrics = render_metrics
+        self._bounds = body_bounds(max(card.max_model_len for card in service.cards))
         self._builder = RequestBuilder(service, tokenizer)
         self._chat = ChatEndpoint(service, tokenizer)
         self._completions = CompletionEndpoint(service, tokenizer)
@@ -134,7 +136,7 @@ class _HttpDoor:
         return endpoint
 
     async def chat_completions(self, request: Request, caller: Caller) -> Response:
-        body = await _parse(request, ChatCompletionBody)
+        body = await self._parse(request, ChatCompletionBody)
         caller = caller.under(body.request_id)
         stamp = self._stamp("chatcmpl", caller)
         if body.stream:
@@ -146,7 +148,7 @@ class _HttpDoor:
         return await until_disconnect(request.receive, answer())
 
     async def completions(self, request: Request, caller: Caller) -> Response:
-        body = await _parse(request, CompletionBody)
+        body = await self._parse(request, CompletionBody)
         caller = caller.under(body.request_id)
         stamp = self._stamp("cmpl", caller)
         if body.stream:
@@ -164,7 +166,7 @@ class _HttpDoor:
         return _json(_entry(self._builder.card(request.path_params["name"])))
 
     async def tokenize(self, request: Request, caller: Caller) -> Response:
-        body = await _parse(request, TokenizeBody)
+        body = await self._parse(request, TokenizeBody)
         card = self._builder.card(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("give either prompt or messages", param="prompt")
@@ -178,7 +180,7 @@ class _HttpDoor:
                                token_strs=names))
 
     async def detokenize(self, request: Request, caller: Caller) -> Response:
-        body = await _parse(request, DetokenizeBody)
+        body = await self._parse(request, DetokenizeBody)
         self._builder.card(body.model)
         self._builder.check_token_ids(body.tokens, param="tokens")
         return _json(Detokenized(prompt=self._tokenizer.decode(body.tokens, skip_special_tokens=False)))
@@ -195,15 +197,14 @@ class _HttpDoor:
     async def version(self, request: Request, caller: Caller) -> Response:
         return _json(Version(version=self._version))
 
+    async def _parse(self, request: Request, kind: type[B]) -> B:
+        content = await read_body(request)
+        if len(content) < _LONG_BODY_BYTES:
+            return parse_body(kind, to_utf8(content), self._bounds)
+        return await asyncio.to_thread(lambda: parse_body(kind, to_utf8(content), self._bounds))
+
     def _stamp(self, prefix: str, caller: Caller) -> Stamp:
         return Stamp(f"{prefix}-{caller.request_id}", int(time.time()), f"moesaic-{self._version}")
-
-
-async def _parse(request: Request, kind: type[B]) -> B:
-    content = await read_body(request)
-    if len(content) < _LONG_BODY_BYTES:
-        return parse_body(kind, to_utf8(content))
-    return await asyncio.to_thread(lambda: parse_body(kind, to_utf8(content)))
 
 
 def _entry(card: ModelCard) -> ModelEntry:
