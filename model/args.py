@@ -62,7 +62,7 @@ _OFF_OF_FAMILY: dict[str, dict[str, tuple[object, ...]]] = {"mixtral": {"attenti
 
 @dataclass(frozen=True, slots=True)
 class ModelArgs:
-    """What the forward pass and the planner need to know. Sizes are counts of elements."""
+    """Facts that the forward pass and the planner need. Sizes are counts of elements."""
 
     family: str
     dtype: str                          # of the checkpoint: "bfloat16", "float16" or "float32"
@@ -93,11 +93,11 @@ class ModelArgs:
 
     @property
     def context_limit(self) -> int:
-        """The tokens that a sequence may have, prompt and output."""
+        """Return the tokens that a sequence may have, prompt and output."""
         return self.rope.context_limit(self.max_position_embeddings)
 
     def moe_layer_index(self, layer: int) -> int | None:
-        """Which of the MoE layers this layer is (the `layer` of a Placement); None for a dense layer."""
+        """Return the layer's index among the MoE layers (the `layer` of a Placement), or None for a dense layer."""
         return self.moe_layers.index(layer) if layer in self.moe_layers else None
 
 
@@ -111,7 +111,7 @@ def read_model_args(checkpoint_dir: Path) -> ModelArgs:
 
 
 def parse_model_args(config: Json) -> ModelArgs:
-    """The content of config.json -> ModelArgs."""
+    """Check the content of config.json and return its facts. Raises CheckpointError and its kinds."""
     family = _family_of(config)
     _refuse_what_is_not_implemented(config, family)
     fields = _Fields(config, family)
@@ -187,7 +187,8 @@ def _is_null(config: Json, name: str) -> bool:
 
 
 def _family_of(config: Json) -> str:
-    """Both names must agree: a Qwen3MoeForSequenceClassification is a qwen3_moe that is no language model."""
+    """Return the family, of which both names must speak: a Qwen3MoeForSequenceClassification is a qwen3_moe that is no
+    language model."""
     known = ", ".join(f"{name} ({family})" for name, family in ARCHITECTURES.items())
     names = config.get("architectures") or []
     model_type = config.get("model_type")
@@ -222,7 +223,7 @@ def _refuse_what_is_not_implemented(config: Json, family: str) -> None:
 
 
 def _num_experts(config: Json, fields: _Fields) -> int:
-    """transformers writes `num_local_experts` for both families; older qwen3_moe folders say `num_experts`."""
+    """Read either spelling: transformers writes `num_local_experts`, older qwen3_moe folders say `num_experts`."""
     spelled = [name for name in ("num_experts", "num_local_experts") if config.get(name) is not None]
     if not spelled:
         return fields.count("num_experts")

@@ -43,7 +43,7 @@ _OPTIONS = [
 
 
 def build_grpc_server(service: Service, tokenizer: Tokenizer, config: RouterConfig) -> grpc.aio.Server:
-    """The server of one router replica, to be given a port and started by the caller, in its event loop."""
+    """Return the server of one router replica; the caller gives it a port and starts it in its event loop."""
     server = grpc.aio.server(options=_OPTIONS)
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(service, tokenizer, config), server)
     health_pb2_grpc.add_HealthServicer_to_server(ReadinessHealth(service, [SERVICE_NAME]), server)

@@ -37,7 +37,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What every object of one answer carries."""
+    """Values that every object of one answer carries."""
 
     id: str
     created_s: int              # Unix time

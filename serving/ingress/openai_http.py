@@ -74,7 +74,7 @@ def _shards_are_missing() -> str:
 
 def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig, render_metrics: RenderMetrics,
                    why_not_ready: WhyNotReady = _shards_are_missing) -> Starlette:
-    """The ASGI app of one router replica. `why_not_ready` is what /health says while it answers 503."""
+    """Return the ASGI app of one router replica. `why_not_ready` is what /health says while it answers 503."""
     door = _HttpDoor(service, tokenizer, config, render_metrics, why_not_ready)
     closed, is_open = door.with_key, door.without_key
     routes = [
@@ -119,7 +119,7 @@ class _HttpDoor:
         return self._guarded(handler, ())
 
     def _guarded(self, handler: Handler, api_keys: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
-        """Authentication before, request id and error objects after every handler."""
+        """Put authentication before, and request id and error objects after a handler."""
         async def endpoint(request: Request) -> Response:
             request_id = choose_request_id(request.headers.get("x-request-id"))
             try:
@@ -246,7 +246,7 @@ def _error(error: Exception, request_id: str) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    """What has no meaning behind the HTTP door: unknown paths and methods, bodies that are too large."""
+    """Answer what has no meaning behind the HTTP door: unknown paths and methods, bodies that are too large."""
     detail = ErrorDetail(message=error.detail, type="invalid_request_error", param=None,
                          code=_HTTP_CODES.get(error.status_code))
     return _json(ErrorAnswer(error=detail), error.status_code, dict(error.headers or {}))

@@ -69,7 +69,7 @@ class ChatCompletionBody(SamplingFields):
 
 
 def _false_is_none(value: object) -> object:
-    """Clients of both paths write `logprobs: false` where a number belongs."""
+    """Read false as null: clients of both paths write `logprobs: false` where a number belongs."""
     return None if value is False else value
 
 
@@ -184,7 +184,7 @@ def _to_text(part: ContentPart, param: str) -> str:
 
 
 def to_prompts(body: CompletionBody) -> list[Text | TokenIds]:
-    """A string, token ids, or a list of either -> at least one prompt."""
+    """Return at least one prompt, of a string, token ids, or a list of either."""
     special = body.add_special_tokens is not False
     if isinstance(body.prompt, str):
         return [Text(body.prompt, special)]

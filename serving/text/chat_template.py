@@ -1,4 +1,4 @@
-"""Chat messages -> prompt text, through the checkpoint's Jinja template, exactly as transformers renders it.
+"""Write chat messages as a prompt, through the checkpoint's Jinja template, exactly as transformers does.
 
 Source of the environment's settings: transformers 5, utils/chat_template_utils.py. The template is code from a hub, so
 it runs in Jinja's immutable sandbox and sees plain JSON values only.
@@ -31,7 +31,7 @@ RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generatio
 
 
 class ChatTemplateError(ServingError):
-    """The checkpoint's template cannot be parsed."""
+    """The checkpoint's template cannot be read or parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _strftime_now(layout: str) -> str:
 
 def _tojson(value: JsonValue, ensure_ascii: bool = False, indent: int | None = None,
             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-    """Jinja's own filter escapes HTML; models were trained on plain JSON."""
+    """Write plain JSON, on which models were trained; Jinja's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -122,7 +122,7 @@ class ChatTemplate:
     """One compiled template with the tokenizer's special tokens (`bos_token`, ...) bound."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises ChatTemplateError when `source` is not a Jinja template."""
+        """Compile. Raises ChatTemplateError when `source` is not a Jinja template."""
         environment = _environment()
         try:
             tree = environment.parse(source)
@@ -136,7 +136,8 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
                variables: Mapping[str, JsonValue] | None = None) -> str:
-        """-> the prompt's text, special tokens written out. `variables` go to the template (`enable_thinking`, ...).
+        """Return the prompt's text, special tokens written out. `variables` go to the template (`enable_thinking`,
+        ...).
 
         Raises InvalidRequestError when the template refuses the messages. As everywhere, it may leave a variable or a
         field of a message unread.
