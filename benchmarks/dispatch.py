@@ -68,7 +68,7 @@ class Result:
 
 def placement_with_copies(num_members: int, num_experts: int, num_copied: int,
                           rates: tuple[ExpertRate, ...] = ()) -> Placement:
-    """One layer; expert e on member e mod M, the first `num_copied` also on another one, which varies."""
+    """Return the placement of one layer: expert e on member e mod M, the first `num_copied` also on another one."""
     seconds = [(expert + 1 + expert // num_members % max(num_members - 1, 1)) % num_members
                for expert in range(num_copied)]
     holders = [{expert % num_members, *seconds[expert:expert + 1]} for expert in range(num_experts)]
@@ -76,7 +76,7 @@ def placement_with_copies(num_members: int, num_experts: int, num_copied: int,
 
 
 def least_bytes(setting: Setting) -> int:
-    """By the split that the dispatchers choose."""
+    """Return the bytes that the split which the dispatchers choose must send."""
     members = range(len(setting.rows_of_member))
     ids = np.concatenate([setting.expert_ids(owner).numpy().astype(np.int16) for owner in members])
     owners = np.repeat(members, setting.rows_of_member)
@@ -101,7 +101,7 @@ def dispatchers(setting: Setting, rank: int, group: torch.distributed.ProcessGro
 
 
 def measure(setting: Setting, dispatchers: dict[str, Dispatcher], rank: int) -> dict[str, tuple[float, int]]:
-    """(first quartile of the seconds, bytes sent) of a layer on this member. The dispatchers take turns."""
+    """Return (first quartile of the seconds, bytes sent) of a layer on this member. The dispatchers take turns."""
     expert_ids = setting.expert_ids(rank)
     x = torch.randn(len(expert_ids), setting.hidden_size).to(torch.bfloat16)
     weights = torch.rand(expert_ids.shape)

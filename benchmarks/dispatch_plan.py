@@ -52,7 +52,7 @@ def first_quartile_us(function: Callable[[], object], repeats: int) -> float:
 
 
 def cold_us(function: Callable[[], object]) -> float:
-    """Median, each time after all caches were filled with something else."""
+    """Return the median time, each taken after all caches were filled with something else."""
     other = np.zeros(COLD_BYTES // 8)
     seconds = []
     for _ in range(COLD_REPEATS):

@@ -32,7 +32,7 @@ def prompts_of(num: int, num_tokens: int, vocab_size: int, seed: int) -> list[tu
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """All figures of one engine in this process. `..._s` seconds, `..._tokens_per_s`, `..._bytes`."""
+    """Return all figures of one engine in this process. `..._s` seconds, `..._tokens_per_s`, `..._bytes`."""
     num_kv_tokens = max(max(options.batch_sizes) * (options.input_tokens + options.output_tokens + BLOCK_SIZE),
                         options.prefill_tokens + 2 * BLOCK_SIZE)
     engine: BenchEngine = ENGINES[options.engine](options.model, options.threads, num_kv_tokens, options.device,
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Medians by engine over interleaved runs, and the first engine's over the second's."""
+    """Return medians by engine over interleaved runs, and the first engine's over the second's."""
     engines = [options.engine, options.compare]
     runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     for repeat in range(options.repeats):
@@ -76,7 +76,7 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def run_alone(engine: str, options: argparse.Namespace) -> dict[str, float]:
-    """One engine in a new process, with the same options."""
+    """Run one engine in a new process, with the same options."""
     command = [sys.executable, __file__, "--model", str(options.model), "--engine", engine,
                "--threads", str(options.threads), "--device", options.device, "--dtype", options.dtype,
                "--batch-sizes", ",".join(map(str, options.batch_sizes)),

@@ -131,7 +131,7 @@ class MoesaicEngine:
 
 
 def timing_of(start_s: float, times_of_sequence: list[list[float]]) -> Timing:
-    """From the moments at which each sequence got its tokens."""
+    """Return the timing that follows from the moments at which each sequence got its tokens."""
     if not all(times_of_sequence):
         raise SystemExit("the time limit passed before every sequence had a token: raise --time-limit-s")
     open_s = max(times[0] for times in times_of_sequence)

@@ -92,7 +92,7 @@ def new_layer(kernels: PackedCpuKernels, shape: MoeShape) -> PackedExperts:
 
 
 def moe_cases(kernels: PackedCpuKernels, shape: MoeShape) -> Iterator[Case]:
-    """Tokens pick experts at random; the calls share counts, in another order of the experts each."""
+    """Return cases whose tokens pick experts at random; calls share counts, in another order of the experts each."""
     expert_bytes = 6 * shape.hidden * shape.intermediate
     layers = [new_layer(kernels, shape) for _ in range(int(COLD_BYTES // (expert_bytes * shape.num_experts)) + 1)]
     for tokens in ROWS:

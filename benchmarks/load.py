@@ -78,7 +78,7 @@ def trace_arrivals(options: argparse.Namespace) -> list[Arrival]:
 
 
 def prompt_of(arrival: Arrival, index: int, seed: int, token_scale: float) -> list[int]:
-    """Token ids: those of the trace's shared blocks first, then the request's own."""
+    """Return token ids: those of the trace's shared blocks first, then the request's own."""
     token_ids: list[int] = []
     for block in arrival.block_ids:
         draw = random.Random(f"{seed} block {block}")
@@ -152,7 +152,7 @@ async def first_model(session: aiohttp.ClientSession, url: str) -> str:
 
 
 def percentiles(values: list[float]) -> dict[str, float] | None:
-    """p50, p90, p99 by nearest rank, and the mean, in milliseconds."""
+    """Return p50, p90, p99 by nearest rank, and the mean, in milliseconds."""
     if not values:
         return None
     ordered = sorted(values)

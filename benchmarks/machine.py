@@ -1,4 +1,4 @@
-"""What a recorded figure needs beside it: commit, versions, hardware."""
+"""Says what a recorded figure needs beside it: commit, versions, hardware."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How close to the best the placement of a layer is, and how little a replan moves.
+"""Measures how close to the best the placement of a layer is, and how little a replan moves.
 
 `python benchmarks/placement.py [--instances 200] [--tight]`. Ratios are step time over the bound (linear program with
 copies in fractions); `proven` is over what HiGHS proved for whole copies where it had to. The second table: one member
@@ -108,7 +108,7 @@ def certify(num_instances: int, is_tight: bool = False) -> Certificate:
 
 
 def leave(seed: int, problem: LayerProblem, solution: LayerSolution) -> Replan | None:
-    """A member leaves: which one is chance, among those that are missed and whose slots the others can do without."""
+    """Let a member leave: chance says which, among those that are missed and whose slots the others can spare."""
     for gone in np.random.default_rng(seed).permutation(len(problem.slots_M)).tolist():
         try:
             left = without_member(problem, solution.holders, gone)

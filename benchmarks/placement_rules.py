@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 
 from cluster.planner.even_placement import equal_slots, even_holders
-from cluster.planner.layer.arrays import BoolArray
 from cluster.planner.layer.linear_program import best_split, everything_open, member_seconds
 from cluster.planner.layer.problem import LayerProblem, holders_mask
 from cluster.planner.layer.rounding import add_copy
+from model.arrays import BoolArray
 
 NUM_EXPERTS = (16, 64, 128)
 
 
 def instance(seed: int, is_tight: bool = False) -> LayerProblem:
-    """Speeds up to 8:1, 3 to 8 members, zipf 0 to 1.2, 1 or 2 copies, 5 to 50 % spare slots.
+    """Return a layer with speeds up to 8:1, 3 to 8 members, zipf 0 to 1.2, 1 or 2 copies, 5 to 50 % spare slots.
 
     Spare: the members' memory has room for experts x copies x (1 + spare). It is divided by chance, a member four times
     as fast has on average twice as much; each member's part is rounded up to whole slots, at most one of each expert.
@@ -42,14 +42,14 @@ def instance(seed: int, is_tight: bool = False) -> LayerProblem:
 
 
 def contiguous_s(problem: LayerProblem) -> float:
-    """Equal numbers of experts in order, as memory allows; rows are divided equally over copies."""
+    """Give equal numbers of experts in order, as memory allows, and divide rows equally over copies."""
     num_experts = len(problem.costs_EM)
     holders = even_holders(problem.room_M.tolist(), 1, num_experts, problem.min_copies)[0]
     return _equal_split_s(problem, holders_mask(holders, len(problem.slots_M)))
 
 
 def even_s(problem: LayerProblem) -> float:
-    """EPLB's rule: copies for the hottest experts, then the heaviest copy first to the member with the least load.
+    """Place by EPLB's rule: copies for the hottest experts, then the heaviest copy first to the least loaded member.
 
     All members have equal slots, as memory allows, and rows are divided equally over copies.
     """
@@ -71,7 +71,7 @@ def even_s(problem: LayerProblem) -> float:
 
 
 def speed_lpt_s(problem: LayerProblem) -> float:
-    """Longest processing time first, by speed, where there is a slot; rows are divided at best."""
+    """Place the longest processing time first, by speed, where there is a slot; divide rows at best."""
     held_EM = np.zeros(problem.costs_EM.shape, dtype=np.bool_)
     for expert in np.argsort(-problem.costs_EM.mean(axis=1), kind="stable"):
         for _ in range(problem.min_copies):
@@ -84,14 +84,14 @@ def _equal_split_s(problem: LayerProblem, held_EM: BoolArray) -> float:
 
 
 def without_member(problem: LayerProblem, previous: tuple[tuple[int, ...], ...], gone: int) -> LayerProblem:
-    """The layer after a member has left. Raises PlacementError when the others have no room."""
+    """Return the layer after a member has left. Raises PlacementError when the others have no room."""
     holders = tuple(tuple(rank - (rank > gone) for rank in ranks if rank != gone) for ranks in previous)
     slots = problem.slots_M[:gone] + problem.slots_M[gone + 1:]
     return LayerProblem(np.delete(problem.costs_EM, gone, axis=1), slots, problem.min_copies, previous=holders)
 
 
 def least_moves(problem: LayerProblem) -> int:
-    """Copies that must be loaded so that every expert has min_copies holders, however slow that is.
+    """Return how many copies must be loaded so that every expert has min_copies holders, however slow that is.
 
     A matching of experts to slots, for which the relaxed program has whole numbers as its optimum.
     """

@@ -22,7 +22,7 @@ TIMEOUT_S = 1200.0
 
 
 def run(script: str, *arguments: str) -> dict[str, object]:
-    """One benchmark's last line; what else it prints is shown as it comes."""
+    """Return one benchmark's last line; what else it prints is shown as it comes."""
     print(f"\n== {script} {' '.join(arguments)}", flush=True)
     command = [sys.executable, str(HERE / script), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -41,7 +41,7 @@ def run(script: str, *arguments: str) -> dict[str, object]:
 
 
 def run_load(options: argparse.Namespace) -> dict[str, object]:
-    """Open-loop load on the demo, started for it and stopped again."""
+    """Run open-loop load on the demo, started for it and stopped again."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config_path = bench_config(folder, argparse.Namespace(config=DEMO_CONFIG))

@@ -86,7 +86,7 @@ def run_floor(config: ServeConfig, kind: str, began_s: float) -> None:
 
 
 def run_ray_floor(config: ServeConfig, began_s: float) -> None:
-    """The same with what Ray has for it."""
+    """Do the same with what Ray has for it."""
     marks = {"python_started": time.monotonic() - began_s}
     import ray
     from ray import serve
@@ -190,7 +190,7 @@ def time_up(config_path: Path, config: ServeConfig, state_dir: Path) -> dict[str
 
 
 def first_token(config: ServeConfig) -> None:
-    """Returns with the first text of a streamed chat."""
+    """Return when the first text of a streamed chat has come."""
     connection = http.client.HTTPConnection("127.0.0.1", config.http_port, timeout=TIMEOUT_S)
     body = {"model": config.model.served_name, "messages": [{"role": "user", "content": QUESTION}], "stream": True,
             "max_tokens": 8, "temperature": 0}
@@ -256,7 +256,7 @@ def time_breakdown(config_path: Path, state_dir: Path) -> dict[str, float]:
 
 
 def bench_config(folder: Path, options: argparse.Namespace) -> Path:
-    """The demo's config with free ports, its checkpoint, and a name of its own."""
+    """Return the demo's config with free ports, its checkpoint, and a name of its own."""
     from model.demo_checkpoint import ensure_demo_checkpoint
 
     checkpoint = ensure_demo_checkpoint(platformdirs.user_cache_path("moesaic"))

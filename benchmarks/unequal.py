@@ -65,8 +65,9 @@ class Wave:
 
     @property
     def tokens_per_s(self) -> float:
-        """While all are decoding. The window opens and closes between two steps: half a step after a token of the
-        sequence that ended first, so that a step's tokens, which arrive in a burst, are all in it or all not."""
+        """Return the speed while all are decoding. The window opens and closes between two steps: half a step after a
+        token of the sequence that ended first, so that a step's tokens, which arrive in a burst, are all in it or
+        all not."""
         all_began_s = max(times[0] for times in self.sequences_s)
         first_to_end = min(self.sequences_s, key=lambda times: times[-1])
         steps_s = [time_s for time_s in first_to_end if time_s > all_began_s]
@@ -100,13 +101,13 @@ def prompts_of(options: argparse.Namespace, num: int, seed: int) -> list[list[in
 
 
 def budget_of(part: float, options: argparse.Namespace, demand: MemoryDemand) -> int:
-    """For so large a part of the experts, and once more for those of a layer, which a change of placement takes."""
+    """Return the budget for so large a part of the experts, and once more for those of a layer: a change takes that."""
     copies = part * (1 + options.spare) * demand.num_slots
     return int(PROCESS_BYTES + demand.fixed_bytes + copies * (1 + 1 / demand.num_moe_layers) * demand.expert_bytes)
 
 
 def config_of(options: argparse.Namespace, speeds: list[float], policy: str, num_rows: int) -> ServeConfig:
-    """Planned for `num_rows` a step."""
+    """Return a config that is planned for `num_rows` a step."""
     free = ServeConfig.model_validate(content_of(options, speeds, policy, num_rows, [None] * len(speeds)))
     if len(speeds) == 1:
         return free
@@ -136,13 +137,13 @@ def content_of(options: argparse.Namespace, speeds: list[float], policy: str, nu
 
 
 def measure_alone(options: argparse.Namespace, speed: float) -> dict[str, float]:
-    """Tokens/s of one node at every number of rows."""
+    """Return the tokens/s of one node at every number of rows."""
     with served(config_of(options, [speed], "speed", max(options.rows))) as running:
         return {f"rows_{rows}": decoded(options, running, rows, options.alone_steps, 0) for rows in options.rows}
 
 
 def measure_group(options: argparse.Namespace, speeds: list[float], policy: str) -> dict[str, dict[str, object]]:
-    """The same of a group, planned for each number of rows, and what was planned."""
+    """Return the same of a group, planned for each number of rows, and what was planned."""
     found: dict[str, dict[str, object]] = {}
     for rows in options.rows:
         config = config_of(options, speeds, policy, rows)
@@ -212,7 +213,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def run_apart(options: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """In a process of its own: a driver can connect to one cluster after the other, but what it leaves may disturb."""
+    """Run it in a process of its own: a driver can connect to several clusters in turn, but what it leaves disturbs."""
     command = [sys.executable, __file__, "--only", kind, "--speeds", options.speeds, "--model", options.model,
                "--sum-of-speeds", str(options.sum_of_speeds), "--rows", ",".join(map(str, options.rows)),
                "--prompt-tokens", str(options.prompt_tokens), "--steps", str(options.steps),
@@ -226,7 +227,7 @@ def run_apart(options: argparse.Namespace, kind: str) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, speeds: list[float], kind: str) -> dict[str, Any]:
-    """One kind of the module's list."""
+    """Measure one kind of the module's list."""
     if kind == "alone":
         return {f"{speed:g}": measure_alone(options, speed) for speed in sorted(set(speeds), reverse=True)}
     if kind == "again":
@@ -238,7 +239,7 @@ def measure(options: argparse.Namespace, speeds: list[float], kind: str) -> dict
 
 def compare(options: argparse.Namespace, speeds: list[float],
             found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """A row of the table for each number of rows."""
+    """Return a row of the table for each number of rows."""
     table: dict[str, dict[str, float]] = {}
     fastest = f"{max(speeds):g}"
     for rows in options.rows:

@@ -1,4 +1,4 @@
-"""What Ray Serve's HTTP proxies do to our requests and answers, and how they are told to do it well."""
+"""Tell Ray Serve's HTTP proxies how to treat our requests and answers."""
 
 from __future__ import annotations
 

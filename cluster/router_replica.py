@@ -14,7 +14,7 @@ from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableErr
 from cluster.coordinator.coordinator import RouterReport
 from cluster.coordinator.membership import GroupPhase, View
 from cluster.device.model_store import locate_checkpoint
-from cluster.device.node import NodeIdentity, PortTakenError, is_port_free
+from cluster.device.node import NodeIdentity, PortTakenError, host_and_port, port_fault
 from serving.config import ServeConfig
 from serving.ingress.grpc_server import build_grpc_server
 from serving.ingress.openai_http import build_http_app
@@ -71,14 +71,14 @@ class RouterReplica:
         host, first = self._config.http_host, self._config.router.grpc_port
         ports = [0] if first == 0 else range(first, min(first + _PORTS_TO_TRY, 65536))
         for port in ports:
-            if not is_port_free(host, port):
+            if port_fault(host, port) is not None:
                 continue
             with contextlib.suppress(RuntimeError):     # taken between the question and now
-                bound = self._grpc_server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+                bound = self._grpc_server.add_insecure_port(host_and_port(host, port))
                 await self._grpc_server.start()
-                shown = self._node.address if host in ("0.0.0.0", "::") else host
-                logger.info("grpc_door_open address=%s:%d", shown, bound)
-                return f"{shown}:{bound}"
+                shown = host_and_port(self._node.address if host in ("0.0.0.0", "::") else host, bound)
+                logger.info("grpc_door_open address=%s", shown)
+                return shown
         raise PortTakenError(f"ports {first} to {first + _PORTS_TO_TRY - 1} are all taken on {host}",
                              fix="set router.grpc_port to another port, or to 0 for any")
 

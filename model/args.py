@@ -6,7 +6,6 @@ fields are those of transformers 5 (Qwen3MoeConfig, MixtralConfig), so a folder 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -15,11 +14,14 @@ from pathlib import Path
 
 from model.errors import CheckpointError, UnknownArchitectureError, UnsupportedFieldError
 from model.families import FAMILIES, Family, served_families
+from model.json_file import read_json_object, shown
 from model.rope_args import RopeArgs, read_rope_args
 
 logger = logging.getLogger(__name__)
 
 Json = Mapping[str, object]
+_MAX_SIZE = 2**31 - 1       # of anything that is counted: more is a slip, and some sizes become lists
+_MAX_LAYERS = 10_000
 
 # Read by nobody because they change nothing at inference.
 _HARMLESS = {
@@ -81,7 +83,7 @@ class LinearAttentionArgs:
 
 @dataclass(frozen=True, slots=True)
 class ModelArgs:
-    """What the forward pass and the planner need to know. Sizes are counts of elements."""
+    """Facts that the forward pass and the planner need. Sizes are counts of elements."""
 
     family: str
     dtype: str                          # of the checkpoint: "bfloat16", "float16" or "float32"
@@ -128,11 +130,11 @@ class ModelArgs:
 
     @property
     def context_limit(self) -> int:
-        """The tokens that a sequence may have, prompt and output."""
+        """Return the tokens that a sequence may have, prompt and output."""
         return self.rope.context_limit(self.max_position_embeddings)
 
     def moe_layer_index(self, layer: int) -> int | None:
-        """Which of the MoE layers this layer is (the `layer` of a Placement); None for a dense layer."""
+        """Return the layer's index among the MoE layers (the `layer` of a Placement), or None for a dense layer."""
         return self.moe_layers.index(layer) if layer in self.moe_layers else None
 
 
@@ -140,24 +142,19 @@ def read_model_args(checkpoint_dir: Path) -> ModelArgs:
     """Read and check config.json. Raises CheckpointError and its kinds."""
     path = Path(checkpoint_dir) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return parse_model_args(read_json_object(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not there", fix="give the folder of a Hugging Face checkpoint") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", fix="fetch the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is not a JSON object", fix="fetch the checkpoint again")
-    return parse_model_args(config)
 
 
 def parse_model_args(config: Json) -> ModelArgs:
-    """Read what config.json says -> ModelArgs. Raises CheckpointError and its kinds."""
+    """Check the content of config.json and return its facts. Raises CheckpointError and its kinds."""
     family = _family_of(config)
     config = _text_config(config, family)
     _refuse_what_is_not_implemented(config, family)
     fields = _Fields(config, family)
     num_experts = _num_experts(config, fields)
-    num_layers, num_heads = fields.count("num_hidden_layers"), fields.count("num_attention_heads")
+    num_layers, num_heads = fields.count("num_hidden_layers", 1, _MAX_LAYERS), fields.count("num_attention_heads", 1)
     hidden_size = fields.count("hidden_size")
     head_dim = fields.count("head_dim") if fields.value("head_dim") is not None else hidden_size // max(1, num_heads)
     max_positions = fields.count("max_position_embeddings")
@@ -204,7 +201,7 @@ def _text_config(config: Json, family: Family) -> Json:
         return config
     inner = config.get(family.text_config)
     if not isinstance(inner, dict):
-        raise CheckpointError(f"config.json: {family.text_config}={_abbreviated(inner)} is not an object",
+        raise CheckpointError(f"config.json: {family.text_config}={shown(inner)} is not an object",
                               fix="fetch the checkpoint again")
     outside = {name: config[name] for name in ("dtype", "torch_dtype", "quantization_config")
                if config.get(name) is not None}
@@ -245,10 +242,10 @@ class _Fields:
     def value(self, name: str, *, default_only: bool = False) -> object:
         return self._defaults.get(name) if default_only else self._config.get(name, self._defaults.get(name))
 
-    def count(self, name: str) -> int:
+    def count(self, name: str, least: int = 0, most: int = _MAX_SIZE) -> int:
         value = self.value(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise _wrong_type(name, value, "a whole number >= 0")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise _wrong_type(name, value, f"a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, *, default_only: bool = False) -> float:
@@ -265,7 +262,7 @@ class _Fields:
 
 
 def _wrong_type(name: str, value: object, wanted: str) -> CheckpointError:
-    return CheckpointError(f"config.json: {name}={value!r} is not {wanted}", fix="correct it, or fetch it again")
+    return CheckpointError(f"config.json: {name}={shown(value)} is not {wanted}", fix="correct it, or fetch it again")
 
 
 def _is_null(config: Json, name: str) -> bool:
@@ -273,13 +270,16 @@ def _is_null(config: Json, name: str) -> bool:
 
 
 def _family_of(config: Json) -> Family:
-    """Both names must agree: a Qwen3MoeForSequenceClassification is a qwen3_moe that is no language model."""
+    """Return the family, of which both names must speak: a Qwen3MoeForSequenceClassification is a qwen3_moe that is no
+    language model."""
     names = config.get("architectures") or []
     model_type = config.get("model_type")
-    by_name = {family.name for family in FAMILIES.values() if isinstance(names, list) and family.architecture in names}
+    listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    by_name = {family.name for family in FAMILIES.values() if family.architecture in listed}
     family = model_type if isinstance(model_type, str) else next(iter(by_name), None)
     if family not in FAMILIES or (names and by_name != {family}):
-        raise UnknownArchitectureError(f"config.json: architectures={names}, model_type={model_type!r} is not known",
+        raise UnknownArchitectureError(f"config.json: architectures={shown(names)}, "
+                                       f"model_type={shown(model_type)} is not known",
                                        fix=f"known are {served_families()}")
     return FAMILIES[family]
 
@@ -290,8 +290,8 @@ def _refuse_what_is_not_implemented(config: Json, family: Family) -> None:
     for name, allowed_values in off.items():
         value = config.get(name)
         if not any(value is allowed or value == allowed for allowed in allowed_values):
-            raise UnsupportedFieldError(f"config.json: {name}={_abbreviated(value)} is not implemented for "
-                                        f"{family.name}", fix="serve a checkpoint without it")
+            raise UnsupportedFieldError(f"config.json: {name}={shown(value)} is not implemented for {family.name}",
+                                        fix="serve a checkpoint without it")
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedFieldError(f"config.json: hidden_act={activation!r} is not implemented",
@@ -303,17 +303,11 @@ def _refuse_what_is_not_implemented(config: Json, family: Family) -> None:
     known = set(family.defaults) | _HARMLESS | set(off)
     for name in sorted(set(config) - known):
         if not name.startswith("_"):
-            logger.warning("config_field_ignored family=%s field=%s value=%s", family.name, name,
-                           _abbreviated(config[name]))
-
-
-def _abbreviated(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+            logger.warning("config_field_ignored family=%s field=%s value=%s", family.name, name, shown(config[name]))
 
 
 def _num_experts(config: Json, fields: _Fields) -> int:
-    """transformers writes `num_local_experts` for both families; older qwen3_moe folders say `num_experts`."""
+    """Read either spelling: transformers writes `num_local_experts`, older qwen3_moe folders say `num_experts`."""
     spelled = [name for name in ("num_experts", "num_local_experts") if config.get(name) is not None]
     if not spelled:
         return fields.count("num_experts")

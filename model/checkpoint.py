@@ -6,18 +6,19 @@ maps whole files, which would count as resident memory of this process, and does
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from model.checkpoint_files import abbreviated, weight_file_names
 from model.errors import CheckpointError, TensorError
+from model.json_file import FETCH_AGAIN, parse_json_object, shown
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 100_000_000     # the format's own limit
@@ -81,7 +82,10 @@ class Checkpoint:
         if self._buffer.numel() < num_bytes:
             self._buffer = torch.empty(num_bytes, dtype=torch.uint8)
         if file not in self._descriptors:
-            self._descriptors[file] = os.open(file, os.O_RDONLY)
+            try:
+                self._descriptors[file] = os.open(file, os.O_RDONLY)
+            except OSError as error:
+                raise TensorError(f"{file.name} cannot be read: {error}", fix=FETCH_AGAIN) from error
         target, done = memoryview(self._buffer.numpy().data), 0
         while done < num_bytes:
             count = os.preadv(self._descriptors[file], [target[done:num_bytes]], start + done)
@@ -93,7 +97,7 @@ class Checkpoint:
 
 def _weight_files(folder: Path) -> list[Path]:
     names = weight_file_names(folder)
-    absent = [name for name in names if not (folder / name).exists()]
+    absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise CheckpointError(f"{folder} misses {len(absent)} of {len(names)} weight files: {abbreviated(absent)}",
                               fix="fetch them, or correct the index")
@@ -101,22 +105,33 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
-    size = file.stat().st_size
     try:
         with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
             header_bytes = struct.unpack("<Q", stream.read(8))[0]
             if header_bytes > min(_MAX_HEADER_BYTES, size):
                 raise ValueError(f"header of {header_bytes} bytes in a file of {size}")
-            entries = json.loads(stream.read(header_bytes))
+            entries = parse_json_object(stream.read(header_bytes), "its header")
         entries.pop("__metadata__", None)
-        data_start = 8 + header_bytes
-        tensors = {name: StoredTensor(file, entry["dtype"], tuple(entry["shape"]),
-                                      *(data_start + offset for offset in entry["data_offsets"]))
-                   for name, entry in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file: {error!r}", fix="fetch it again") from error
+        tensors = {name: _stored_tensor(file, name, entry, 8 + header_bytes) for name, entry in entries.items()}
+    except (OSError, ValueError, CheckpointError, struct.error) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file: {error}", fix=FETCH_AGAIN) from error
     _check_extents(file, size, tensors)
     return tensors
+
+
+def _stored_tensor(file: Path, name: str, entry: object, data_start: int) -> StoredTensor:
+    """Read what a header says of one tensor. Raises ValueError when it says it wrong."""
+    dtype, shape, offsets = (entry.get(key) if isinstance(entry, dict) else None
+                             for key in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2
+            and offsets[0] <= offsets[1]):
+        raise ValueError(f"it describes {name!r} as {shown(entry)}")
+    return StoredTensor(file, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _are_counts(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _check_extents(file: Path, size: int, tensors: dict[str, StoredTensor]) -> None:

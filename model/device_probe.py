@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from model.args import ModelArgs
+from model.curve import Curve
 from model.kernels.protocol import Kernels
 from model.pace import work_clock_of
 from model.probe_work import MAX_ROWS, NUM_SEQUENCES, ExpertGroups, Layers
@@ -17,7 +18,6 @@ from model.probe_work import MAX_ROWS, NUM_SEQUENCES, ExpertGroups, Layers
 ROWS = (1, 4, 16, 64, MAX_ROWS)
 OTHERS_ROWS = MAX_ROWS
 WAKING = ("layers", "layers for others")     # points whose thread sleeps in between: how it wakes up varies
-Curve = tuple[tuple[int, float], ...]
 Timings = dict[tuple[str, int], float]      # (what, rows) -> seconds of the fastest call
 
 _POINT_S = 0.03             # spent on a point, if that are enough calls

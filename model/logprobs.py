@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Float32Array, IntArray
 from model.step import TokenLogprob
 
-Row = NDArray[np.float32]
 
-
-def logprobs_of(logits_V: Row, token_id: int, num_top: int) -> TokenLogprob:
+def logprobs_of(logits_V: Float32Array, token_id: int, num_top: int) -> TokenLogprob:
     """Natural-log probability of `token_id` and of the `num_top` likeliest tokens, equal ones by lower id first."""
     top_logit = float(logits_V.max())
     log_total = top_logit + math.log(float(np.exp(logits_V - np.float32(top_logit)).sum(dtype=np.float64)))
@@ -23,7 +21,7 @@ def logprobs_of(logits_V: Row, token_id: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, float(logits_V[token_id]) - log_total, top)
 
 
-def top_ids(values_V: Row, count: int) -> NDArray[np.int64]:
+def top_ids(values_V: Float32Array, count: int) -> IntArray:
     """Ids of the `count` largest values, largest first, equal ones by lower id."""
     count = min(count, values_V.shape[0])
     if count == 0:

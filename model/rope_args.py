@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from model.errors import CheckpointError, UnsupportedFieldError
+from model.json_file import shown
 
 _KEYS = {
     "default": set[str](),
@@ -15,6 +16,7 @@ _KEYS = {
              "mscale_all_dim", "truncate"},
 }
 _FIX = "correct the rope parameters"
+_MOST = 1e12        # of any rope number: products of two are still whole numbers of positions
 _ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _MROPE = {"mrope_section", "mrope_interleaved"}
 
@@ -52,7 +54,7 @@ def read_rope_args(config: Mapping[str, object], default_theta: float, max_posit
     """
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, dict):
-        raise CheckpointError(f"config.json: rope parameters are {scaling!r}, not an object", fix=_FIX)
+        raise CheckpointError(f"config.json: rope parameters are {shown(scaling)}, not an object", fix=_FIX)
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     if kind not in _KEYS:
         raise UnsupportedFieldError(f"config.json: rope_type={kind!r} is not implemented",
@@ -85,7 +87,7 @@ def _rotary_factor(config: Mapping[str, object], scaling: Mapping[str, object],
 
 def _yarn(scaling: Mapping[str, object], theta: float, outer_original: object, max_positions: int) -> RopeArgs:
     original = int(_positive(_first_given(outer_original, scaling.get("original_max_position_embeddings"),
-                                          max_positions), "original_max_position_embeddings"))
+                                          max_positions), "original_max_position_embeddings", least=1.0))
     factor = _positive(_first_given(scaling.get("factor"), max_positions / original), "rope factor")
     truncate = scaling.get("truncate", True)
     if truncate is not None and not isinstance(truncate, bool):
@@ -116,7 +118,9 @@ def _first_given(*values: object) -> object:
     return next((value for value in values if value is not None), None)
 
 
-def _positive(value: object, name: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CheckpointError(f"config.json: {name}={value!r} is not a number above 0", fix=_FIX)
+def _positive(value: object, name: str, least: float = 0.0) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (0 < value <= _MOST and value >= least):
+        bound = f"of at least {least:g}" if least else "above 0"
+        raise CheckpointError(f"config.json: {name}={shown(value)} is not a number {bound}, up to {_MOST:g}",
+                              fix=_FIX)
     return float(value)

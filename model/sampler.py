@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from model.logprobs import Row, logprobs_of
+from model.arrays import Float32Array, FloatArray
+from model.logprobs import logprobs_of
 from model.step import SamplingSpec, ScheduledRequest, TokenLogprob
 
 _SEED_MASK = 2**64 - 1
@@ -54,7 +54,7 @@ def _changes_logits(spec: SamplingSpec) -> bool:
     return bool(spec.needs_history or spec.logit_bias or spec.banned_token_ids)
 
 
-def _draw(raw_V: Row, request: ScheduledRequest, spec: SamplingSpec) -> Draw:
+def _draw(raw_V: Float32Array, request: ScheduledRequest, spec: SamplingSpec) -> Draw:
     logits_V = adjusted(raw_V, request, spec) if _changes_logits(spec) else raw_V
     if _is_greedy(spec):
         token_id = int(logits_V.argmax())
@@ -71,7 +71,7 @@ def uniform(seed: int, position: int) -> float:
     return (int(bits) >> 11) * 2.0**-53
 
 
-def adjusted(raw_V: Row, request: ScheduledRequest, spec: SamplingSpec) -> Row:
+def adjusted(raw_V: Float32Array, request: ScheduledRequest, spec: SamplingSpec) -> Float32Array:
     """Logits after bans, bias and penalties.
 
     Presence and frequency count output tokens only (OpenAI); repetition divides positive and multiplies negative logits
@@ -93,7 +93,7 @@ def adjusted(raw_V: Row, request: ScheduledRequest, spec: SamplingSpec) -> Row:
     return logits_V
 
 
-def draw_token(logits_V: Row, spec: SamplingSpec, number: float) -> int:
+def draw_token(logits_V: Float32Array, spec: SamplingSpec, number: float) -> int:
     """Invert the cumulative distribution, ids in their own order, at `number` of [0, 1)."""
     weights_V = logits_V - logits_V.max()
     weights_V /= np.float32(spec.temperature)
@@ -102,7 +102,7 @@ def draw_token(logits_V: Row, spec: SamplingSpec, number: float) -> int:
     return _invert(weights_V, number)
 
 
-def _filter(weights_V: Row, spec: SamplingSpec) -> None:
+def _filter(weights_V: Float32Array, spec: SamplingSpec) -> None:
     """Set to 0 what min_p, top_k and top_p leave out; each judges what the ones before it left."""
     if spec.min_p > 0.0:
         weights_V[weights_V < np.float32(spec.min_p)] = 0.0
@@ -121,7 +121,7 @@ def _filter(weights_V: Row, spec: SamplingSpec) -> None:
             weights_V[weights_V < share] = 0.0
 
 
-def _keep_largest(weights_V: Row, least: np.float32, count: int) -> None:
+def _keep_largest(weights_V: Float32Array, least: np.float32, count: int) -> None:
     """Keep `count` weights, none below `least`, which the last of them weighs; of equal ones those of lower id."""
     weights_V[weights_V < least] = 0.0
     num_surplus = int(np.count_nonzero(weights_V)) - count
@@ -129,7 +129,7 @@ def _keep_largest(weights_V: Row, least: np.float32, count: int) -> None:
         weights_V[np.flatnonzero(weights_V == least)[-num_surplus:]] = 0.0
 
 
-def _invert(weights_V: Row, number: float) -> int:
+def _invert(weights_V: Float32Array, number: float) -> int:
     """The id at which the running sum passes `number` of the whole sum."""
     sums = _running_sums(weights_V)
     index = _place(weights_V, sums, number * float(sums[-1]), "right")
@@ -138,12 +138,12 @@ def _invert(weights_V: Row, number: float) -> int:
     return index
 
 
-def _running_sums(weights_N: Row) -> NDArray[np.float64]:
+def _running_sums(weights_N: Float32Array) -> FloatArray:
     """The sum up to the end of every chunk: ten times faster than up to every weight."""
     return np.cumsum(np.add.reduceat(weights_N, np.arange(0, weights_N.shape[0], _CHUNK), dtype=np.float64))
 
 
-def _place(weights_N: Row, sums: NDArray[np.float64], target: float, side: Literal["left", "right"]) -> int:
+def _place(weights_N: Float32Array, sums: FloatArray, target: float, side: Literal["left", "right"]) -> int:
     """Index of the weight that makes the running sum reach (left) or exceed (right) `target`; N if it never does."""
     chunk = int(np.searchsorted(sums, target, side))
     if chunk == sums.shape[0]:

@@ -28,7 +28,7 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 def parse_rate(text: object) -> float:
-    """'3.35TB/s', '400 MB/s' or a plain number of bytes per second -> bytes per second."""
+    """Read '3.35TB/s', '400 MB/s' or a plain number as bytes per second."""
     try:
         return float(parse_bytes(text.strip().removesuffix("/s") if isinstance(text, str) else text))
     except ValueError:
@@ -39,7 +39,7 @@ BytesPerSecond = Annotated[float, BeforeValidator(parse_rate), Field(gt=0)]
 
 
 class LinkFigures(Options):
-    """How rows leave a device, or a node."""
+    """Bandwidth and latency with which rows leave a device, or a node."""
 
     bandwidth: BytesPerSecond               # one direction
     latency_s: Seconds | None = None        # of one small collective; None: AssumedFigures
@@ -47,7 +47,7 @@ class LinkFigures(Options):
 
 
 class DeviceFigures(Options):
-    """What a data sheet says of one device."""
+    """Figures of one device, as its data sheet has them."""
 
     vendor: str                             # collectives of different vendors do not speak to each other
     memory: Bytes
@@ -59,7 +59,7 @@ class DeviceFigures(Options):
 
 
 class AssumedFigures(Options):
-    """What no data sheet says. Shares of a peak, and times; assumed, not measured on any of these devices."""
+    """Figures that no data sheet has: shares of a peak, and times. They are assumed, not measured on these devices."""
 
     read_efficiency: Part = 0.8             # of read_bandwidth, while weights or KV cache are read
     flop_efficiency: Part = 0.6             # of flops, with many rows

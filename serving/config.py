@@ -35,7 +35,7 @@ class ConfigError(ServingError):
 
 
 def parse_bytes(text: object) -> int:
-    """'1.5GiB', '900 MB' or a plain number of bytes -> bytes."""
+    """Read '1.5GiB', '900 MB' or a plain number as bytes."""
     if isinstance(text, bool) or not isinstance(text, (int, float, str)):
         raise ValueError(f"expected a size such as '2GiB' or a number of bytes, got {text!r}")
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(text))
@@ -44,6 +44,14 @@ def parse_bytes(text: object) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
+def parse_host(text: object) -> object:
+    """Check an address as sockets take it: brackets and ports belong to URLs."""
+    if isinstance(text, str) and (not text or set(text) & set("[]/ ")):
+        raise ValueError(f"{text!r} is not a host: write for example 0.0.0.0, ::1 or a name, without brackets")
+    return text
+
+
+Host = Annotated[str, BeforeValidator(parse_host)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
@@ -143,7 +151,7 @@ class GroupConfig(Options):
 
 
 class PlacementConfig(Options):
-    """Which shards hold which experts, and who takes which part of the requests."""
+    """Rules for who holds which experts and takes which part of the requests."""
 
     policy: Literal["speed", "even"] = "speed"  # even: alike for all members, as other systems do; for comparisons
     min_copies: Literal[1, 2] = 1               # every expert on so many shards
@@ -159,7 +167,7 @@ class ServeConfig(Options):
 
     application: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")] = "moesaic"
     route_prefix: Annotated[str, Field(pattern=r"^/")] = "/"
-    http_host: str = "127.0.0.1"
+    http_host: Host = "127.0.0.1"
     http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     model: ModelConfig
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
@@ -205,7 +213,7 @@ def parse_config(content: dict[str, object], source: str = "config") -> ServeCon
 
 
 def read_keys(path: str | os.PathLike[str], what: str, example: str) -> dict[str, object]:
-    """The keys and values of a YAML file. Raises ConfigError."""
+    """Return the keys and values of a YAML file. Raises ConfigError."""
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -219,13 +227,18 @@ def read_keys(path: str | os.PathLike[str], what: str, example: str) -> dict[str
 
 
 def check_options(kind: type[OptionsT], content: Mapping[str, object], source: str, root: str) -> OptionsT:
-    """`root`: what the whole is called where an error is about no key. Raises ConfigError."""
+    """Check values; `root` names the whole where an error is about no key. Raises ConfigError."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         lines = [f"  {'.'.join(str(part) for part in item['loc']) or root}: {_explain(dict(item))}"
-                 for item in error.errors()]
+                 for item in error.errors() if not _is_echo(item["loc"], error)]
         raise ConfigError(f"{source} has {len(lines)} wrong value(s):\n" + "\n".join(lines)) from None
+
+
+def _is_echo(place: tuple[str | int, ...], error: ValidationError) -> bool:
+    """Return whether something further inside is wrong: pydantic then calls a list too short, without what is wrong."""
+    return any(len(item["loc"]) > len(place) and item["loc"][:len(place)] == place for item in error.errors())
 
 
 def _explain(item: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a client may ask of the sampler, with its limits. Both doors build this; the limits are checked here only."""
+"""Check what a client asks of the sampler. Both doors build this; the limits are here only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SamplingParams(BaseModel):
         return self
 
     def to_spec(self, seed: int) -> SamplingSpec:
-        """The part that the sampler needs. `seed` is the one drawn for this choice when the client gave none."""
+        """Return the part that the sampler needs. `seed` is the one drawn for this choice when the client gave none."""
         return SamplingSpec(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
             presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty,

@@ -20,3 +20,13 @@ def test_only_who_plans_loads_the_solver() -> None:
             "    importlib.import_module(name)\n"
             "    assert 'scipy' not in sys.modules, f'{name} loads SciPy'\n")
     subprocess.run([sys.executable, "-c", code, *WITHOUT_SCIPY], cwd=ROOT, check=True)
+
+
+def test_every_benchmark_finds_what_it_imports() -> None:
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    assert len(names) > 8
+    code = ("import importlib, sys\n"
+            "sys.path.insert(0, 'benchmarks')\n"
+            "for name in sys.argv[1:]:\n"
+            "    importlib.import_module(name)\n")
+    subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, check=True)

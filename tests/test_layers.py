@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mirror import COVERED_BY
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("model", "serving", "cluster")
 FORBIDDEN = {
@@ -69,14 +71,27 @@ def imported_modules(path: Path) -> Iterator[Path]:
     """Yield the files of this tree that it imports; a package counts as its `__init__.py`."""
     for name in imported_names(path):
         parts = name.split(".")
-        if parts[0] not in PACKAGES:
+        if parts[0] not in (*PACKAGES, "tests"):
             continue
         for count in range(len(parts), 0, -1):
             target = ROOT.joinpath(*parts[:count])
-            if target.with_suffix(".py").is_file() or (target / "__init__.py").is_file() or \
-                    target.name.endswith(("_pb2", "_pb2_grpc")):
-                yield target.with_suffix(".py") if not target.is_dir() else target / "__init__.py"
-                break
+            if target.is_dir():
+                yield target / "__init__.py"
+            elif target.with_suffix(".py").is_file() or target.name.endswith(("_pb2", "_pb2_grpc")):
+                yield target.with_suffix(".py")
+            else:
+                continue
+            break
+
+
+def loaded_by(*paths: Path) -> set[Path]:
+    """Return the files of this tree that importing these loads, sooner or later, themselves included."""
+    loaded, new = set(paths), list(paths)
+    while new:
+        found = {module for module in imported_modules(new.pop()) if module.exists()} - loaded
+        loaded |= found
+        new += found
+    return loaded
 
 
 def node_of(path: Path) -> str:
@@ -165,14 +180,8 @@ def test_planning_is_pure_and_the_word_is_found() -> None:
 def test_who_says_pure_decides_without_clock_files_network_or_torch(path: Path) -> None:
     bad = imported_roots(path) & IMPURE
     assert not bad, f"{name_of(path)} imports {sorted(bad)}: pass the value in as an argument"
-    loaded, new = {path}, [path]
-    while new:
-        for module in imported_modules(new.pop()):
-            if module not in loaded and module.exists():
-                loaded.add(module)
-                new.append(module)
     heavy = {"torch", "ray"} | ({"scipy"} if "without SciPy" in docstring_of(path) else set())
-    by = {name_of(module) for module in loaded if imported_roots(module) & heavy}
+    by = {name_of(module) for module in loaded_by(path) if imported_roots(module) & heavy}
     assert not by, f"{name_of(path)} loads one of {sorted(heavy)} by {sorted(by)}"
 
 
@@ -184,8 +193,28 @@ def test_init_files_hold_a_docstring_and_nothing_else(package: str) -> None:
         assert not body and docstring_of(path), f"{name_of(path)} must hold a docstring and no code"
 
 
+def own_test_of(path: Path) -> Path:
+    return ROOT / "tests" / path.relative_to(ROOT).with_name(f"test_{path.name}")
+
+
 @pytest.mark.parametrize("package", PACKAGES)
-def test_tests_mirror_the_tree(package: str) -> None:
+def test_every_test_file_is_of_a_module(package: str) -> None:
     for test in sorted((ROOT / "tests" / package).rglob("test_*.py")):
         source = ROOT / package / test.relative_to(ROOT / "tests" / package).with_name(test.name.removeprefix("test_"))
         assert source.exists(), f"{name_of(test)} tests no file: {name_of(source)} is not there"
+
+
+def test_every_module_has_a_test_file_or_says_who_tests_it() -> None:
+    without = {name_of(path) for path in MODULES if not own_test_of(path).exists()}
+    absent, stale = sorted(without - set(COVERED_BY)), sorted(set(COVERED_BY) - without)
+    assert not absent, f"{absent} have no test file of their name: write it, or name who covers them in tests/mirror.py"
+    assert not stale, f"{stale} have a test file of their name, or are gone: remove them from tests/mirror.py"
+
+
+@pytest.mark.parametrize("name", COVERED_BY)
+def test_who_covers_a_module_reaches_it(name: str) -> None:
+    test = ROOT / "tests" / COVERED_BY[name]
+    assert test.exists(), f"tests/mirror.py names {COVERED_BY[name]}, which is not there"
+    helpers = [path for path in test.parent.glob("*.py") if not path.name.startswith("test_")]     # jobs go by name
+    if test.parent.name != "e2e":           # its processes import what they need
+        assert ROOT / name in loaded_by(test, *helpers), f"{name_of(test)} never loads {name}"

@@ -155,18 +155,17 @@ def _free_port() -> int:
 
 
 def _ports(config: ServeConfig) -> Iterator[Check]:
+    from cluster.device.node import host_and_port, port_fault
+
     doors = (("HTTP", "http_port", config.http_port), ("gRPC", "router.grpc_port", config.router.grpc_port))
     for what, key, port in doors:
         if not port:
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((config.http_host, port))
-            except OSError as error:
-                yield Check(f"{what} port", Verdict.FAIL, f"{port}: {error.strerror}",
-                            f"stop what listens there (moesaic down?), or set {key} to another port")
-                continue
+        fault = port_fault(config.http_host, port)
+        if fault is not None:
+            yield Check(f"{what} port", Verdict.FAIL, f"{host_and_port(config.http_host, port)}: {fault}",
+                        f"stop what listens there (moesaic down?), or set {key} to another port")
+            continue
         yield Check(f"{what} port", Verdict.OK, f"{port} is free")
 
 
@@ -241,23 +240,9 @@ def speed_text(profile: DeviceProfile) -> str:
 
 
 def _memory(config: ServeConfig) -> Iterator[Check]:
-    """Can the pools hold the model, by their budgets? The process itself is not counted here."""
+    from cluster.cli.memory_check import memory_checks, this_machine
     from cluster.device.model_store import locate_checkpoint
-    from cluster.planner.memory_demand import memory_demand
     from model.args import read_model_args
 
-    num_shards = sum(pool.replicas for pool in config.pools)
-    demand = memory_demand(read_model_args(locate_checkpoint(config.model, "facts")), config, num_shards)
-    needed = demand.num_slots * demand.expert_bytes + num_shards * demand.fixed_bytes
-    found = f"{num_shards} shards need {needed / 2**30:.2f} GiB in all, {demand.fixed_bytes / 2**30:.2f} of it on each"
-    budgets = [pool.memory_budget for pool in config.pools for _ in range(pool.replicas) if pool.memory_budget]
-    if len(budgets) == num_shards:
-        good = sum(budgets) >= needed and min(budgets) >= demand.fixed_bytes
-        yield Check("memory budgets", Verdict.OK if good else Verdict.FAIL,
-                    f"{found}; {sum(budgets) / 2**30:.2f} GiB given",
-                    "" if good else "raise memory_budget, add replicas, or lower kv_cache or max_batch_tokens")
-    if config.local_nodes:
-        available = psutil.virtual_memory().available
-        yield Check("memory", Verdict.OK if available >= needed else Verdict.FAIL,
-                    f"{found}; {available / 2**30:.2f} GiB available on this machine",
-                    "" if available >= needed else "stop other programs, or serve a smaller model here")
+    args = read_model_args(locate_checkpoint(config.model, "facts"))
+    yield from memory_checks(config, args, this_machine())

@@ -26,9 +26,9 @@ from cluster.coordinator.membership import (
 from cluster.coordinator.placement_change import ChangeState, advance, begin, find, running_change
 from cluster.coordinator.planning import plan_change, plan_given, plan_members
 from cluster.coordinator.work_reports import WorkReports
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.plan_rules import BestChange
+from model.arrays import FloatArray
 from model.placement import Placement
 from serving.engine.expert_load import ExpertLoad
 from serving.errors import NotReadyError

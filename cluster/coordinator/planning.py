@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cluster.coordinator.membership import GroupPlanned, GroupRules
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.plan_rules import BestChange, PlanRules
+from model.arrays import FloatArray
 from model.placement import Placement
 from serving.link.epoch import Epoch, Member, PlannedPlacement
 

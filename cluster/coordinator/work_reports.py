@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.measured_profile import corrected
+from model.arrays import FloatArray
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Member, WorkRatio
 

@@ -81,7 +81,7 @@ class CheckpointFetch:
 
     @contextlib.contextmanager
     def _only_one_process(self) -> Iterator[None]:
-        """Hold the node's lock for this checkpoint. Goes on without where there can be none: files stay whole, but may
+        """Hold the node's lock for this checkpoint, or go on without where there can be none: files stay whole, but may
         be fetched twice."""
         lock = FileLock(self._lock_path)
         with contextlib.ExitStack() as stack:
@@ -94,7 +94,7 @@ class CheckpointFetch:
             yield
 
     def _wait_for(self, lock: FileLock) -> None:
-        """Raises Timeout, which is an OSError, when its holder has brought nothing for long."""
+        """Take the lock. Raises Timeout, which is an OSError, when its holder has brought nothing for long."""
         num_bytes, stalled_s = -1, 0.0
         while True:
             try:

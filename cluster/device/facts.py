@@ -22,11 +22,23 @@ def measure_device(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
     if pool.device == "cuda":
         return _measure_cuda(pool, kernels_name)
     resident_bytes = resident_memory_bytes()
-    memory = psutil.virtual_memory()
-    budget = pool.memory_budget or resident_bytes + int(memory.available * _DEFAULT_PART["cpu"])
     return DeviceFacts(device="cpu", device_name=device_name("cpu"), kernels=kernels_name,
-                       memory_total_bytes=memory.total, memory_budget_bytes=budget, num_threads=num_threads_of(pool),
-                       resident_bytes=resident_bytes)
+                       memory_total_bytes=psutil.virtual_memory().total,
+                       memory_budget_bytes=memory_budget(pool, available_memory_bytes(), resident_bytes),
+                       num_threads=num_threads_of(pool), resident_bytes=resident_bytes)
+
+
+def memory_budget(pool: PoolConfig, available_bytes: int, resident_bytes: int) -> int:
+    """Return what a shard of the pool may use: what its config says, else a part of what is free when it starts.
+
+    `resident_bytes`: of its process before it loads anything; 0 on an accelerator.
+    """
+    return pool.memory_budget or resident_bytes + int(available_bytes * _DEFAULT_PART[pool.device])
+
+
+def available_memory_bytes() -> int:
+    """Return the main memory that new programs can have here without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
 def num_threads_of(pool: PoolConfig) -> int:
@@ -73,9 +85,9 @@ def _measure_cuda(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
     import torch
 
     free, total = torch.cuda.mem_get_info(0)
-    budget = pool.memory_budget or int(free * _DEFAULT_PART["cuda"])
     return DeviceFacts(device="cuda:0", device_name=device_name("cuda"), kernels=kernels_name,
-                       memory_total_bytes=total, memory_budget_bytes=budget, num_threads=num_threads_of(pool))
+                       memory_total_bytes=total, memory_budget_bytes=memory_budget(pool, free, 0),
+                       num_threads=num_threads_of(pool))
 
 
 def device_name(kind: str) -> str:

@@ -16,7 +16,7 @@ from model.errors import CheckpointError
 
 
 class Reason(Enum):
-    """Why a hub gives no files: what is wrong, what to do about it, and how often to try again before it is said."""
+    """A reason why a hub gives no files: what is wrong, what to do, and how often to try again before it is said."""
 
     SIGN_IN = ("it does not exist, or it is private or gated and no valid token came along",
                "check the name; if it is private or gated, accept its terms on {site} and set {token} on every node", 0)

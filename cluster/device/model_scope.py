@@ -42,8 +42,8 @@ class ComparedFile:
 
 @dataclass(frozen=True)
 class Note:
-    """What is known of a repository at a revision: where it is, the hash of each file that the hub has listed last, and
-    the files here that have been compared with theirs."""
+    """All that is known of a repository at a revision: where it is, the hash of each file that the hub has listed
+    last, and the files here that have been compared with theirs."""
 
     folder: Path
     listed: dict[str, str | None]

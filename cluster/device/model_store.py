@@ -1,4 +1,4 @@
-"""Where a checkpoint is on this node: a local folder, or a hub's files in the local cache, fetched when missing."""
+"""Finds a checkpoint on this node: a local folder, or a hub's files in the local cache, fetched when missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a process runs, and the ports it takes there."""
+"""A node as the processes on it know it: its identity, and the ports that they take there."""
 
 from __future__ import annotations
 
@@ -39,13 +39,18 @@ class ReservedPort:
         self._socket.close()
 
 
-def is_port_free(address: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+def host_and_port(host: str, port: int) -> str:
+    """Return host:port as URLs and gRPC write it: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def port_fault(address: str, port: int) -> str | None:
+    """Return why a server could not listen there now, or None when it could."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
             probe.listen(1)
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror or str(error)
+    return None

@@ -1,4 +1,4 @@
-"""What this device does with this model: measured here, kept on disk, made slower where a pool emulates a speed."""
+"""Profiles this device with this model: measured here, kept on disk, made slower where a pool emulates a speed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from cluster.device.facts import device_name, num_threads_of, return_free_memory
 from cluster.device.profile_store import Facts, ProfileStore
 from cluster.planner.device_curves import scaled
 from model.args import ModelArgs
+from model.curve import Curve
 from model.device_probe import WAKING, DeviceProbe, DeviceTimes, Timings
 from model.kernels.protocol import Kernels
 from model.memory import expert_bytes
 from serving.config import PoolConfig
-from serving.link.epoch import Curve, DeviceProfile
+from serving.link.epoch import DeviceProfile
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _METHOD = 4                 # raise it when what is measured changes: older file
 
 def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConfig, store: ProfileStore,
                    settles: bool = False) -> DeviceProfile:
-    """This device's profile for this model: from the store, or measured now in a few seconds.
+    """Return this device's profile for this model: from the store, or measured now in a few seconds.
 
     Call it on the thread that will compute, with torch's number of threads already that of the pool. With `settles` a
     noisy profile of before is measured again, and is steady when the repeats of both agree; without, it is taken as it
@@ -54,7 +55,7 @@ def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConf
 
 
 def profile_facts(args: ModelArgs, dtype: str, kernels: Kernels, num_threads: int) -> Facts:
-    """All that the figures depend on."""
+    """Return all that the figures depend on."""
     return {
         "method": _METHOD, "version": importlib.metadata.version("moesaic"), "torch": torch.__version__,
         "device": device_name(kernels.device.type), "kernels": kernels.name, "num_threads": num_threads, "dtype": dtype,
@@ -66,7 +67,7 @@ def profile_facts(args: ModelArgs, dtype: str, kernels: Kernels, num_threads: in
 
 
 def emulated(profile: DeviceProfile, speed: float | None) -> DeviceProfile:
-    """The same device, were all it computes so much slower. The link stays as it is."""
+    """Return the profile of the same device, were all it computes so much slower. The link stays as it is."""
     if speed is None:
         return profile
     return replace(
@@ -88,7 +89,7 @@ class SteadyTimings:
 
 def measure_until_steady(measure: Callable[[], Timings], clock: Callable[[], float], budget_s: float,
                          earlier: Timings | None = None) -> SteadyTimings:
-    """At least two passes; more while their spread is above MAX_SPREAD and another one fits into the budget.
+    """Measure at least two passes; more while their spread is above MAX_SPREAD and another one fits into the budget.
 
     earlier: what passes of another start found, counts as one.
     """
@@ -105,8 +106,8 @@ def measure_until_steady(measure: Callable[[], Timings], clock: Callable[[], flo
 
 
 def spread_of(passes: list[Timings]) -> float:
-    """The largest relative difference between a point's two fastest passes, with short ones counted as _SHORT_S, and
-    less of it for points that wake up in between."""
+    """Return the largest relative difference between a point's two fastest passes, with short ones counted as _SHORT_S,
+    and less of it for points that wake up in between."""
     spread = 0.0
     for point in passes[0]:
         seconds = sorted(timings[point] for timings in passes if point in timings)

@@ -52,7 +52,7 @@ class ProfileStore:
         return self.folder / f"{digest[:24]}.json"
 
     def read(self, facts: Facts) -> StoredProfile | None:
-        """None: not measured yet, or the file is broken."""
+        """Return what was stored, or None when it was not measured yet or its file is broken."""
         path = self.path_of(facts)
         try:
             stored = _ADAPTER.validate_json(path.read_bytes())
@@ -79,8 +79,8 @@ class ProfileStore:
 
     @contextlib.contextmanager
     def lock(self, timeout_s: float) -> Iterator[None]:
-        """One process of the machine at a time: two that measure at once measure each other. Goes on without the lock
-        when it does not come within timeout_s, or cannot be had at all."""
+        """Let in one process of the machine at a time: two that measure at once measure each other. Goes on without the
+        lock when it does not come within timeout_s, or cannot be had at all."""
         with contextlib.ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from cluster.coordinator.coordinator import ClusterStatus
 from cluster.coordinator.membership import ShardState
 from cluster.device.model_store import locate_checkpoint
-from cluster.device.node import PortTakenError, is_port_free
+from cluster.device.node import PortTakenError, host_and_port, port_fault
 from cluster.launch.cluster_client import ClusterClient
 from cluster.launch.local_nodes import LocalNodes
 from cluster.launch.process_marks import are_alive, stop_processes
@@ -101,9 +101,10 @@ class BringUp:
         if running is not None and are_alive(running.processes):
             raise StartError(f"application {config.application!r} runs already, at {running.http_url}",
                              fix="stop it with `moesaic down`, or set `application` to another name")
-        if not is_port_free(config.http_host, config.http_port):
-            raise PortTakenError(f"http_port {config.http_port} is taken on {config.http_host}",
-                                 fix="set http_port to a port that is free")
+        fault = port_fault(config.http_host, config.http_port)
+        if fault is not None:
+            raise PortTakenError(f"nothing can listen at {host_and_port(config.http_host, config.http_port)}: {fault}",
+                                 fix="set http_port to a port that is free, or http_host to an address of this machine")
 
     def _start_nodes_and_application(self) -> None:
         imports = threading.Thread(target=importlib.import_module, args=("cluster.app",), name="imports")
@@ -205,7 +206,7 @@ def take_down(running: RunningCluster, state_dir: Path) -> int:
 
 def http_url(config: ServeConfig) -> str:
     host = _ANY_ADDRESS.get(config.http_host, config.http_host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.http_port}{config.route_prefix.rstrip('/')}"
+    return f"http://{host_and_port(host, config.http_port)}{config.route_prefix.rstrip('/')}"
 
 
 def is_healthy(config: ServeConfig) -> bool:

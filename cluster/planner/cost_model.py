@@ -13,16 +13,15 @@ from typing import Literal
 
 import numpy as np
 
+from cluster.planner.alike_layers import for_each_layer
 from cluster.planner.device_curves import fit_rate
 from cluster.planner.exchange_cost import exchange_seconds
-from cluster.planner.layer.arrays import BoolArray, FloatArray
 from cluster.planner.layer.linear_program import best_split
 from cluster.planner.layer.problem import Holders, LayerProblem, Split, holders_mask, split_matrix
 from cluster.planner.step_costs import StepCosts
-from cluster.planner.step_costs import Workload as Workload
-from model.args import ModelArgs
-from model.placement import Placement
-from serving.link.epoch import Curve, DeviceProfile, RequestShare
+from model.arrays import BoolArray, FloatArray
+from model.curve import Curve
+from serving.link.epoch import RequestShare
 
 Limit = Literal["memory bandwidth", "compute", "link", "overhead"]
 
@@ -50,18 +49,14 @@ class StepPrediction:
     limit: Limit                    # what takes the largest part of step_s
 
 
-def predict_step(args: ModelArgs, dtype_bytes: int, profiles: Sequence[DeviceProfile], placement: Placement,
-                 splits: Sequence[Split] | None, shares: Sequence[RequestShare], workload: Workload) -> StepPrediction:
-    """`splits`: of each layer; None: at best."""
-    costs = StepCosts(args, dtype_bytes, profiles, workload)
-    return predict(costs, placement.holders, splits, [share.fraction for share in shares])
+def predict_step(costs: StepCosts, holders: Sequence[Holders], splits: Sequence[Split] | None,
+                 shares: Sequence[RequestShare]) -> StepPrediction:
+    """Predict the step of a placement. `splits` of each layer; None: the best ones.
 
-
-def predict(costs: StepCosts, holders: Sequence[Holders], splits: Sequence[Split] | None,
-            shares: Sequence[float]) -> StepPrediction:
-    """A member with neither rows nor experts takes no part."""
+    A member with neither rows nor experts takes no part.
+    """
     args, num_members = costs.args, len(costs.profiles)
-    rows_M = np.array(shares, dtype=np.float64) * costs.workload.num_rows
+    rows_M = np.array([share.fraction for share in shares], dtype=np.float64) * costs.workload.num_rows
     layers = _expert_layers(costs, holders, splits, rows_M)
     is_in_M = (rows_M > 0) | np.any([layer.holds_M for layer in layers], axis=0)
     overhead_M = np.array([profile.layer_overhead_s for profile in costs.profiles]) * is_in_M
@@ -104,17 +99,10 @@ class _LayerTime:
 
 def _expert_layers(costs: StepCosts, holders: Sequence[Holders], splits: Sequence[Split] | None, rows_M: FloatArray,
                    ) -> list[_LayerTime]:
-    """Layers that are alike are computed once."""
-    known: dict[object, _LayerTime] = {}
-    layers = []
-    for layer, of_layer in enumerate(holders):
-        load_E = costs.workload.expert_load[layer] if costs.workload.expert_load else ()
-        split = splits[layer] if splits is not None else None
-        key = (of_layer, split, load_E)
-        if key not in known:
-            known[key] = _layer_time(costs, costs.probability(layer), of_layer, split, rows_M)
-        layers.append(known[key])
-    return layers
+    split_of = splits or (None,) * len(holders)
+    keys = ((of_layer, split_of[layer], costs.workload.load_of(layer)) for layer, of_layer in enumerate(holders))
+    return for_each_layer(keys, lambda layer: _layer_time(
+        costs, costs.probability(layer), holders[layer], split_of[layer], rows_M))
 
 
 def _layer_time(costs: StepCosts, probability_E: FloatArray, holders: Holders, split: Split | None,

@@ -10,9 +10,10 @@ import math
 
 import numpy as np
 
-from cluster.planner.layer.arrays import FloatArray
+from model.arrays import FloatArray
+from model.curve import Curve
 from model.placement import ExpertRate
-from serving.link.epoch import Curve, DeviceProfile
+from serving.link.epoch import DeviceProfile
 
 START_PARTS = tuple(step / 16 for step in range(17))     # of read_s, that are tried as start_s
 

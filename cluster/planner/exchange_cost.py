@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.planner.layer.arrays import FloatArray
+from model.arrays import FloatArray
 from serving.link.epoch import DeviceProfile
 
 NUM_COLLECTIVES = 2         # there and back

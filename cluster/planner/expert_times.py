@@ -12,8 +12,8 @@ import numpy as np
 from scipy.special import gammaln
 
 from cluster.planner.device_curves import seconds_at
-from cluster.planner.layer.arrays import FloatArray
-from serving.link.epoch import Curve
+from model.arrays import FloatArray
+from model.curve import Curve
 
 MANY_ROWS = 4096            # above it the number of an expert's rows is taken as its mean
 

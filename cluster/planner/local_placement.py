@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.planner.layer.arrays import FloatArray
-from cluster.planner.member_roles import MemoryPlanner, mean_probability, slowest_first
+from cluster.planner.member_roles import mean_probability, slowest_first
 from cluster.planner.memory_plan import free_bytes, max_slots
 from cluster.planner.request_shares import share_rows
+from cluster.planner.role_fit import MemoryPlanner
+from model.arrays import FloatArray
 
 BOUND_PART = 0.998      # the best shares are found on straight lines between knots, which differ by less than the rest
 

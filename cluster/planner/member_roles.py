@@ -1,128 +1,38 @@
-"""Which members take requests, which hold experts, and how many slots their memory gives. Pure.
-
-Attention and experts are done one after the other, so the roles compete for memory alone: a member without requests has
-no shared weights and no KV cache, and room for more experts.
-"""
+"""The choice which members take requests and which hold experts. Pure."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cluster.planner.cache_plan import sequence_bytes
 from cluster.planner.exchange_cost import exchange_seconds
-from cluster.planner.layer.arrays import FloatArray
-from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.linear_program import everything_open
 from cluster.planner.layer.problem import LayerProblem
-from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, max_slots, shortfalls
+from cluster.planner.memory_plan import free_bytes
 from cluster.planner.request_shares import share_rows
+from cluster.planner.role_fit import MemoryPlanner, RoleFit, Roles, slots_of_layers
 from cluster.planner.step_costs import StepCosts
+from model.arrays import FloatArray
 
-KV_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)      # of the KV cache that the workload asks for: the most that leaves room
 MAX_CHOICES = 64            # of members, that are all tried
 WORTH_A_ROLE = 0.998        # another role must make the step this much shorter
 WORTH_A_MEMBER = 1.001      # a member without which the step is no longer than this is left out
 
 
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """Of every member, by rank."""
-
-    takes_requests: tuple[bool, ...]
-    holds_experts: tuple[bool, ...]
-
-    def without_requests(self, rank: int) -> Roles:
-        return replace(self, takes_requests=_off(self.takes_requests, rank))
-
-    def without_anything(self, rank: int) -> Roles:
-        return Roles(_off(self.takes_requests, rank), _off(self.holds_experts, rank))
-
-
-def _off(flags: tuple[bool, ...], rank: int) -> tuple[bool, ...]:
-    return flags[:rank] + (False,) + flags[rank + 1:]
-
-
-@dataclass(frozen=True, slots=True)
-class RoleFit:
-    """What members have room for in their roles."""
-
-    roles: Roles
-    kv_part: float                  # of the KV cache that the workload asks for, kept free
-    slots_M: tuple[int, ...]        # expert copies of all layers
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlanner:
-    """Which roles fit into the members' memories."""
-
-    costs: StepCosts
-    demand: MemoryDemand
-    memories: tuple[MemberMemory, ...]
-    min_copies: int
-
-    @property
-    def num_wanted(self) -> int:
-        return self.demand.num_slots * self.min_copies
-
-    def kv_row_bytes(self) -> int:
-        """Of one row: the keys and values of its context, and its state."""
-        args = self.costs.args
-        dtype_bytes = self.costs.row_bytes // args.hidden_size
-        return sequence_bytes(args, self.costs.workload.context_tokens, dtype_bytes)
-
-    def steps_for_all_rows(self, kv_rows: float) -> float:
-        """How many steps the rows take when the KV caches hold so many of them; 1 when they hold them all."""
-        return max(1.0, 0.999 * self.costs.workload.num_rows / max(kv_rows, 1e-9))
-
-    def max_rows(self, takes_requests: Sequence[bool], num_copies: Sequence[int]) -> list[float]:
-        """What each member's KV cache holds beside its experts."""
-        left = [free_bytes(memory, self.demand) + self.demand.kv_cache_bytes - copies * self.demand.expert_bytes
-                for memory, copies in zip(self.memories, num_copies, strict=True)]
-        per_row = self.kv_row_bytes() or 1e-9
-        return [max(0, one) / per_row if takes else 0.0 for one, takes in zip(left, takes_requests, strict=True)]
-
-    def fit(self, roles: Roles) -> RoleFit | None:
-        """With the largest of KV_PARTS that leaves room for the experts; None when none does."""
-        if not any(roles.takes_requests):
-            return None
-        wanted_M, _ = share_rows(self.costs, roles.takes_requests,
-                                 self.max_rows(roles.takes_requests, [0] * len(self.memories)))
-        for kv_part in KV_PARTS:
-            kv_M = kv_part * wanted_M * self.kv_row_bytes()
-            slots_M = tuple(max_slots(memory, self.demand, roles.takes_requests[rank], int(kv_M[rank]))
-                            if roles.holds_experts[rank] else 0 for rank, memory in enumerate(self.memories))
-            if sum(slots_M) >= self.num_wanted:
-                return RoleFit(roles, kv_part, slots_M)
-        return None
-
-
-def slots_of_layers(slots_M: Sequence[int], num_layers: int) -> list[tuple[int, ...]]:
-    """Divide each member's slots over the layers. What does not divide goes round, so that layers' sums stay alike."""
-    layers = [[slots // num_layers for slots in slots_M] for _ in range(num_layers)]
-    position = 0
-    for rank, slots in enumerate(slots_M):
-        for _ in range(slots % num_layers):
-            layers[position % num_layers][rank] += 1
-            position += 1
-    return [tuple(layer) for layer in layers]
-
-
 def choose_roles(planner: MemoryPlanner) -> RoleFit:
     """Start with everything that fits, then take away what makes the predicted step longer, the worst first.
 
+    There is room by memory_fit: that was asked before.
     An exchange costs whoever takes part in it, so several may have to leave before any of it is saved: the start is
     also tried with some members alone.
     """
     probability_E = mean_probability(planner.costs)
     ranks = range(len(planner.memories))
     fit = _first_fit(planner, ranks)
-    if fit is None:
-        raise does_not_fit(planner, _one_taker(_first_roles(planner, ranks)))
+    assert fit is not None, "memory_fit says that the members have room"
     now = (fit, estimate_step(planner, fit, probability_E))
     starts = (_first_fit(planner, some) for some in _some_members(planner, probability_E))
     now = _best_of(planner, now, [(one, 1.0) for one in starts if one is not None], probability_E)
@@ -196,50 +106,28 @@ def _first_roles(planner: MemoryPlanner, ranks: Sequence[int]) -> Roles:
 
 
 def _first_fit(planner: MemoryPlanner, ranks: Sequence[int]) -> RoleFit | None:
-    """These members alone. While the experts do not fit, the slowest one's requests are given up. None: never."""
-    first = roles = _first_roles(planner, ranks)
+    """Fit these members alone. While the experts do not fit, the slowest one's requests are given up. None: never."""
+    roles = _first_roles(planner, ranks)
     rows = planner.costs.workload.num_rows / len(ranks)
     while (fit := planner.fit(roles)) is None:
         takers = [rank for rank, takes in enumerate(roles.takes_requests) if takes]
         if len(takers) < 2:
-            return next((fit for one in _one_taker(first) if (fit := planner.fit(one)) is not None), None)
+            return next((fit for one in _one_taker(planner, ranks) if (fit := planner.fit(one)) is not None), None)
         roles = roles.without_requests(max(takers, key=lambda rank: planner.costs.own_rows_s(rank, rows)))
     return fit
 
 
-def _one_taker(roles: Roles) -> list[Roles]:
-    """Each of those that take requests, as the only one."""
-    everybody = range(len(roles.takes_requests))
-    return [Roles(tuple(rank == taker for rank in everybody), roles.holds_experts)
-            for taker in everybody if roles.takes_requests[taker]]
-
-
-def does_not_fit(planner: MemoryPlanner, options: Sequence[Roles]) -> PlacementError:
-    """What is missing in those of the roles that miss least; without options, when all members take requests."""
-    demand = planner.demand
-    choices = [roles.takes_requests for roles in options] or [(True,) * len(planner.memories)]
-    lacking, takes = min(
-        ((shortfalls(planner.memories, demand, planner.min_copies, takes), takes) for takes in choices),
-        key=lambda choice: sum(entry.missing_bytes for entry in choice[0]))
-    total = sum(entry.missing_bytes for entry in lacking)
-    experts = planner.num_wanted * demand.expert_bytes
-    lines = [f"the {len(lacking)} members cannot hold the model: {total} bytes are missing"]
-    for entry, has_attention in zip(lacking, takes, strict=True):
-        memory = entry.memory
-        shared = f" - shared weights {demand.shared_bytes} - KV cache {demand.kv_cache_bytes}" if has_attention else ""
-        lines.append(f"member {memory.node_name}: {entry.missing_bytes} bytes missing (budget {memory.budget_bytes} - "
-                     f"process {memory.resident_bytes}{shared} - buffers {demand.buffer_bytes} = {entry.free_bytes} "
-                     f"for experts, which take {experts} in all)")
-    copies = ", set min_copies to 1" if planner.min_copies > 1 else ""
-    return PlacementError("\n".join(lines), fix="raise the members' memory budgets by what they miss, add members with "
-                          f"{total} bytes free for experts{copies}, or lower the KV cache and max_batch_tokens")
+def _one_taker(planner: MemoryPlanner, ranks: Sequence[int]) -> Iterator[Roles]:
+    """Give requests to one of these members alone: first to those that the speeds would choose, then to any."""
+    first, everybody = _first_roles(planner, ranks), range(len(planner.memories))
+    for taker in sorted(ranks, key=lambda rank: (not first.takes_requests[rank], rank)):
+        if free_bytes(planner.memories[taker], planner.demand) >= 0:
+            yield Roles(tuple(rank == taker for rank in everybody), first.holds_experts)
 
 
 def mean_probability(costs: StepCosts) -> FloatArray:
-    """Of a layer like the others: its experts' chances from the hottest to the coldest, on average."""
-    load = costs.workload.expert_load
-    layers = range(costs.args.num_moe_layers) if load else range(1)
-    mean_E: FloatArray = np.mean([np.sort(costs.probability(layer))[::-1] for layer in layers], axis=0)
+    """Return the chances of a layer like the others: its experts from the hottest to the coldest, on average."""
+    mean_E: FloatArray = np.mean([np.sort(probability_E)[::-1] for probability_E in costs.probabilities()], axis=0)
     return mean_E
 
 

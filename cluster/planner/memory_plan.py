@@ -5,7 +5,6 @@ Copies are counted in experts of one layer ("slots"): L MoE layers of E experts 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -26,11 +25,14 @@ class MemoryDemand:
 
     @property
     def fixed_bytes(self) -> int:
-        """Of a member that takes requests, before it holds any expert."""
+        """The bytes of a member that takes requests, before it holds any expert."""
         return self.fixed_bytes_of(takes_requests=True)
 
     def fixed_bytes_of(self, takes_requests: bool) -> int:
-        """Before it holds any expert. Without requests a member needs neither shared weights nor a KV cache."""
+        """Return the bytes of a member before it holds any expert.
+
+        Without requests it needs neither shared weights nor a KV cache.
+        """
         return self.buffer_bytes + (self.shared_bytes + self.kv_cache_bytes if takes_requests else 0)
 
 
@@ -68,32 +70,23 @@ class RunningMembers:
     slots_M: tuple[int, ...]        # expert copies of all layers that a member may hold
 
 
-@dataclass(frozen=True, slots=True)
-class Shortfall:
-    """One member of a group that cannot hold the model. Raising every member's budget by missing_bytes makes it fit."""
-
-    memory: MemberMemory
-    free_bytes: int             # for experts; negative when not even the fixed part fits
-    missing_bytes: int
-
-
 def free_bytes(memory: MemberMemory, demand: MemoryDemand, takes_requests: bool = True) -> int:
-    """What is left for experts."""
+    """Return what is left for experts; below zero where not even the fixed part fits."""
     return memory.budget_bytes - memory.resident_bytes - demand.fixed_bytes_of(takes_requests)
 
 
 def max_slots(memory: MemberMemory, demand: MemoryDemand, takes_requests: bool = True, kv_cache_bytes: int = 0) -> int:
-    """Expert copies that fit, at most one of every expert of every layer.
+    """Return the expert copies that fit, at most one of every expert of every layer.
 
     `kv_cache_bytes`: keep so much for the KV cache where it is above the demand's least. 0 when nothing fits.
     """
     more_kv = max(0, kv_cache_bytes - demand.kv_cache_bytes) if takes_requests else 0
     left = free_bytes(memory, demand, takes_requests) - more_kv
-    return min(_capacities([left], demand)[0], demand.num_slots)
+    return min(max(0, left) // demand.expert_bytes, demand.num_slots) if demand.expert_bytes else demand.num_slots
 
 
 def memory_use(memory: MemberMemory, demand: MemoryDemand, num_copies: int, takes_requests: bool) -> MemoryUse:
-    """Byte for byte. A KV cache takes all that experts leave."""
+    """Say where every byte goes. A KV cache takes all that experts leave."""
     experts = num_copies * demand.expert_bytes
     left = free_bytes(memory, demand, takes_requests) - experts
     return MemoryUse(
@@ -102,25 +95,8 @@ def memory_use(memory: MemberMemory, demand: MemoryDemand, num_copies: int, take
         buffer_bytes=demand.buffer_bytes, free_bytes=0 if takes_requests else left)
 
 
-def shortfalls(members: tuple[MemberMemory, ...], demand: MemoryDemand, min_copies: int = 1,
-               takes_requests: Sequence[bool] | None = None) -> tuple[Shortfall, ...]:
-    """Why the members cannot hold the model, member by member; empty when they can. All take requests unless told."""
-    roles = takes_requests or (True,) * len(members)
-    free = [free_bytes(memory, demand, takes) for memory, takes in zip(members, roles, strict=True)]
-    capacities = [min(capacity, demand.num_slots) for capacity in _capacities(free, demand)]
-    lacking_slots = max(0, demand.num_slots * min_copies - sum(capacities))
-    if min(free) >= 0 and not lacking_slots:
-        return ()
-    each = -(-lacking_slots // len(members)) * demand.expert_bytes
-    return tuple(Shortfall(memory, left, each + max(0, -left)) for memory, left in zip(members, free, strict=True))
-
-
-def _capacities(free: list[int], demand: MemoryDemand) -> list[int]:
-    return [max(0, left) // demand.expert_bytes if demand.expert_bytes else demand.num_slots for left in free]
-
-
 def divide_over_layers(num_experts: int, remaining: list[int], num_layers: int) -> list[int]:
-    """This layer's share of each member, so that what remains divides evenly over the other layers."""
+    """Return this layer's share of each member, so that what remains divides evenly over the other layers."""
     shares = [left // num_layers for left in remaining]
     by_remainder = sorted(range(len(remaining)), key=lambda rank: (-(remaining[rank] % num_layers), rank))
     for rank in by_remainder[:num_experts - sum(shares)]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from serving.link.epoch import Curve, DeviceProfile
+from model.curve import Curve
+from serving.link.epoch import DeviceProfile
 
 _CURVES = ("expert_s", "dense_s", "head_s")
 _SPEED, _TIME = "a speed is finite and above zero", "a time is finite and not below zero"

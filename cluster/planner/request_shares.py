@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.step_costs import StepCosts
+from model.arrays import FloatArray
 from serving.link.epoch import RequestShare
 
 OwnSeconds = Callable[[int, float], float]      # (rank, rows) -> seconds

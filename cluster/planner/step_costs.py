@@ -6,18 +6,22 @@ M members, E experts of a layer
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from cluster.planner.alike_layers import for_each_layer
 from cluster.planner.device_curves import curve_seconds
 from cluster.planner.expert_times import ExpertTimes, chosen_probability, expert_times
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.profile_check import profile_fault
 from model.args import ModelArgs
+from model.arrays import FloatArray
 from serving.link.epoch import DeviceProfile
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,10 @@ class Workload:
     num_rows: int                   # of a step, all members together
     context_tokens: int             # that a row attends to
     expert_load: tuple[tuple[float, ...], ...] = ()     # per MoE layer and expert, relative; empty or all 0: uniform
+
+    def load_of(self, layer: int) -> tuple[float, ...]:
+        """Return the loads of one MoE layer's experts; empty: uniform."""
+        return self.expert_load[layer] if self.expert_load else ()
 
 
 class StepCosts:
@@ -41,15 +49,24 @@ class StepCosts:
                                      fix="measure this member again, or leave it out")
         check_workload(args, workload)
         self.args = args
+        self.dtype_bytes = dtype_bytes
         self.profiles = tuple(profiles)
         self.workload = workload
         self.row_bytes = args.hidden_size * dtype_bytes
         self._times: list[ExpertTimes] = [expert_times(profile.expert_s, workload.num_rows) for profile in profiles]
 
     def probability(self, layer: int) -> FloatArray:
-        """The chance that a row chooses each expert of a MoE layer."""
-        load_E = self.workload.expert_load[layer] if self.workload.expert_load else (1.0,) * self.args.num_experts
+        """Return the chance that a row chooses each expert of a MoE layer."""
+        load_E = self.workload.load_of(layer) or (1.0,) * self.args.num_experts
         return chosen_probability(load_E, self.args.num_experts_per_tok)
+
+    def probabilities(self) -> list[FloatArray]:
+        """Return the same of every MoE layer."""
+        return self.of_each_load(self.probability)
+
+    def of_each_load(self, compute: Callable[[int], T]) -> list[T]:
+        """Return compute(layer) of every MoE layer; of layers with equal loads only the first is computed."""
+        return for_each_layer(map(self.workload.load_of, range(self.args.num_moe_layers)), compute)
 
     def expert_costs(self, probability_E: FloatArray) -> FloatArray:
         """Seconds that each member takes for all rows of each expert in a step: costs_EM."""
@@ -60,11 +77,8 @@ class StepCosts:
         return float(self._times[rank].expected(probability_E * (rows / self.workload.num_rows)).sum())
 
     def all_own_experts_s(self, rank: int, rows: float) -> float:
-        """All layers' experts likewise."""
-        load = self.workload.expert_load
-        if not load:
-            return self.args.num_moe_layers * self.own_experts_s(rank, rows, self.probability(0))
-        return sum(self.own_experts_s(rank, rows, self.probability(layer)) for layer in range(len(load)))
+        """Return the same of all layers' experts."""
+        return math.fsum(self.of_each_load(lambda layer: self.own_experts_s(rank, rows, self.probability(layer))))
 
     def attention_s(self, rank: int, rows: float) -> float:
         """One layer's part of the rows' owner, overhead not included. Fewer rows than one take as long as one."""

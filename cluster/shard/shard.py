@@ -23,7 +23,7 @@ from cluster.coordinator.membership import GroupPhase, ShardLifecycle, ShardStat
 from cluster.device.backend import import_backend
 from cluster.device.facts import measure_device, num_threads_of, resident_memory_bytes, return_free_memory
 from cluster.device.model_store import locate_checkpoint
-from cluster.device.node import NodeIdentity, ReservedPort
+from cluster.device.node import NodeIdentity, ReservedPort, host_and_port
 from cluster.device.profile import profile_device
 from cluster.device.profile_store import ProfileStore, default_profile_dir
 from cluster.shard.epoch_run import EpochRun
@@ -74,13 +74,13 @@ class Shard:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what makes this process useless; then start another."""
-        server, port = await start_link_server(self._link, f"{self._node.address}:0")
+        server, port = await start_link_server(self._link, host_and_port(self._node.address, 0))
         try:
             kernels, args, profile = await self._in_thread(self._prepare)
             self._counters = self._new_counters(args, profile)
             facts = await self._in_thread(lambda: measure_device(self._pool, kernels.name))
             self._member = Member(self.shard_id, self._pool.name, self._node.node_id, self._node.name,
-                                  f"{self._node.address}:{port}", facts, profile=profile)
+                                  host_and_port(self._node.address, port), facts, profile=profile)
             self._advance(ShardState.WAITING, "registered")
             await run_endless(epochs=self._serve_forever(kernels, args), follower=self._follower.run(),
                               reporter=self._reporter.run(), steps=self._report_steps())
@@ -179,7 +179,7 @@ class Shard:
         assert self._member is not None
         self._store_port.close()
         self._store_port = ReservedPort(self._node.address)
-        self._member = replace(self._member, store_address=f"{self._node.address}:{self._store_port.port}")
+        self._member = replace(self._member, store_address=host_and_port(self._node.address, self._store_port.port))
 
     async def _load(self, epoch: Epoch, rank: int, kernels: Kernels, args: ModelArgs) -> LoadedModel:
         if self._model is not None and self._model.holds(epoch, rank):

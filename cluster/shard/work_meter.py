@@ -12,9 +12,9 @@ from itertools import chain
 import numpy as np
 
 from cluster.planner.device_curves import curve_seconds, seconds_at
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.measured_profile import RATIO_RANGE
 from model.args import ModelArgs
+from model.arrays import FloatArray
 from model.step import ScheduledRequest, StepPlan, StepStats
 from serving.link.epoch import DeviceProfile, WorkRatio
 

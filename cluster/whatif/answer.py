@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cluster.planner.cache_plan import sequence_bytes
-from cluster.planner.cost_model import Workload
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
-from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, shortfalls
-from cluster.planner.placement import PlacementPlan, PlannedMember, PlanOptions, plan_placement
+from cluster.planner.memory_fit import memory_fit
+from cluster.planner.memory_plan import MemoryDemand, free_bytes
+from cluster.planner.placement import member_costs, plan_placement
+from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
+from cluster.planner.step_costs import Workload
 from cluster.whatif.cluster_file import num_devices, planned_members, with_more_nodes
 from model.args import ModelArgs
 from serving.cluster_config import ClusterConfig, Dtype
@@ -108,12 +110,12 @@ def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
     """Raises PlacementError and ConfigError for what is wrong with the question, not for a model that is too large."""
     cluster, demand = question.cluster, question.demand(question.cluster)
     members = question.members(cluster)
-    missing = missing_bytes(members, demand, question.options.min_copies)
+    missing = missing_bytes(question, cluster)
     if missing:
         say("what would make it fit")
         remedies = tuple(_remedy(question, nodes.name) for nodes in cluster.nodes)
         return ClusterPlan(question, demand, members, None, missing, remedies=remedies,
-                           fits_with_one_copy=not missing_bytes(members, demand, min_copies=1),
+                           fits_with_one_copy=not missing_bytes(question, cluster, min_copies=1),
                            fitting_batch_tokens=_fitting_batch_tokens(question))
     say("placement")
     answer = ClusterPlan(question, demand, members, _plan(question, cluster, question.options), 0)
@@ -133,33 +135,25 @@ def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
     return replace(answer, held=held, even=even, one_more=tuple(one_more))
 
 
-def missing_bytes(members: tuple[PlannedMember, ...], demand: MemoryDemand, min_copies: int) -> int:
-    """With one member that takes requests and the others holding experts only: no other way needs less. 0: it fits.
+def missing_bytes(question: PlanQuestion, cluster: ClusterConfig, min_copies: int | None = None) -> int:
+    """Return how much more memory would hold the model on this cluster; 0: it fits. Raises PlacementError.
 
-    A member without room for its buffers can be left out, or be given room. Raises PlacementError.
+    `min_copies`: as the question says, unless given.
     """
-    if len(members) < min_copies:
-        raise PlacementError(f"min_copies={min_copies} with {len(members)} device: copies of an expert are on "
+    options, members = question.options, question.members(cluster)
+    num_copies = min_copies or options.min_copies
+    if len(members) < num_copies:
+        raise PlacementError(f"min_copies={num_copies} with {len(members)} device: copies of an expert are on "
                              "different devices", fix="set it to 1, or add devices")
-    everybody = [member.memory for member in members]
-    useful = [memory for memory in everybody if free_bytes(memory, demand, takes_requests=False) >= 0]
-    groups = [tuple(group) for group in (everybody, useful) if len(group) >= min_copies]
-    return min(_missing_with_one_taker(group, demand, min_copies) for group in groups)
-
-
-def _missing_with_one_taker(memories: tuple[MemberMemory, ...], demand: MemoryDemand, min_copies: int) -> int:
-    of_taker = []
-    one_of_each = {free_bytes(memory, demand): rank for rank, memory in enumerate(memories)}
-    for taker in one_of_each.values():
-        roles = [rank == taker for rank in range(len(memories))]
-        of_taker.append(sum(entry.missing_bytes for entry in shortfalls(memories, demand, min_copies, roles)))
-    return min(of_taker)
+    memories = [member.memory for member in members]
+    return memory_fit(memories, question.demand(cluster), num_copies, options.policy).missing_bytes
 
 
 def _plan(question: PlanQuestion, cluster: ClusterConfig, options: PlanOptions) -> PlacementPlan:
     members = question.members(cluster)
-    return plan_placement(question.args, question.demand(cluster), members, question.workload,
-                          question.config.scheduler.max_batch_tokens, options)
+    costs = member_costs(question.args, DTYPE_BYTES[question.dtype], members, question.workload)
+    return plan_placement(costs, members, question.demand(cluster), question.config.scheduler.max_batch_tokens,
+                          options)
 
 
 def _outlook(question: PlanQuestion, what: str, cluster: ClusterConfig, options: PlanOptions) -> Outlook:
@@ -171,8 +165,7 @@ def _outlook(question: PlanQuestion, what: str, cluster: ClusterConfig, options:
 
 
 def _fits(question: PlanQuestion, cluster: ClusterConfig) -> bool:
-    members = question.members(cluster)
-    return not missing_bytes(members, question.demand(cluster), question.options.min_copies)
+    return not missing_bytes(question, cluster)
 
 
 def _remedy(question: PlanQuestion, kind: str) -> Remedy:

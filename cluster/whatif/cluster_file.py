@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cluster.planner.memory_demand import DTYPE_BYTES
 from cluster.planner.memory_plan import MemberMemory
-from cluster.planner.placement import PlannedMember
+from cluster.planner.placement_plan import PlannedMember
 from cluster.whatif.data_sheets import data_sheet_profile, device_figures
 from model.args import ModelArgs
 from serving.cluster_config import AssumedFigures, ClusterConfig, DeviceFigures, Dtype, LinkFigures, NodesConfig

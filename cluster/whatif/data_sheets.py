@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.args import ModelArgs
+from model.curve import Curve
 from model.memory import expert_bytes
 from serving.cluster_config import AssumedFigures, DeviceFigures, Dtype, LinkFigures
 from serving.config import ConfigError
-from serving.link.epoch import Curve, DeviceProfile
+from serving.link.epoch import DeviceProfile
 
 _GIB, _GB, _TERA = 2**30, 10**9, 1e12
 _NVIDIA, _AMD = "nvidia", "amd"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.planner.placement import MemberPlan, PlacementPlan
+from cluster.planner.placement_plan import MemberPlan, PlacementPlan
 from cluster.whatif.answer import ClusterPlan
 from cluster.whatif.expert_ranges import expert_id_ranges
 from model.placement import Placement

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cluster.planner.placement import PlacementPlan
+from cluster.planner.placement_plan import PlacementPlan
 from cluster.whatif.answer import ClusterPlan
 from cluster.whatif.text import MEMORY_PARTS
 

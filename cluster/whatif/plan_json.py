@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from cluster.planner.placement import PlacementPlan
+from cluster.planner.placement_plan import PlacementPlan
 from cluster.whatif.answer import ClusterPlan, Outlook
 from cluster.whatif.cluster_file import cluster_name, figures_of
 from cluster.whatif.notes import notes

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.planner.cost_model import StepPrediction
-from cluster.planner.placement import PlacementPlan
+from cluster.planner.placement_plan import PlacementPlan
 from cluster.whatif.answer import MAX_MORE_NODES, ClusterPlan, Outlook
 from cluster.whatif.cluster_file import cluster_name
 from cluster.whatif.member_groups import MemberGroup, experts_a_layer, mean, member_groups
@@ -143,7 +143,7 @@ def _one_more(answer: ClusterPlan, plan: PlacementPlan) -> Iterator[RenderableTy
 
 def _what_is_missing(answer: ClusterPlan) -> Iterator[RenderableType]:
     demand, num_members = answer.demand, len(answer.members)
-    copies = answer.question.options.min_copies
+    options, copies = answer.question.options, answer.question.options.min_copies
     yield Text(f"{answer.missing_bytes:,} bytes ({_gb(answer.missing_bytes)} GB) are missing", style="red")
     yield _title("what the model takes, GB")
     table = Table.grid(padding=(0, 2))
@@ -152,7 +152,8 @@ def _what_is_missing(answer: ClusterPlan) -> Iterator[RenderableType]:
     table.add_column()
     table.add_row("experts", _gb(copies * demand.num_slots * demand.expert_bytes),
                   f"{copies} x {demand.num_slots:,} of {demand.expert_bytes / 1e6:.1f} MB, spread over the devices")
-    table.add_row("shared weights", _gb(demand.shared_bytes), "on each device that takes requests, one at least")
+    takers = "on each device" if options.policy == "even" else "on each device that takes requests, one at least"
+    table.add_row("shared weights", _gb(demand.shared_bytes), takers)
     table.add_row("KV cache", _gb(demand.kv_cache_bytes), "on each of those, at least")
     table.add_row("buffers", _gb(demand.buffer_bytes), f"on each of {num_members} devices")
     budgets = sum(member.memory.budget_bytes - member.memory.resident_bytes for member in answer.members)

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.arrays import IdArray, IntArray
 from model.dispatch.dispatcher import DispatchHandle
 from model.dispatch.exchange import RowExchange, Scratch, pick_rows
-from model.dispatch.row_plan import Ids
-from model.dispatch.row_split import Ints
 
 
 class AllToAllDispatcher:
@@ -27,7 +26,7 @@ class AllToAllDispatcher:
         self._sent_ids = Scratch(self._collectives.wire_device)
         self._received_ids = Scratch(self._collectives.wire_device)
         self._num_tokens_M: list[int] = []
-        self._owner_S: Ints = np.empty(0, dtype=np.int64)
+        self._owner_S: IntArray = np.empty(0, dtype=np.int64)
 
     @property
     def num_collectives(self) -> int:
@@ -57,7 +56,7 @@ class AllToAllDispatcher:
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         return self._exchange.combine(rows_RD, weights_TK, handle)
 
-    def _exchange_ids(self, expert_ids_TK: Tensor) -> Ids:
+    def _exchange_ids(self, expert_ids_TK: Tensor) -> IdArray:
         """Everybody's expert ids [S, K], on the host."""
         num_tokens, num_per_token = expert_ids_TK.shape
         num_members = self._exchange.num_members
@@ -65,5 +64,5 @@ class AllToAllDispatcher:
         received_SK = self._received_ids.take(len(self._owner_S), num_per_token, torch.int16)
         sent.view(num_members, num_tokens, num_per_token).copy_(expert_ids_TK)
         self._collectives.all_to_all(received_SK, sent, self._num_tokens_M, [num_tokens] * num_members)
-        ids_SK: Ids = received_SK.cpu().numpy()
+        ids_SK: IdArray = received_SK.cpu().numpy()
         return ids_SK

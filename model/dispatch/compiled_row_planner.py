@@ -10,8 +10,9 @@ import ctypes
 import numpy as np
 import numpy.typing as npt
 
-from model.dispatch.row_plan import Arrivals, Ids, LayerRouting, Returns, RowPlan
-from model.dispatch.row_split import Ints, LayerCopies
+from model.arrays import IdArray, IntArray
+from model.dispatch.row_plan import Arrivals, LayerRouting, Returns, RowPlan
+from model.dispatch.row_split import LayerCopies
 from model.errors import OutOfMemoryError
 from model.kernels.packed_cpu_library import CopiesStruct, KernelLibrary, RoutingStruct
 
@@ -32,7 +33,7 @@ class CompiledRowPlanner:
             self._slot_of_X.ctypes.data, routing.rank, routing.num_members, routing.padding_id, routing.num_slots)
         self._address = ctypes.addressof(self._struct)
 
-    def plan(self, expert_ids_SK: Ids, owner_S: Ints, own: slice) -> RowPlan:
+    def plan(self, expert_ids_SK: IdArray, owner_S: IntArray, own: slice) -> RowPlan:
         num_rows, num_per_row = expert_ids_SK.shape
         step_bytes, id_bytes = expert_ids_SK.strides
         if id_bytes != _ID_BYTES:
@@ -52,7 +53,7 @@ class CompiledRowPlanner:
             raise OutOfMemoryError("no memory to plan the rows of a layer", fix="lower max_batch_tokens")
         return self._read(numbers, num_counts, num_pairs, num_own, num_per_row)
 
-    def _read(self, numbers: Ints, num_counts: int, num_pairs: int, num_own: int, num_per_row: int) -> RowPlan:
+    def _read(self, numbers: IntArray, num_counts: int, num_pairs: int, num_own: int, num_per_row: int) -> RowPlan:
         """Apart what C wrote into one array, in the order of `RowPlanOut`."""
         counts: list[int] = numbers[:num_counts].tolist()
         num_rows_E = counts[:self.routing.num_slots]

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.arrays import IdArray, IntArray
 from model.dispatch.collectives import Collectives
 from model.dispatch.dispatcher import DispatchHandle
-from model.dispatch.row_plan import Ids, RowPlan, plan_arrivals
+from model.dispatch.row_plan import RowPlan, plan_arrivals
 from model.dispatch.row_planner import row_planners
-from model.dispatch.row_split import Ints
 from model.dispatch.silent_group import Group
 from model.kernels.protocol import Kernels
 from model.pace import UNTIMED, Pace
@@ -90,7 +90,7 @@ class RowExchange:
     def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
         """`dispatch` of a layer whose rows do not travel: this member holds all that its rows need."""
         self._pace.begin_experts()
-        ids_TK: Ints = expert_ids_TK.cpu().numpy()
+        ids_TK: IntArray = expert_ids_TK.cpu().numpy()
         here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
         arrivals = plan_arrivals(self.planners[layer].routing, ids_TK, here_TK, np.full(len(ids_TK), self.rank))
         self._pace.end_planning()
@@ -98,7 +98,7 @@ class RowExchange:
         # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
         return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
 
-    def plan(self, layer: int, ids_SK: Ids, owner_S: Ints, num_rows_M: list[int]) -> RowPlan:
+    def plan(self, layer: int, ids_SK: IdArray, owner_S: IntArray, num_rows_M: list[int]) -> RowPlan:
         """From here on this member works for experts, until `combine` has what comes back. num_rows_M: see `own`."""
         self._pace.begin_experts()
         plan = self.planners[layer].plan(ids_SK, owner_S, self.own(num_rows_M))
@@ -110,7 +110,7 @@ class RowExchange:
         first = sum(num_rows_M[:self.rank])
         return slice(first, first + self._num_tokens_M[self.rank])
 
-    def arrive(self, received_SD: Tensor, received_row_R: Ints, plan: RowPlan) -> tuple[Tensor, ExchangeHandle]:
+    def arrive(self, received_SD: Tensor, received_row_R: IntArray, plan: RowPlan) -> tuple[Tensor, ExchangeHandle]:
         """Pick this member's pairs from what arrived -> rows [R, D] sorted by slot, and the handle for the way back."""
         rows_RD = received_SD.index_select(0, torch.from_numpy(received_row_R).to(received_SD.device))
         arrivals, returns = plan.arrivals, plan.returns
@@ -138,6 +138,6 @@ class RowExchange:
         self.collectives.all_to_all(returned_ND, leaving_RD, handle.num_returns_M, handle.num_departures_M)
         return returned_ND if self._on_cpu else returned_ND.to(rows_RD.device)
 
-    def _index(self, numbers: Ints) -> Tensor:
+    def _index(self, numbers: IntArray) -> Tensor:
         index = torch.from_numpy(numbers)
         return index if self._on_cpu else index.to(self._kernels.device)

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.arrays import IdArray, IntArray
 from model.dispatch.dispatcher import DispatchHandle
 from model.dispatch.exchange import RowExchange, Scratch
-from model.dispatch.row_plan import Ids
-from model.dispatch.row_split import Ints
 
 _ID_BYTES = 2
 
@@ -31,9 +30,9 @@ class WireBuffer:
         self.everything_SW = scratch.take(num_rows, hidden_size + id_columns, x_TD.dtype)
         self.rows_SD = self.everything_SW[:, :hidden_size]
         self.ids_SK = self.everything_SW[:, hidden_size:].view(torch.int16)[:, :num_experts_per_token]
-        self._ids_view_SK: Ids | None = self.ids_SK.numpy() if self.ids_SK.device.type == "cpu" else None
+        self._ids_view_SK: IdArray | None = self.ids_SK.numpy() if self.ids_SK.device.type == "cpu" else None
 
-    def ids_on_host(self) -> Ids:
+    def ids_on_host(self) -> IdArray:
         """The ids, valid until the next collective; waits for an accelerator."""
         return self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK
 
@@ -66,7 +65,7 @@ class GatherDispatcher:
         self._received = Scratch(self._collectives.wire_device)
         self._num_tokens_M: tuple[int, ...] = ()
         self._num_rows_M: list[int] = []        # rows that arrive from each member, padding included
-        self._owner_S: Ints = np.empty(0, dtype=np.int64)
+        self._owner_S: IntArray = np.empty(0, dtype=np.int64)
         self._buffers: _Buffers | None = None   # of this step; its layers use them one after the other
 
     @property

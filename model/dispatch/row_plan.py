@@ -13,13 +13,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from model.dispatch.row_split import Floats, Ints, LayerCopies, layer_copies, split_rows
+from model.arrays import BoolArray, FloatArray, IdArray, IntArray
+from model.dispatch.row_split import LayerCopies, layer_copies, split_rows
 from model.placement import Placement
-
-Ids = npt.NDArray[np.int16]
-Flags = npt.NDArray[np.bool_]
 
 MAX_EXPERTS = 32_767        # ids travel as int16
 _LIKELY_ROWS = 10_000       # of each expert, owned by each member: many, so that all copies have a share
@@ -33,10 +30,10 @@ class LayerRouting:
     num_members: int
     num_slots: int              # experts on this member
     padding_id: int             # an expert id that nobody computes: rows that only fill a fixed shape carry it
-    holder_of_X: Ids            # [E + 1] rank that computes an expert; num_members for padding
-    slot_of_X: Ids              # [E + 1] this member's slot for it; num_slots if it holds none, and for padding
-    rank_EM: Ids                # [E * M] 0, 1... M - 1 for every expert
-    given_EM2: Flags            # [E * M * 2] False, True in turns
+    holder_of_X: IdArray        # [E + 1] rank that computes an expert; num_members for padding
+    slot_of_X: IdArray          # [E + 1] this member's slot for it; num_slots if it holds none, and for padding
+    rank_EM: IdArray            # [E * M] 0, 1... M - 1 for every expert
+    given_EM2: BoolArray        # [E * M * 2] False, True in turns
     copies: LayerCopies | None  # None: every expert has one holder
 
 
@@ -45,8 +42,8 @@ class Arrivals:
     """What this member computes in a layer, and the order in which it sends the outputs to the rows' owners."""
 
     num_rows_E: list[int]           # pairs for each local slot
-    source_row_R: Ints              # row of each pair, sorted by slot
-    departure_R: Ints               # the pairs in the order their outputs leave: by owner, then token, then expert
+    source_row_R: IntArray          # row of each pair, sorted by slot
+    departure_R: IntArray           # the pairs in the order their outputs leave: by owner, then token, then expert
     num_departures_M: list[int]     # outputs for each owner
 
 
@@ -54,7 +51,7 @@ class Arrivals:
 class Returns:
     """What comes back to this member for its own tokens: sorted by holder, then token, then expert."""
 
-    row_of_TK: Ints
+    row_of_TK: IntArray
     num_returns_M: list[int]        # outputs from each holder
 
 
@@ -64,9 +61,9 @@ class RowPlan:
 
     arrivals: Arrivals
     returns: Returns
-    token_S: Ints                   # own tokens to send, sorted by member and then token
+    token_S: IntArray               # own tokens to send, sorted by member and then token
     num_sent_M: list[int]
-    place_R: Ints                   # of each pair's row among the rows that arrive
+    place_R: IntArray               # of each pair's row among the rows that arrive
     num_received_M: list[int]
 
 
@@ -87,7 +84,7 @@ def layer_routing(placement: Placement, layer: int, rank: int) -> LayerRouting:
         layer_copies(holders, num_members, placement.rates) if copied else None)
 
 
-def plan_rows(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints, own: slice) -> RowPlan:
+def plan_rows(routing: LayerRouting, expert_ids_SK: IdArray, owner_S: IntArray, own: slice) -> RowPlan:
     """The plan for the rows of the group, sorted by owner and then token; `own` are this member's, without padding."""
     holder_SK = choose_holders(routing, expert_ids_SK, owner_S)
     token_S, num_sent_M = plan_sends(routing, holder_SK[own])
@@ -97,7 +94,7 @@ def plan_rows(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints, own: sli
                    place_S.take(arrivals.source_row_R), num_received_M)
 
 
-def choose_holders(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints) -> Ids:
+def choose_holders(routing: LayerRouting, expert_ids_SK: IdArray, owner_S: IntArray) -> IdArray:
     """The rank that computes each (row, expert) of the whole group [S, K]; num_members for padding.
 
     Rows are sorted by owner and then token. How many rows of an expert each holder computes is `split_rows`'s answer.
@@ -123,7 +120,8 @@ def choose_holders(routing: LayerRouting, expert_ids_SK: Ids, owner_S: Ints) -> 
     return holder_N.reshape(expert_ids_SK.shape)
 
 
-def plan_arrivals(routing: LayerRouting, expert_ids_SK: Ids | Ints, holder_SK: Ids, owner_S: Ints) -> Arrivals:
+def plan_arrivals(routing: LayerRouting, expert_ids_SK: IdArray | IntArray, holder_SK: IdArray,
+                  owner_S: IntArray) -> Arrivals:
     """Plan the work of this member on its pairs among all rows, which are sorted by owner and then token."""
     pair_R = (holder_SK.ravel() == routing.rank).nonzero()[0]
     slot_R = routing.slot_of_X.take(expert_ids_SK.ravel().take(pair_R))
@@ -136,7 +134,7 @@ def plan_arrivals(routing: LayerRouting, expert_ids_SK: Ids | Ints, holder_SK: I
     return Arrivals(num_rows_E.tolist(), row_R.take(order_R), departure_R, num_departures_M.tolist())
 
 
-def plan_returns(routing: LayerRouting, holder_TK: Ids) -> Returns:
+def plan_returns(routing: LayerRouting, holder_TK: IdArray) -> Returns:
     """Plan what comes back for this member's own tokens."""
     holder_N = holder_TK.ravel()
     place_N = np.empty(holder_N.size, dtype=np.int64)
@@ -145,7 +143,7 @@ def plan_returns(routing: LayerRouting, holder_TK: Ids) -> Returns:
     return Returns(place_N.reshape(holder_TK.shape), num_returns_M.tolist())
 
 
-def plan_sends(routing: LayerRouting, holder_TK: Ids) -> tuple[Ints, list[int]]:
+def plan_sends(routing: LayerRouting, holder_TK: IdArray) -> tuple[IntArray, list[int]]:
     """Tokens to send, sorted by member and then token, each at most once a member; and their number for each member."""
     num_tokens = len(holder_TK)
     needed_MT = np.zeros((routing.num_members, num_tokens), dtype=np.bool_)
@@ -153,7 +151,7 @@ def plan_sends(routing: LayerRouting, holder_TK: Ids) -> tuple[Ints, list[int]]:
     return needed_MT.nonzero()[1], needed_MT.sum(axis=1).tolist()
 
 
-def plan_receipts(routing: LayerRouting, holder_SK: Ids, owner_S: Ints) -> tuple[Ints, list[int]]:
+def plan_receipts(routing: LayerRouting, holder_SK: IdArray, owner_S: IntArray) -> tuple[IntArray, list[int]]:
     """What all the others' `plan_sends` bring here: the place of each row of the group among those that arrive (of no
     meaning for rows that do not), and how many arrive from each member.
     """
@@ -161,7 +159,7 @@ def plan_receipts(routing: LayerRouting, holder_SK: Ids, owner_S: Ints) -> tuple
     return arrives_S.cumsum() - 1, np.bincount(owner_S[arrives_S], minlength=routing.num_members).tolist()
 
 
-def expected_shares(routing: LayerRouting) -> Floats:
+def expected_shares(routing: LayerRouting) -> FloatArray:
     """[owner, member] the part of an owner's (row, expert) pairs that each member computes.
 
     Expected when all experts are equally likely and all members have equally many rows, and those many: the rows of
@@ -180,7 +178,7 @@ def expected_shares(routing: LayerRouting) -> Floats:
     return np.asarray(rows_MM / (_LIKELY_ROWS * num_experts))
 
 
-def reach_of(shares_MM: Floats, num_experts_per_token: int) -> list[float]:
+def reach_of(shares_MM: FloatArray, num_experts_per_token: int) -> list[float]:
     """For each owner, the expected number of other members that one of its rows must go to. The same on every CPU."""
     missed_MM = np.ones_like(shares_MM)
     for _ in range(num_experts_per_token):

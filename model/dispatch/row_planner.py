@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
+from model.arrays import IdArray, IntArray
 from model.dispatch.compiled_row_planner import CompiledRowPlanner
-from model.dispatch.row_plan import Ids, LayerRouting, RowPlan, layer_routing, plan_rows
-from model.dispatch.row_split import Ints
+from model.dispatch.row_plan import LayerRouting, RowPlan, layer_routing, plan_rows
 from model.kernels.packed_cpu_library import KernelLibrary, KernelLibraryError
 from model.placement import Placement
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class RowPlanner(Protocol):
     routing: LayerRouting
 
-    def plan(self, expert_ids_SK: Ids, owner_S: Ints, own: slice) -> RowPlan:
+    def plan(self, expert_ids_SK: IdArray, owner_S: IntArray, own: slice) -> RowPlan:
         """See plan_rows. `own` has a start and a stop; rows of expert_ids [S, K] may lie apart in memory."""
 
 
@@ -27,7 +27,7 @@ class NumpyRowPlanner:
     def __init__(self, routing: LayerRouting) -> None:
         self.routing = routing
 
-    def plan(self, expert_ids_SK: Ids, owner_S: Ints, own: slice) -> RowPlan:
+    def plan(self, expert_ids_SK: IdArray, owner_S: IntArray, own: slice) -> RowPlan:
         return plan_rows(self.routing, expert_ids_SK, owner_S, own)
 
 

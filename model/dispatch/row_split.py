@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from model.arrays import FloatArray, IntArray
 from model.placement import ExpertRate
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 Part = tuple[int, int, float]       # rank, rows that it computes of an expert, the seconds they take it
 
 UNKNOWN_RATE = ExpertRate(read_s=16.0, row_s=1.0)       # all alike; reading weights lasts as long as 16 rows
@@ -34,18 +32,18 @@ class LayerCopies:
 
     num_members: int
     num_experts: int
-    fixed_F: Ints                                   # experts with one holder
-    holder_F: Ints
-    read_F: Floats                                  # seconds of that holder, see ExpertRate
-    row_F: Floats
-    start_F: Floats
-    copied_C: Ints                                  # experts with several holders
+    fixed_F: IntArray                               # experts with one holder
+    holder_F: IntArray
+    read_F: FloatArray                              # seconds of that holder, see ExpertRate
+    row_F: FloatArray
+    start_F: FloatArray
+    copied_C: IntArray                              # experts with several holders
     holders_C: tuple[tuple[int, ...], ...]
     short_up_to_C: tuple[float, ...]                # with at most so many rows an expert costs any holder reading only
     splits_from_C: tuple[float, ...]                # with fewer rows no two holders would each do more than read
-    read_M: Floats
-    row_M: Floats
-    start_M: Floats
+    read_M: FloatArray
+    row_M: FloatArray
+    start_M: FloatArray
 
 
 def layer_copies(holders: Sequence[Sequence[int]], num_members: int, rates: Sequence[ExpertRate]) -> LayerCopies:
@@ -66,7 +64,7 @@ def layer_copies(holders: Sequence[Sequence[int]], num_members: int, rates: Sequ
         read_M, row_M, start_M)
 
 
-def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
+def split_rows(copies: LayerCopies, num_rows_E: IntArray) -> IntArray:
     """Rows of each expert in a step, all owners together -> how many of them each member computes [E, M].
 
     Experts with one holder are fixed. The others, most rows first, go whole to the holder that is then done first, or
@@ -95,7 +93,7 @@ def split_rows(copies: LayerCopies, num_rows_E: Ints) -> Ints:
 class _Balancer:
     """The state of one split: what each member has to do so far, and the parts of every copied expert."""
 
-    def __init__(self, copies: LayerCopies, num_rows_C: Ints, finish_M: list[float]) -> None:
+    def __init__(self, copies: LayerCopies, num_rows_C: IntArray, finish_M: list[float]) -> None:
         self.parts_C: list[tuple[Part, ...]] = [()] * len(num_rows_C)
         self._copies = copies
         self._num_rows_C: list[int] = num_rows_C.tolist()

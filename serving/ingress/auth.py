@@ -13,7 +13,7 @@ _SCHEME = "bearer "
 
 
 def tenant_of_header(authorization: str | None, api_keys: Sequence[str]) -> str | None:
-    """Check an `Authorization: Bearer KEY` value -> the key's tenant; None when no keys are configured.
+    """Check an `Authorization: Bearer KEY` value and return the key's tenant, or None when no keys are configured.
 
     The tenant is a digest, so that keys appear in no log or metric. Raises UnauthorizedError.
     """
@@ -30,5 +30,5 @@ def tenant_of_header(authorization: str | None, api_keys: Sequence[str]) -> str 
 
 
 def choose_tenant(key_tenant: str | None, claimed: str | None) -> str:
-    """A key is proof, so it counts over what a client says of itself (`user`, `tenant`)."""
+    """Return the tenant: a key is proof, so it counts over what a client says of itself (`user`, `tenant`)."""
     return key_tenant or claimed or DEFAULT_TENANT

@@ -1,4 +1,4 @@
-"""What a client asked, from whichever door -> GenerationRequest: the defaults and checks of both.
+"""Make a GenerationRequest of what a client asked at either door: both have these defaults and checks.
 
 Defaults: temperature, top_p, top_k, min_p and repetition_penalty come from the checkpoint's generation_config.json,
 else they are the OpenAI API's; max_tokens is the rest of the context for chats, and 16 for bare prompts (as there).
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError, UnsupportedFieldError
 from serving.router.generation import GenerationRequest, ModelCard, Service
@@ -24,9 +26,16 @@ DEFAULT_MAX_TOKENS_OF_BARE_PROMPT = 16
 _LONG_TEXT = 2048       # characters; from there a thread encodes it, below the switch costs more than it saves
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
+# Of a list the first wrong entry is the error: findings about each would cost a hundred times their bytes.
+FIRST_ERROR = Field(fail_fast=True)
+Strings = Annotated[list[str], FIRST_ERROR]
+Integers = Annotated[list[int], FIRST_ERROR]
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
 
 class SamplingFields(BaseModel):
-    """What a client may say of sampling, by the names of both doors; None: not said. SamplingParams has the limits."""
+    """Fields of sampling by the names of both doors; None is not said. SamplingParams has the limits."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
@@ -42,8 +51,8 @@ class SamplingFields(BaseModel):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None  # token ids as decimal strings: keys of JSON are strings
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Strings | None = None
+    stop_token_ids: Integers | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -89,7 +98,7 @@ class RequestBuilder:
         self._tokenizer = tokenizer
 
     def card(self, model: str | None) -> ModelCard:
-        """The served model of that name; without a name the first one. Raises ModelNotFoundError."""
+        """Return the served model of that name; without a name the first one. Raises ModelNotFoundError."""
         cards = self._service.cards
         for card in cards:
             if model is None or card.name == model:
@@ -98,7 +107,7 @@ class RequestBuilder:
                                  fix=f"use one of: {', '.join(card.name for card in cards) or 'none is served yet'}")
 
     async def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """-> the prompt's token ids. Long texts are encoded in a thread. Raises InvalidRequestError."""
+        """Return the prompt's token ids. Long texts are encoded in a thread. Raises InvalidRequestError."""
         if isinstance(prompt, TokenIds):
             self.check_token_ids(prompt.token_ids, param="prompt")
             return prompt.token_ids
@@ -107,7 +116,7 @@ class RequestBuilder:
         return await asyncio.to_thread(self._encode_text, prompt)
 
     def check_token_ids(self, token_ids: Iterable[int], param: str) -> None:
-        """Raises InvalidRequestError for an id that the model has no embedding of."""
+        """Raise InvalidRequestError for an id that the model has no embedding of."""
         for token_id in token_ids:
             if not 0 <= token_id < self._tokenizer.num_embeddings:
                 raise InvalidRequestError(f"token id {token_id} is not of this model", param=param,
@@ -161,7 +170,8 @@ class RequestBuilder:
 
 def chat_message(role: str, content: str, name: str | None = None, param: str = "messages",
                  reasoning: str | None = None) -> ChatMessage:
-    """Check the role. `developer` is OpenAI's newer word for `system`, which is the one that templates know."""
+    """Check the role and return the message. `developer` is OpenAI's newer word for `system`, which is the one that
+    templates know."""
     if role in ("tool", "function"):
         raise UnsupportedFieldError(f"messages of role {role!r} are not supported", param=f"{param}.role",
                                     fix="write the tool's answer into a user message")
@@ -172,25 +182,23 @@ def chat_message(role: str, content: str, name: str | None = None, param: str = 
 
 
 def invalid_request(error: ValidationError) -> InvalidRequestError:
-    """pydantic's findings about a request -> one error that names the first wrong field and its value."""
+    """Make one error of pydantic's findings, which names the first wrong field and its value."""
     findings = error.errors(include_url=False)
     param = field_name(findings[0]["loc"])
     # The alternatives of a union are findings of their own, about one field.
     reasons = dict.fromkeys(finding["msg"].removeprefix("Value error, ") for finding in findings
                             if field_name(finding["loc"]) == param)
-    kind, value = findings[0]["type"], repr(findings[0]["input"])
-    if kind == "json_invalid":
-        return InvalidRequestError(f"the body is not JSON: {findings[0]['msg'].removeprefix('Invalid JSON: ')}")
+    kind = findings[0]["type"]
     if kind == "extra_forbidden":
         return InvalidRequestError(f"unknown field {param!r}", fix="remove it, or check its spelling", param=param)
     if kind == "missing" or (findings[0]["input"] is None and findings[0]["loc"][:1] == (param,)):
         return InvalidRequestError(f"{param} is missing", fix="give it", param=param)
-    shown = "" if kind == "value_error" else f", got {value if len(value) <= 80 else value[:77] + '...'}"
+    shown = "" if kind == "value_error" else f", got {_SHORT.repr(findings[0]['input'])}"
     return InvalidRequestError(f"{param or 'the body'}: {' or '.join(reasons)}{shown}", param=param)
 
 
 def field_name(path: Sequence[int | str]) -> str | None:
-    """pydantic's path -> `messages[0].content`. The names of types, which stand for alternatives, are left out."""
+    """Write pydantic's path as `messages[0].content`. Names of types, which stand for alternatives, are left out."""
     name = ""
     for part in path:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""Streams of deltas -> whole choices and usage."""
+"""Gather streams of deltas into whole choices and usage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CollectedChoice:
             self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
     def to_delta(self, choice: int) -> GenerationDelta:
-        """The whole choice as if it had come at once."""
+        """Return the whole choice as if it had come at once."""
         return GenerationDelta(choice, self.text, tuple(self.token_ids), tuple(self.logprobs), self.prompt_logprobs,
                                finish_reason=self.finish_reason, stop_reason=self.stop_reason)
 
@@ -70,7 +70,7 @@ async def open_stream(service: Service, requests: Sequence[GenerationRequest]
 
 
 def _checked(delta: GenerationDelta) -> GenerationDelta:
-    """A client knows two ways to finish; the others are errors to it."""
+    """Return the delta, or raise: a client knows two ways to finish, and the others are errors to it."""
     if delta.finish_reason is FinishReason.FAILED:
         raise ShardFailedError("the request failed on its shard", fix="send it again")
     if delta.finish_reason is FinishReason.CANCELLED:

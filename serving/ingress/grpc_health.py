@@ -1,4 +1,4 @@
-"""grpc.health.v1 that follows the service: SERVING while it is ready, and not otherwise."""
+"""Serve grpc.health.v1 from the service itself: SERVING while it is ready, and not otherwise."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ReadinessHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
                     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Each change of the status, seen within watch_period_s, until the client goes away."""
+        """Yield each change of the status, within watch_period_s, until the client goes away."""
         told = None
         while True:
             answer = self._answer(request.service)

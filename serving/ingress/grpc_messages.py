@@ -1,9 +1,10 @@
-"""moesaic.v1 messages <-> our own values."""
+"""Translate between moesaic.v1 messages and our own values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 
 from model.step import TokenLogprob
@@ -26,7 +27,7 @@ _OPTIONAL = ("n", "max_tokens", "min_tokens", "temperature", "top_k", "top_p", "
 
 
 def to_fields(sampling: pb.Sampling) -> SamplingFields:
-    """Raises InvalidRequestError for NaN and infinity."""
+    """Return what the client said. Raises InvalidRequestError for NaN and infinity."""
     given = {name: getattr(sampling, name) for name in _OPTIONAL if sampling.HasField(name)}
     try:
         return SamplingFields(
@@ -42,7 +43,7 @@ def num_logprobs(sampling: pb.Sampling) -> int | None:
 
 
 def to_prompt(request: pb.GenerateRequest) -> Prompt:
-    """Raises InvalidRequestError when there is none."""
+    """Return the prompt. Raises InvalidRequestError when there is none."""
     match request.WhichOneof("prompt"):
         case "text":
             return Text(request.text)
@@ -55,7 +56,7 @@ def to_prompt(request: pb.GenerateRequest) -> Prompt:
 
 
 def to_tokenize_prompt(request: pb.TokenizeRequest) -> Conversation | Text:
-    """Raises InvalidRequestError when there is none."""
+    """Return the prompt. Raises InvalidRequestError when there is none."""
     match request.WhichOneof("prompt"):
         case "text":
             return Text(request.text, request.add_special_tokens if request.HasField("add_special_tokens") else True)
@@ -69,8 +70,9 @@ def to_tokenize_prompt(request: pb.TokenizeRequest) -> Conversation | Text:
 
 
 def to_conversation(chat: pb.Chat) -> Conversation:
-    return Conversation(tuple(chat_message(message.role, message.content, param=f"chat.messages[{index}]")
-                              for index, message in enumerate(chat.messages)))
+    messages = tuple(chat_message(message.role, message.content, param=f"chat.messages[{index}]")
+                     for index, message in enumerate(chat.messages))
+    return Conversation(messages, variables=MessageToDict(chat.chat_template_kwargs))
 
 
 def to_response(delta: GenerationDelta, request_id: str) -> pb.GenerateResponse:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from serving.config import RouterConfig
 from serving.ingress.auth import choose_tenant, tenant_of_header
+from serving.ingress.body_bounds import MAX_BODY_BYTES
 from serving.ingress.build_request import Asked, RequestBuilder
 from serving.ingress.collect import UsageCount, open_stream
 from serving.ingress.grpc_health import ReadinessHealth
@@ -26,7 +27,7 @@ from serving.ingress.grpc_messages import (
     to_tokenize_prompt,
     to_usage,
 )
-from serving.ingress.http_request import MAX_BODY_BYTES, choose_request_id
+from serving.ingress.http_request import choose_request_id
 from serving.ingress.status import to_shared
 from serving.proto import inference_pb2 as pb
 from serving.proto import inference_pb2_grpc
@@ -42,7 +43,7 @@ _OPTIONS = [
 
 
 def build_grpc_server(service: Service, tokenizer: Tokenizer, config: RouterConfig) -> grpc.aio.Server:
-    """The server of one router replica, to be given a port and started by the caller, in its event loop."""
+    """Return the server of one router replica; the caller gives it a port and starts it in its event loop."""
     server = grpc.aio.server(options=_OPTIONS)
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(service, tokenizer, config), server)
     health_pb2_grpc.add_HealthServicer_to_server(ReadinessHealth(service, [SERVICE_NAME]), server)

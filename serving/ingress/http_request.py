@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import ClientGoneError, InvalidRequestError
 from serving.ingress.auth import choose_tenant
+from serving.ingress.body_bounds import MAX_BODY_BYTES
 
-MAX_BODY_BYTES = 32 * 2**20     # a million token ids written as JSON are 8 MB
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What every object of one answer carries."""
+    """Values that every object of one answer carries."""
 
     id: str
     created_s: int              # Unix time

@@ -33,7 +33,7 @@ def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> Cha
 
 
 class CompletionLogprobsWriter:
-    """Of one choice: counts where in the text (an echoed prompt included) each token begins."""
+    """Counts where in one choice's text (an echoed prompt included) each token begins."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -41,11 +41,11 @@ class CompletionLogprobsWriter:
         self._text_offset = 0
 
     def skip(self, text: str) -> None:
-        """`text` goes ahead of the tokens."""
+        """Note that `text` goes ahead of the tokens."""
         self._text_offset += len(text)
 
     def prompt(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs:
-        """Of an echoed prompt: its first token has no log-probability, `logprobs` are of the others."""
+        """Write an echoed prompt: its first token has no log-probability, `logprobs` are of the others."""
         self._text_offset += len(self._detokenizer.push(token_ids[:1]).text)
         rest = self.output(logprobs)
         return CompletionLogprobs(
@@ -64,7 +64,7 @@ class CompletionLogprobsWriter:
             top_logprobs=[self._top(scored) for scored in logprobs], text_offset=offsets)
 
     def _top(self, scored: TokenLogprob) -> dict[str, float]:
-        """By text, the chosen token included. Of tokens with the same text the most likely one counts."""
+        """Return them by text, with the chosen token. Among tokens of one text the most likely counts."""
         top: dict[str, float] = {}
         for token_id, logprob in (*scored.top, (scored.token_id, scored.logprob)):
             top.setdefault(self._tokenizer.token_text(token_id), max(logprob, LEAST_LOGPROB))
@@ -72,7 +72,7 @@ class CompletionLogprobsWriter:
 
 
 def prompt_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> PromptLogprobs:
-    """vLLM's shape: for each prompt token a map from token id; the first token's is None."""
+    """Return vLLM's shape: for each prompt token a map from token id; the first token's is None."""
     def entries(scored: TokenLogprob) -> dict[int, PromptLogprob]:
         ranked = {token_id: PromptLogprob(logprob=max(logprob, LEAST_LOGPROB), rank=rank,
                                           decoded_token=tokenizer.token_text(token_id))

@@ -1,4 +1,4 @@
-"""/v1/chat/completions: body -> request -> answer or stream of chunks."""
+"""Serve /v1/chat/completions: a body becomes a request, and its deltas an answer or a stream of chunks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ChatEndpoint:
         self._builder = RequestBuilder(service, tokenizer)
 
     async def build(self, body: ChatCompletionBody, caller: Caller) -> GenerationRequest:
-        """Raises InvalidRequestError and its kinds, ModelNotFoundError."""
+        """Check the body. Raises InvalidRequestError and its kinds, ModelNotFoundError."""
         fields = body.model_copy(update={"max_tokens": _max_tokens(body)})
         asked = Asked(model=body.model, fields=fields, request_id=caller.request_id, tenant=caller.tenant(body.user),
                       num_logprobs=_num_logprobs(body))
@@ -40,7 +40,7 @@ class ChatEndpoint:
         return await self._builder.build(asked, conversation)
 
     async def answer(self, body: ChatCompletionBody, request: GenerationRequest, stamp: Stamp) -> ChatCompletion:
-        """The whole answer. Raises ServingError."""
+        """Return the whole answer. Raises ServingError."""
         usage = UsageCount([request])
         choices = [CollectedChoice() for _ in range(request.params.n)]
         async with open_stream(self._service, [request]) as deltas:
@@ -55,7 +55,7 @@ class ChatEndpoint:
             prompt_token_ids=list(request.prompt_token_ids) if body.return_token_ids else None)
 
     async def stream(self, body: ChatCompletionBody, request: GenerationRequest, stamp: Stamp) -> AsyncGenerator[str]:
-        """The chunks as JSON, the first of each choice with its role. Raises ServingError."""
+        """Yield the chunks as JSON, the first of each choice with its role. Raises ServingError."""
         usage, counts = UsageCount([request]), wants_continuous_usage(body.stream_options)
         started: set[int] = set()
 
@@ -85,7 +85,7 @@ class ChatEndpoint:
             logprobs=chat_logprobs(self._tokenizer, choice.logprobs) if body.logprobs else None)
 
     def _chunk_choice(self, delta: GenerationDelta, body: ChatCompletionBody) -> ChatChunkChoice | None:
-        """None: nothing to tell, for the text is held back."""
+        """Return None when there is nothing to tell, for the text is held back."""
         shows_tokens = bool(delta.token_ids) and bool(body.logprobs or body.return_token_ids)
         if not (delta.text or delta.finish_reason or shows_tokens):
             return None

@@ -1,4 +1,4 @@
-"""/v1/completions: one or several prompts, as text or token ids -> answer or stream of chunks."""
+"""Serve /v1/completions: one or several prompts, as text or token ids, an answer or a stream of chunks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from serving.engine.request import FinishReason
 from serving.errors import InvalidRequestError
+from serving.ingress.body_bounds import MAX_CHOICES, MAX_PROMPTS
 from serving.ingress.build_request import Asked, Prompt, RequestBuilder, Text
 from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
 from serving.ingress.http_request import Caller, Stamp
@@ -17,9 +18,6 @@ from serving.ingress.openai_responses import Completion, CompletionChoice, Compl
 from serving.ingress.openai_schema import CompletionBody, to_prompts, wants_continuous_usage, wants_usage
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
 from serving.text.tokenizer import Tokenizer
-
-MAX_PROMPTS = 2048      # in one body, as the OpenAI API
-MAX_CHOICES = 4096      # of one body: prompts x n
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class CompletionEndpoint:
         self._builder = RequestBuilder(service, tokenizer)
 
     async def build(self, body: CompletionBody, caller: Caller) -> list[PromptRequest]:
-        """One request for each prompt. Raises InvalidRequestError and its kinds, ModelNotFoundError."""
+        """Make one request for each prompt. Raises InvalidRequestError and its kinds, ModelNotFoundError."""
         prompts = to_prompts(body)
         _check(body, len(prompts))
         # echo with max_tokens 0 asks for the prompt's scores; a step draws at least one token, which is left out.
@@ -48,7 +46,7 @@ class CompletionEndpoint:
         return [PromptRequest(prompt, request) for prompt, request in zip(prompts, requests, strict=True)]
 
     async def answer(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> Completion:
-        """The whole answer; choices are ordered by prompt. Raises ServingError."""
+        """Return the whole answer; choices are ordered by prompt. Raises ServingError."""
         n = asked[0].request.params.n
         collected = [CollectedChoice() for _ in range(len(asked) * n)]
         usage = UsageCount([one.request for one in asked])
@@ -62,7 +60,7 @@ class CompletionEndpoint:
         return self._completion(stamp, asked, choices, usage)
 
     async def stream(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> AsyncGenerator[str]:
-        """The chunks as JSON. Raises ServingError."""
+        """Yield the chunks as JSON. Raises ServingError."""
         n = asked[0].request.params.n
         writers = [self._writer(body, asked, index) for index in range(len(asked) * n)]
         usage, counts = UsageCount([one.request for one in asked]), wants_continuous_usage(body.stream_options)
@@ -106,7 +104,7 @@ class _ChoiceWriter:
         self._logprobs.skip(self._echo)
 
     def write(self, delta: GenerationDelta) -> CompletionChoice | None:
-        """None: nothing to tell, for the text is held back."""
+        """Return None when there is nothing to tell, for the text is held back."""
         starts, self._starts = self._starts, False
         body = self._body
         shows_tokens = bool(delta.token_ids) and (body.return_token_ids or body.logprobs is not None)

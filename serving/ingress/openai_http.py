@@ -23,6 +23,7 @@ from starlette.routing import Route
 from serving.config import RouterConfig
 from serving.errors import ClientGoneError, InvalidRequestError, NotReadyError
 from serving.ingress.auth import tenant_of_header
+from serving.ingress.body_bounds import body_bounds
 from serving.ingress.build_request import RequestBuilder, Text
 from serving.ingress.event_stream import EventStream
 from serving.ingress.http_request import (
@@ -57,7 +58,7 @@ from serving.ingress.status import to_shared
 from serving.router.generation import ModelCard, Service
 from serving.text.tokenizer import Tokenizer
 
-_LONG_BODY_BYTES = 64 * 2**10       # from there a thread parses it
+_LONG_BODY_BYTES = 16 * 2**10       # from there a thread parses it
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_encoding"}
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics",
           "/version")
@@ -73,7 +74,7 @@ def _shards_are_missing() -> str:
 
 def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig, render_metrics: RenderMetrics,
                    why_not_ready: WhyNotReady = _shards_are_missing) -> Starlette:
-    """The ASGI app of one router replica. `why_not_ready` is what /health says while it answers 503."""
+    """Return the ASGI app of one router replica. `why_not_ready` is what /health says while it answers 503."""
     door = _HttpDoor(service, tokenizer, config, render_metrics, why_not_ready)
     closed, is_open = door.with_key, door.without_key
     routes = [
@@ -105,6 +106,7 @@ class _HttpDoor:
         self._tokenizer = tokenizer
         self._api_keys = config.api_keys
         self._render_metrics = render_metrics
+        self._bounds = body_bounds(max(card.max_model_len for card in service.cards))
         self._builder = RequestBuilder(service, tokenizer)
         self._chat = ChatEndpoint(service, tokenizer)
         self._completions = CompletionEndpoint(service, tokenizer)
@@ -117,7 +119,7 @@ class _HttpDoor:
         return self._guarded(handler, ())
 
     def _guarded(self, handler: Handler, api_keys: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
-        """Authentication before, request id and error objects after every handler."""
+        """Put authentication before, and request id and error objects after a handler."""
         async def endpoint(request: Request) -> Response:
             request_id = choose_request_id(request.headers.get("x-request-id"))
             try:
@@ -134,7 +136,7 @@ class _HttpDoor:
         return endpoint
 
     async def chat_completions(self, request: Request, caller: Caller) -> Response:
-        body = await _parse(request, ChatCompletionBody)
+        body = await self._parse(request, ChatCompletionBody)
         caller = caller.under(body.request_id)
         stamp = self._stamp("chatcmpl", caller)
         if body.stream:
@@ -146,7 +148,7 @@ class _HttpDoor:
         return await until_disconnect(request.receive, answer())
 
     async def completions(self, request: Request, caller: Caller) -> Response:
-        body = await _parse(request, CompletionBody)
+        body = await self._parse(request, CompletionBody)
         caller = caller.under(body.request_id)
         stamp = self._stamp("cmpl", caller)
         if body.stream:
@@ -164,7 +166,7 @@ class _HttpDoor:
         return _json(_entry(self._builder.card(request.path_params["name"])))
 
     async def tokenize(self, request: Request, caller: Caller) -> Response:
-        body = await _parse(request, TokenizeBody)
+        body = await self._parse(request, TokenizeBody)
         card = self._builder.card(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("give either prompt or messages", param="prompt")
@@ -178,7 +180,7 @@ class _HttpDoor:
                                token_strs=names))
 
     async def detokenize(self, request: Request, caller: Caller) -> Response:
-        body = await _parse(request, DetokenizeBody)
+        body = await self._parse(request, DetokenizeBody)
         self._builder.card(body.model)
         self._builder.check_token_ids(body.tokens, param="tokens")
         return _json(Detokenized(prompt=self._tokenizer.decode(body.tokens, skip_special_tokens=False)))
@@ -195,15 +197,14 @@ class _HttpDoor:
     async def version(self, request: Request, caller: Caller) -> Response:
         return _json(Version(version=self._version))
 
+    async def _parse(self, request: Request, kind: type[B]) -> B:
+        content = await read_body(request)
+        if len(content) < _LONG_BODY_BYTES:
+            return parse_body(kind, to_utf8(content), self._bounds)
+        return await asyncio.to_thread(lambda: parse_body(kind, to_utf8(content), self._bounds))
+
     def _stamp(self, prefix: str, caller: Caller) -> Stamp:
         return Stamp(f"{prefix}-{caller.request_id}", int(time.time()), f"moesaic-{self._version}")
-
-
-async def _parse(request: Request, kind: type[B]) -> B:
-    content = await read_body(request)
-    if len(content) < _LONG_BODY_BYTES:
-        return parse_body(kind, to_utf8(content))
-    return await asyncio.to_thread(lambda: parse_body(kind, to_utf8(content)))
 
 
 def _entry(card: ModelCard) -> ModelEntry:
@@ -245,7 +246,7 @@ def _error(error: Exception, request_id: str) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    """What has no meaning behind the HTTP door: unknown paths and methods, bodies that are too large."""
+    """Answer what has no meaning behind the HTTP door: unknown paths and methods, bodies that are too large."""
     detail = ErrorDetail(message=error.detail, type="invalid_request_error", param=None,
                          code=_HTTP_CODES.get(error.status_code))
     return _json(ErrorAnswer(error=detail), error.status_code, dict(error.headers or {}))

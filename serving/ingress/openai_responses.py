@@ -1,4 +1,4 @@
-"""What OpenAI's API answers, field by field, with vLLM's extras (stop_reason, token_ids, prompt_logprobs)."""
+"""The answers of OpenAI's API, field by field, with vLLM's extras (stop_reason, token_ids, prompt_logprobs)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,18 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
 
 from serving.errors import InvalidRequestError, UnsupportedFieldError
-from serving.ingress.build_request import Conversation, SamplingFields, Text, TokenIds, chat_message, invalid_request
+from serving.ingress.build_request import (
+    FIRST_ERROR,
+    Conversation,
+    Integers,
+    SamplingFields,
+    Strings,
+    Text,
+    TokenIds,
+    chat_message,
+    invalid_request,
+)
+from serving.ingress.json_reader import BodyBounds, read_json
 from serving.ingress.unused_fields import CONTENT_PART_FIELDS, MESSAGE_FIELDS, REQUEST_FIELDS, Unused, refuse_unused
 from serving.text.chat_template import ChatMessage
 
@@ -28,7 +39,7 @@ class ContentPart(BaseModel):
 class MessageBody(BaseModel):
     model_config = _STRICT
     role: str
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], FIRST_ERROR] | None = None
     name: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None                # vLLM's newer name of it
@@ -43,7 +54,7 @@ class StreamOptions(BaseModel):
 
 class ChatCompletionBody(SamplingFields):
     model: str
-    messages: list[MessageBody]
+    messages: Annotated[list[MessageBody], FIRST_ERROR]
     max_completion_tokens: int | None = None
     best_of: int | None = None
     logprobs: bool | None = None
@@ -58,13 +69,13 @@ class ChatCompletionBody(SamplingFields):
 
 
 def _false_is_none(value: object) -> object:
-    """Clients of both paths write `logprobs: false` where a number belongs."""
+    """Read false as null: clients of both paths write `logprobs: false` where a number belongs."""
     return None if value is False else value
 
 
 class CompletionBody(SamplingFields):
     model: str
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Strings | Integers | Annotated[list[Integers], FIRST_ERROR]
     best_of: int | None = None
     echo: bool | None = None
     logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = None
@@ -80,7 +91,7 @@ class TokenizeBody(BaseModel):
     model_config = _STRICT
     model: str | None = None
     prompt: str | None = None
-    messages: list[MessageBody] | None = None
+    messages: Annotated[list[MessageBody], FIRST_ERROR] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
@@ -90,7 +101,7 @@ class TokenizeBody(BaseModel):
 class DetokenizeBody(BaseModel):
     model_config = _STRICT
     model: str | None = None
-    tokens: list[int]
+    tokens: Integers
 
 
 _Body = TypeVar("_Body", ChatCompletionBody, CompletionBody, TokenizeBody, DetokenizeBody)
@@ -100,10 +111,10 @@ _OTHER_FIELDS = {name: Unused(fix="remove it: it is no field of this path")
                  for body in _BODIES for name in body.model_fields} | REQUEST_FIELDS
 
 
-def parse_body(kind: type[_Body], content: bytes) -> _Body:
+def parse_body(kind: type[_Body], content: bytes, bounds: BodyBounds) -> _Body:
     """Parse and check a request's body. Raises InvalidRequestError, UnsupportedFieldError."""
     try:
-        body = kind.model_validate_json(content)
+        body = kind.model_validate(read_json(content, bounds))
     except ValidationError as error:
         raise invalid_request(error) from None
     extras = dict(body.model_extra or {})
@@ -173,7 +184,7 @@ def _to_text(part: ContentPart, param: str) -> str:
 
 
 def to_prompts(body: CompletionBody) -> list[Text | TokenIds]:
-    """A string, token ids, or a list of either -> at least one prompt."""
+    """Return at least one prompt, of a string, token ids, or a list of either."""
     special = body.add_special_tokens is not False
     if isinstance(body.prompt, str):
         return [Text(body.prompt, special)]

@@ -61,7 +61,7 @@ STATUS: dict[type[BaseException], Status] = {
 
 @dataclass(frozen=True, slots=True)
 class SharedError:
-    """What of an error may leave the process."""
+    """The parts of an error that may leave the process."""
 
     status: Status
     message: str
@@ -70,12 +70,13 @@ class SharedError:
 
 
 def status_of(error: BaseException) -> Status:
-    """The table's row for the error's class or the nearest class above it."""
+    """Return the table's row for the error's class or the nearest class above it."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
 
 
 def to_shared(error: BaseException, request_id: str) -> SharedError:
-    """-> what the client is told. Unexpected errors are logged with the request id, and told without their content."""
+    """Return what the client is told. Unexpected errors are logged with the request id, and told without their
+    content."""
     status = status_of(error)
     if status is INTERNAL:
         logger.error("request_failed request_id=%s error=%s", request_id, type(error).__name__, exc_info=error)

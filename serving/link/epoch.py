@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from model.curve import Curve
 from model.placement import Placement
 
 # (rows, seconds), rows ascending from 1 on: how long something takes for so many rows.
-Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

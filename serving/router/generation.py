@@ -1,4 +1,4 @@
-"""What the doors (HTTP, gRPC) hand to the service, and what comes back. One shape for both."""
+"""Values that the doors (HTTP, gRPC) hand to the service and get back. Both doors have one shape."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class ModelCard:
 
 
 class Service(Protocol):
-    """What both doors call. `InferenceService` (serving/router/service.py) is the real one."""
+    """The service as both doors call it. `InferenceService` (serving/router/service.py) is the real one."""
 
     @property
     def cards(self) -> tuple[ModelCard, ...]: ...
 
     def is_ready(self) -> bool:
-        """True when an epoch is running and its shards are connected."""
+        """Return whether an epoch is running and its shards are connected."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, GenerationDelta]]:
         """Stream the choices of all parts of one client's request, each delta with its part's index.

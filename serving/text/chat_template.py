@@ -1,4 +1,4 @@
-"""Chat messages -> prompt text, through the checkpoint's Jinja template, exactly as transformers renders it.
+"""Write chat messages as a prompt, through the checkpoint's Jinja template, exactly as transformers does.
 
 Source of the environment's settings: transformers 5, utils/chat_template_utils.py. The template is code from a hub, so
 it runs in Jinja's immutable sandbox and sees plain JSON values only.
@@ -18,18 +18,20 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from pydantic import JsonValue
 
 from serving.errors import InvalidRequestError, ServingError
+from serving.text.template_limits import LimitedEnvironment, limit_steps
 
 _COMMON_TOKENS = frozenset({"bos_token", "eos_token", "pad_token", "unk_token"})
+_MAX_LAYOUT = 256       # characters
+_MAX_SAID = 500
 RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 class ChatTemplateError(ServingError):
-    """The checkpoint's template cannot be parsed."""
+    """The checkpoint's template cannot be read or parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,19 @@ class _GenerationTag(Extension):
         return str(caller())
 
 
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _raise_exception(message: object) -> None:
+    raise jinja2.TemplateError(message if isinstance(message, str) else "it gives no reason in words")
 
 
 def _strftime_now(layout: str) -> str:
+    if len(layout) > _MAX_LAYOUT:
+        raise jinja2.TemplateError("a layout of times is too long")
     return datetime.now().strftime(layout)
 
 
 def _tojson(value: JsonValue, ensure_ascii: bool = False, indent: int | None = None,
             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-    """Jinja's own filter escapes HTML; models were trained on plain JSON."""
+    """Write plain JSON, on which models were trained; Jinja's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -107,10 +111,8 @@ def _check_attribute(name: str) -> None:
         raise jinja2.exceptions.SecurityError(f"a chat template must not store {name!r} on a namespace")
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=[_GenerationTag, loopcontrols])
-    environment.filters["tojson"] = _tojson
+def _environment() -> LimitedEnvironment:
+    environment = LimitedEnvironment([_GenerationTag, loopcontrols], {"tojson": _tojson})
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_TemplateDict(),
                                namespace=_TemplateNamespace)
     return environment
@@ -120,11 +122,11 @@ class ChatTemplate:
     """One compiled template with the tokenizer's special tokens (`bos_token`, ...) bound."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises ChatTemplateError when `source` is not a Jinja template."""
+        """Compile. Raises ChatTemplateError when `source` is not a Jinja template."""
         environment = _environment()
         try:
             tree = environment.parse(source)
-            self._template = environment.from_string(source)
+            self._template = environment.limited_template(source)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the checkpoint's chat template is not valid Jinja: {error}",
                                     fix="mend chat_template in tokenizer_config.json or chat_template.jinja") from error
@@ -134,20 +136,24 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
                variables: Mapping[str, JsonValue] | None = None) -> str:
-        """-> the prompt's text, special tokens written out. `variables` go to the template (`enable_thinking`, ...).
+        """Return the prompt's text, special tokens written out. `variables` go to the template (`enable_thinking`,
+        ...).
 
         Raises InvalidRequestError when the template refuses the messages. As everywhere, it may leave a variable or a
         field of a message unread.
         """
         self._check(messages, variables or {})
         own = {name: value for name, value in (variables or {}).items() if name not in RESERVED_VARIABLES}
+        limit_steps(len(messages), sum(len(message.content) for message in messages))
         try:
             return self._template.render({
                 **self._special_tokens, **own, "messages": [message.to_json() for message in messages], "tools": None,
                 "documents": None, "add_generation_prompt": add_generation_prompt})
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", param="messages",
-                                      fix="check the roles and their order") from error
+        except Exception as error:      # a template is a program, and can fail in every way that one can
+            said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            raise InvalidRequestError(
+                f"the model's chat template refuses these messages at its line {_line(error)}: {said[:_MAX_SAID]}",
+                param="messages", fix="check the roles and their order") from error
 
     def _check(self, messages: Sequence[ChatMessage], variables: Mapping[str, JsonValue]) -> None:
         if not messages:
@@ -156,6 +162,16 @@ class ChatTemplate:
             if name in RESERVED_VARIABLES and value is not None:
                 raise InvalidRequestError(f"chat_template_kwargs must not set {name!r}", param="chat_template_kwargs",
                                           fix="remove it, and use the request's own field")
+
+
+def _line(error: BaseException) -> int:
+    """Return the innermost line of the template that the error went through: Jinja writes them into the traceback."""
+    line, traceback = 0, error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == "<template>":
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return line
 
 
 def read_chat_template(folder: Path, configured: JsonValue) -> str | None:

@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json recommends where a client says nothing, judged when it is read."""
+"""Read and judge what a checkpoint's generation_config.json recommends where a client says nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _UNUSED: dict[str, tuple[JsonValue, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """None: the API's default. As in vLLM the values count whatever `do_sample` says."""
+    """Values where a client says none; None is the API's default. As in vLLM the values count whatever `do_sample`
+    says."""
 
     temperature: float | None = None
     top_p: float | None = None

@@ -1,4 +1,4 @@
-"""Which bytes of text each token stands for, read from tokenizer.json once.
+"""Find the bytes of text that each token stands for, from tokenizer.json, once.
 
 Text is decoded from bytes, not token by token, because one character may be spread over several tokens. Three styles of
 decoder cover the models we serve; another one is refused by name.
@@ -32,7 +32,7 @@ class Style(enum.Enum):
 
 
 class FirstSpace(enum.Enum):
-    """What becomes of spaces in the first token of a text."""
+    """Rules for spaces in the first token of a text."""
 
     KEPT = "kept"
     ONE_DROPPED = "one dropped"         # a Strip step
@@ -40,7 +40,7 @@ class FirstSpace(enum.Enum):
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's table: printable bytes stand for themselves, the others for characters from U+0100 on."""
+    """Return GPT-2's table: printable bytes stand for themselves, the others for characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
@@ -57,7 +57,7 @@ class DecoderStyle:
     replacements: Mapping[str, str] = field(default_factory=dict)
 
     def bytes_of(self, token: str) -> bytes:
-        """What `token` adds to a text that it does not begin."""
+        """Return what `token` adds to a text that it does not begin."""
         match self.style:
             case Style.BYTE_LEVEL:
                 mapped = [_BYTE_OF_CHARACTER.get(character) for character in token]
@@ -75,7 +75,7 @@ class DecoderStyle:
                 return token.encode()
 
     def at_the_start(self, content: bytes) -> bytes:
-        """What a token of `content` adds when it is the first of a text."""
+        """Return what a token of `content` adds when it is the first of a text."""
         match self.first_space:
             case FirstSpace.KEPT:
                 return content
@@ -86,7 +86,7 @@ class DecoderStyle:
 
 
 def read_decoder_style(decoder: JsonValue) -> DecoderStyle:
-    """The `decoder` of tokenizer.json. Raises TokenizerError when it is of another kind."""
+    """Read the `decoder` of tokenizer.json. Raises TokenizerError when it is of another kind."""
     if decoder is None:
         return DecoderStyle(Style.WORDS, FirstSpace.ONE_DROPPED)
     steps = decoder.get("decoders") if isinstance(decoder, dict) and decoder.get("type") == "Sequence" else [decoder]

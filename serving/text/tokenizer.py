@@ -1,4 +1,4 @@
-"""Text <-> token ids, from a checkpoint's tokenizer files, as transformers' fast tokenizers do it.
+"""Turn text into token ids and back by a checkpoint's tokenizer files, as transformers' fast tokenizers do.
 
 Files read: tokenizer.json (required); tokenizer_config.json, special_tokens_map.json, chat_template.jinja,
 generation_config.json, config.json (what is there). The `tokenizers` library does the work, not transformers.
@@ -7,14 +7,16 @@ Which special tokens go around a text is tokenizer.json's word alone: like trans
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import tokenizers
 from pydantic import JsonValue
 
+from model.errors import CheckpointError
+from model.json_file import read_json_object
 from serving.errors import InvalidRequestError
 from serving.text.chat_template import ChatMessage, ChatTemplate, read_chat_template
 from serving.text.generation_config import SamplingDefaults, sampling_defaults, stated_eos_token_ids, unused_fields
@@ -74,20 +76,22 @@ class Tokenizer:
                          sampling_defaults(generation_config), notes)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """-> token ids. Lets go of the GIL, so that a long text can be encoded in a thread beside the event loop."""
+        """Return the token ids. Lets go of the GIL, so that a long text can be encoded in a thread beside the event
+        loop."""
         # One text as a batch: `encode` itself holds the GIL to the end. "fast" leaves out character offsets only.
         return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """-> text. Bytes that are no UTF-8 become U+FFFD; ids without a token are left out."""
+        """Return the text. Bytes that are no UTF-8 become U+FFFD; ids without a token are left out."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What the token adds to a text, perhaps a part of a character. Empty for an id without a token."""
+        """Return what the token adds to a text, perhaps a part of a character. Empty for an id without a token."""
         return self._bytes_of_id.get(token_id, b"")
 
     def token_text(self, token_id: int) -> str:
-        """The token for people: its text, or `bytes:\\xe4\\xbd` (the OpenAI API's form) if that is no character."""
+        """Return the token for people: its text, or `bytes:\\xe4\\xbd` (the OpenAI API's form) if that is no
+        character."""
         content = self.token_bytes(token_id)
         try:
             return content.decode()
@@ -95,12 +99,12 @@ class Tokenizer:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
     def token_name(self, token_id: int) -> str:
-        """The token as it is written in the vocabulary."""
+        """Return the token as it is written in the vocabulary."""
         return str(self._backend.id_to_token(token_id) or "")
 
     def apply_chat_template(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
                             variables: Mapping[str, JsonValue] | None = None) -> str:
-        """-> the prompt's text, to be encoded with add_special_tokens=False. Raises InvalidRequestError."""
+        """Return the prompt's text, to be encoded with add_special_tokens=False. Raises InvalidRequestError."""
         if self._chat_template is None:
             raise InvalidRequestError("this model's checkpoint has no chat template", param="messages",
                                       fix="use completions, or put a chat_template.jinja into the checkpoint's folder")
@@ -108,16 +112,13 @@ class Tokenizer:
 
 
 def _read_json(path: Path) -> JsonObject:
-    """-> the object in the file; empty when there is no such file."""
-    if not path.exists():
-        return {}
+    """Return the object in the file; an empty one when there is no such file. Raises TokenizerError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not valid JSON: {error}", fix="download the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds no JSON object", fix="download the checkpoint again")
-    return content
+        return cast(JsonObject, read_json_object(path))
+    except FileNotFoundError:
+        return {}
+    except CheckpointError as error:
+        raise TokenizerError(error.message, fix=error.fix) from error
 
 
 def _read_backend(folder: Path) -> tuple[tokenizers.Tokenizer, DecoderStyle]:
@@ -135,19 +136,20 @@ def _read_backend(folder: Path) -> tuple[tokenizers.Tokenizer, DecoderStyle]:
 
 
 def _special_token_settings(folder: Path) -> JsonObject:
-    """tokenizer_config.json; where it is old and lists no added tokens, special_tokens_map.json goes over it."""
+    """Return tokenizer_config.json; where it is old and lists no added tokens, special_tokens_map.json goes over it."""
     config = _read_json(folder / "tokenizer_config.json")
     return config if "added_tokens_decoder" in config else {**config, **_read_json(folder / "special_tokens_map.json")}
 
 
 def _token_text(value: JsonValue) -> str | None:
-    """A special token is written as a string or as an object with its properties."""
+    """Return a special token, which is written as a string or as an object with its properties."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else None
 
 
 def _add_special_tokens(backend: tokenizers.Tokenizer, config: JsonObject, special_tokens: Mapping[str, str]) -> None:
-    """Tokens that only tokenizer_config.json knows: they get the ids that are stated there, or are marked special."""
+    """Add tokens that only tokenizer_config.json knows: they get the ids that are stated there, or are marked
+    special."""
     listed = config.get("added_tokens_decoder")
     entries = listed if isinstance(listed, dict) else {}
     for token_id in entries:

@@ -22,7 +22,7 @@ def test_reads_a_folder(write_tiny: Callable[..., Path]) -> None:
     assert args.moe_layer_index(0) is None and args.moe_layer_index(1) == 0
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "\"text\""])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "\"text\"", "[" * 100_000])
 def test_unreadable_config(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -57,7 +57,8 @@ def _without(config: dict[str, object], *names: str) -> dict[str, object]:
     {"architectures": ["Qwen3MoeForSequenceClassification"]},
     {"architectures": ["MixtralForCausalLM"]},
     {"architectures": None, "model_type": "qwen2"},
-    {"architectures": None, "model_type": None},
+    {"architectures": None, "model_type": None}, {"architectures": [{}]}, {"architectures": [["x"]], "model_type": []},
+    {"architectures": 7}, {"architectures": "Qwen3MoeForCausalLM"},
 ])
 def test_unknown_architecture_lists_the_known_ones(tiny_config: dict[str, object], fields: dict[str, object]) -> None:
     with pytest.raises(UnknownArchitectureError, match=r"Qwen3MoeForCausalLM.*MixtralForCausalLM"):
@@ -101,6 +102,8 @@ def test_off_values_of_refused_fields_pass(tiny_config: dict[str, object]) -> No
     ("rope_scaling", {"type": "yarn", "factor": 2.0, "beta_fast": 0}),
     ("rope_scaling", {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}),
     ("rope_scaling", {"type": "yarn", "factor": 2.0, "truncate": "no"}),
+    ("rope_scaling", {"type": "yarn", "original_max_position_embeddings": 0.5}), ("num_attention_heads", 0),
+    ("rope_scaling", {"type": "linear", "factor": 1e308}), ("num_hidden_layers", 10**9), ("hidden_size", 10**30),
 ])
 def test_wrong_values_are_named(tiny_config: dict[str, object], name: str, value: object) -> None:
     with pytest.raises(CheckpointError, match="config.json"):

@@ -49,7 +49,7 @@ def test_index_of_several_files(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
     for text in ("{}", "no json", "[]"):
         index.write_text(text)
-        with pytest.raises(CheckpointError, match=r"index\.json cannot be read"):
+        with pytest.raises(CheckpointError, match=r"index\.json.*fetch it again"):
             Checkpoint(tmp_path)
 
 
@@ -77,6 +77,31 @@ def test_file_cut_after_it_was_opened(folder: Path) -> None:
         with pytest.raises(TensorError, match="ends inside of"):
             for name in checkpoint.tensors:
                 checkpoint.read(name)
+
+
+@pytest.mark.parametrize("header", [
+    b"[]", b"7", b"{", b"\xff", b"[" * 100_000, b'{"a": 7}', b'{"a": []}', b'{"a": {}}',
+    *(json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | fields}).encode() for fields in (
+        {"dtype": ["F32"]}, {"dtype": None}, {"shape": "1"}, {"shape": [-1]}, {"shape": [True]}, {"shape": [1.0]},
+        {"shape": [[1]]}, {"data_offsets": [0]}, {"data_offsets": [0.0, 4.0]}, {"data_offsets": [-4, 0]},
+        {"data_offsets": [4, 0]}, {"data_offsets": ["0", "4"]}, {"data_offsets": {"0": 4}}))])
+def test_a_header_of_wrong_types_is_named(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file.*fetch it again"):
+        Checkpoint(tmp_path)
+
+
+def test_a_folder_in_place_of_a_weight_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"misses 1 of 1 weight files: model\.safetensors"):
+        Checkpoint(tmp_path)
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_named(folder: Path) -> None:
+    with Checkpoint(folder) as checkpoint:
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(TensorError, match="cannot be read"):
+            checkpoint.read("a")
 
 
 def test_unknown_dtype_is_named(tmp_path: Path, write_tiny: Callable[..., Path]) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from cluster.device.profile import profile_device
 from cluster.device.profile_store import ProfileStore
-from cluster.planner.cost_model import Workload, predict_step
+from cluster.planner.cost_model import predict_step
+from cluster.planner.step_costs import StepCosts, Workload
 from model.args import ModelArgs, parse_model_args
 from model.decoder import Decoder
 from model.dispatch.dispatcher import LocalDispatcher
@@ -62,7 +63,8 @@ def test_predicted_steps_are_near_the_measured_ones(args: ModelArgs, tmp_path: P
     runner = Runner(decoder, LocalDispatcher(kernels, placement), max(NUM_ROWS), 16)
     errors = {}
     for num_rows in NUM_ROWS:
-        predicted = predict_step(args, 2, [profile], placement, None, [RequestShare(1.0, 512)], Workload(num_rows, 1))
+        predicted = predict_step(StepCosts(args, 2, [profile], Workload(num_rows, 1)), placement.holders, None,
+                                 [RequestShare(1.0, 512)])
         measured = measured_s(runner, num_rows)
         errors[num_rows] = predicted.step_s / measured - 1.0
     with capsys.disabled():

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from serving.config import RouterConfig
 from serving.engine.request import Submission
 from serving.errors import InvalidRequestError
+from serving.ingress.body_bounds import body_bounds
 from serving.ingress.build_request import Asked, RequestBuilder, TokenIds
 from serving.ingress.grpc_messages import num_logprobs, to_fields, to_prompt
 from serving.ingress.http_request import Caller
@@ -121,7 +122,7 @@ async def test_a_number_of_a_body_is_sent_whole_or_refused(kind: Any, name: str,
     for value in [*INTS, *FLOATS, *NOT_NUMBERS]:
         for content in body_with(kind, name, shape, value):
             try:
-                body = parse_body(kind, content)
+                body = parse_body(kind, content, body_bounds(256))
                 if isinstance(body, ChatCompletionBody):
                     requests = [await chat.build(body, Caller("id", None))]
                 else:
@@ -196,7 +197,7 @@ async def test_token_ids_of_any_width_are_refused_by_name(service: FakeService, 
             await builder.encode(TokenIds((token_id,)))
 
 
-@pytest.mark.parametrize("text", ["9" * 100_000, "-" + "9" * 100_000, "1e" + "9" * 1000])
+@pytest.mark.parametrize("text", ["9" * 100_000, "-" + "9" * 100_000, "1e" + "9" * 1000, "0." + "1" * 100_000])
 async def test_a_number_of_100_000_digits_is_the_clients_error(text: str, service: FakeService,
                                                                tokenizer: Tokenizer) -> None:
     app = build_http_app(service, tokenizer, RouterConfig(), lambda: (b"", ""))

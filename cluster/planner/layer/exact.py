@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from cluster.planner.layer.arrays import BoolArray
 from cluster.planner.layer.greedy import KEEPS_TIME, MOVE_COST, empty_solution, make_solution, solve_greedy
 from cluster.planner.layer.linear_program import LayerModel, Solved, everything_open, lower_bound, member_seconds
 from cluster.planner.layer.problem import LayerProblem, LayerSolution, holders_mask, split_matrix
 from cluster.planner.layer.rounding import WHOLE, round_copies
+from model.arrays import BoolArray
 
 GOOD = 1.002                # of the bound: no better one is looked for
 WHOLE_LAYER_PAIRS = 320     # experts x members that HiGHS gets as one program

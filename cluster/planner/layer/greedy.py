@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.planner.layer.arrays import BoolArray, FloatArray
 from cluster.planner.layer.linear_program import LayerModel, best_split, everything_open, lower_bound
 from cluster.planner.layer.problem import LayerProblem, LayerSolution, mask_holders
 from cluster.planner.layer.rounding import round_copies
+from model.arrays import BoolArray, FloatArray
 
 MOVE_COST = 1e-5            # of a copy, as a part of the step's time: moves decide between placements that are alike
 ONLY_MOVES = 100.0          # a move costs more than any step

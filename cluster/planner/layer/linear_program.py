@@ -12,8 +12,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from cluster.planner.layer.arrays import BoolArray, FloatArray, IntArray
 from cluster.planner.layer.problem import LayerProblem
+from model.arrays import BoolArray, FloatArray, IntArray
 
 SLACK = 1e-6            # HiGHS' tolerance: a bound is lowered by so much, relatively, before it is called one
 

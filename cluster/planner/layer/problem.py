@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.planner.layer.arrays import BoolArray, FloatArray
 from cluster.planner.layer.error import PlacementError
+from model.arrays import BoolArray, FloatArray
 
 Holders = tuple[tuple[int, ...], ...]       # of each expert of a layer, ascending ranks
 Split = tuple[tuple[float, ...], ...]       # of each expert's rows, a fraction for each of its holders

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.planner.layer.arrays import BoolArray, FloatArray
 from cluster.planner.layer.linear_program import Solved, best_split, member_seconds
 from cluster.planner.layer.problem import LayerProblem
+from model.arrays import BoolArray, FloatArray
 
 WHOLE = 1 - 1e-6
 NUM_SWAPS = 16

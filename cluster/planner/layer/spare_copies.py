@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.problem import Holders, Split
+from model.arrays import FloatArray
 
 SPARE_PART = 1 / 8      # of a layer's experts, and one for each holder: more copies level hardly better
 

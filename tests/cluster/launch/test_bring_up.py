@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.bring_up import BringUp, judge_model
+from cluster.launch.bring_up import BringUp, http_url, judge_model
 from model.errors import CheckpointError
 from serving.config import ConfigError, ServeConfig, parse_config
 from serving.text.token_bytes import TokenizerError
@@ -43,3 +43,15 @@ def test_a_folder_that_only_other_nodes_see_is_theirs_to_judge(tmp_path: Path) -
     judge_model(elsewhere.model_copy(update={"local_nodes": ()}))
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         judge_model(elsewhere)
+
+
+@pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:8000/v"), ("::", "http://[::1]:8000/v"),
+                                           ("0.0.0.0", "http://127.0.0.1:8000/v"), ("a.b", "http://a.b:8000/v")])
+def test_urls_of_every_kind_of_host(tmp_path: Path, host: str, url: str) -> None:
+    assert http_url(config_of(tmp_path).model_copy(update={"http_host": host, "route_prefix": "/v/"})) == url
+
+
+@pytest.mark.parametrize("host", ["[::1]", "", "http://a", "a b"])
+def test_a_host_is_no_url(host: str) -> None:
+    with pytest.raises(ConfigError, match="without brackets"):
+        parse_config({"model": {"path": "x"}, "pools": [{}], "http_host": host})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand
-from cluster.planner.placement import PlannedMember
+from cluster.planner.placement_plan import PlannedMember
 from cluster.planner.step_costs import StepCosts, Workload
 from model.args import ModelArgs, parse_model_args
+from model.curve import Curve
 from model.memory import expert_bytes, shared_bytes
-from serving.link.epoch import Curve, DeviceProfile, Link
+from serving.link.epoch import DeviceProfile, Link
 
 ROWS = (1, 4, 16, 64, 256)
 MB = 10**6

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.planner.cost_model import predict_step
-from cluster.planner.step_costs import Workload
+from cluster.planner.cost_model import StepPrediction, predict_step
+from cluster.planner.layer.problem import Split
+from cluster.planner.step_costs import StepCosts, Workload
 from model.placement import Placement
 from serving.link.epoch import DeviceProfile, RequestShare
 from tests.cluster.planner.planned_members import model_args, profile
@@ -18,9 +19,14 @@ def shares(*parts: float) -> list[RequestShare]:
     return [RequestShare(part, 16) for part in parts]
 
 
+def predicted(profiles: list[DeviceProfile], placement: Placement, splits: tuple[Split, ...] | None,
+              shares: list[RequestShare], workload: Workload) -> StepPrediction:
+    return predict_step(StepCosts(ARGS, 2, profiles, workload), placement.holders, splits, shares)
+
+
 def test_alone_a_step_is_what_the_member_is_busy() -> None:
     placement = contiguous_placement(3, 16, (16,))
-    prediction = predict_step(ARGS, 2, [profile()], placement, None, shares(1.0), Workload(512, 100))
+    prediction = predicted([profile()], placement, None, shares(1.0), Workload(512, 100))
     time = prediction.members[0]
     assert time.experts_s == pytest.approx(3 * 512 * 2 * 5e-6, rel=1e-3)
     assert time.exchange_s == 0.0 and time.overhead_s == pytest.approx(3e-6)
@@ -30,8 +36,7 @@ def test_alone_a_step_is_what_the_member_is_busy() -> None:
 
 def test_each_part_waits_for_the_slowest() -> None:
     placement = contiguous_placement(3, 16, (8, 8))
-    prediction = predict_step(ARGS, 2, [profile(1.0), profile(2.0)], placement, None, shares(0.25, 0.75),
-                              Workload(512, 100))
+    prediction = predicted([profile(1.0), profile(2.0)], placement, None, shares(0.25, 0.75), Workload(512, 100))
     slow, fast = prediction.members
     assert slow.experts_s == pytest.approx(2 * fast.experts_s)
     attention_s = max(slow.attention_s, fast.attention_s) + slow.overhead_s
@@ -43,8 +48,8 @@ def test_each_part_waits_for_the_slowest() -> None:
 def test_the_given_split_counts() -> None:
     copied = Placement(2, (((0, 1),) * 14 + ((0,), (1,)),) * 3)
     split = (((0.5, 0.5),) * 14 + ((1.0,), (1.0,)),) * 3
-    equal = predict_step(ARGS, 2, [profile(1.0), profile(3.0)], copied, split, shares(0.5, 0.5), Workload(512, 100))
-    best = predict_step(ARGS, 2, [profile(1.0), profile(3.0)], copied, None, shares(0.5, 0.5), Workload(512, 100))
+    equal = predicted([profile(1.0), profile(3.0)], copied, split, shares(0.5, 0.5), Workload(512, 100))
+    best = predicted([profile(1.0), profile(3.0)], copied, None, shares(0.5, 0.5), Workload(512, 100))
     assert equal.members[0].experts_s == pytest.approx(3 * equal.members[1].experts_s)
     assert best.members[0].experts_s == pytest.approx(best.members[1].experts_s)
     assert best.step_s < equal.step_s
@@ -59,17 +64,16 @@ def test_the_given_split_counts() -> None:
     (profile(overhead_s=0.1), 64, 10, "overhead"),
 ])
 def test_the_limit_is_what_takes_longest(one: DeviceProfile, num_rows: int, context_tokens: int, limit: str) -> None:
-    prediction = predict_step(ARGS, 2, [one, one], contiguous_placement(3, 16, (8, 8)), None, shares(0.5, 0.5),
-                              Workload(num_rows, context_tokens))
+    prediction = predicted([one, one], contiguous_placement(3, 16, (8, 8)), None, shares(0.5, 0.5),
+                           Workload(num_rows, context_tokens))
     assert prediction.limit == limit
 
 
 def test_a_member_with_nothing_to_do_costs_nothing() -> None:
     workload = Workload(64, 100)
-    alone = predict_step(ARGS, 2, [profile()], contiguous_placement(3, 16, (16,)), None, shares(1.0), workload)
+    alone = predicted([profile()], contiguous_placement(3, 16, (16,)), None, shares(1.0), workload)
     slow = profile(0.01, latency_s=1.0, overhead_s=1.0)
-    beside = predict_step(ARGS, 2, [profile(), slow], contiguous_placement(3, 16, (16, 0)), None, shares(1.0, 0.0),
-                          workload)
+    beside = predicted([profile(), slow], contiguous_placement(3, 16, (16, 0)), None, shares(1.0, 0.0), workload)
     assert beside.step_s == pytest.approx(alone.step_s)
     assert beside.members[1].busy_s == 0.0
 
@@ -77,8 +81,7 @@ def test_a_member_with_nothing_to_do_costs_nothing() -> None:
 def test_where_every_member_holds_everything_each_computes_its_own_rows() -> None:
     """No exchange, and no waiting for one another within a step."""
     everywhere = Placement(2, (((0, 1),) * 16,) * 3)
-    prediction = predict_step(ARGS, 2, [profile(1.0), profile(3.0)], everywhere, None, shares(0.25, 0.75),
-                              Workload(1024, 100))
+    prediction = predicted([profile(1.0), profile(3.0)], everywhere, None, shares(0.25, 0.75), Workload(1024, 100))
     slow, fast = prediction.members
     assert slow.exchange_s == fast.exchange_s == 0.0
     assert slow.experts_s == pytest.approx(3 * 256 * 2 * 5e-6, rel=1e-3)
@@ -88,5 +91,5 @@ def test_where_every_member_holds_everything_each_computes_its_own_rows() -> Non
 
 def test_a_member_without_rows_need_not_hold_anything_for_the_others_rows_to_stay() -> None:
     some = Placement(3, (((0, 1),) * 16,) * 3)
-    three = predict_step(ARGS, 2, [profile()] * 3, some, None, shares(0.5, 0.5, 0.0), Workload(64, 100))
+    three = predicted([profile()] * 3, some, None, shares(0.5, 0.5, 0.0), Workload(64, 100))
     assert [time.exchange_s for time in three.members] == [0.0, 0.0, 0.0]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from cluster.planner.device_curves import expert_rate
-from cluster.planner.group_plan import best_change, slowdown_of_rates
+from cluster.planner.group_plan import best_change, group_costs, slowdown_of_rates
 from cluster.planner.measured_profile import corrected
-from model.placement import Placement
+from model.arrays import FloatArray
+from model.placement import ExpertRate, Placement
 from serving.link.epoch import Epoch, RequestShare, WorkRatio
 from tests.cluster.coordinator.group_reports import member, rules
 from tests.cluster.profiles import PROFILE
@@ -29,17 +30,21 @@ def epoch(placement: Placement) -> Epoch:
     return Epoch(1, (a, replace(b, profile=SLOW_B), c), placement, "", SHARES)
 
 
+def slowdown(placement: Placement, load_LE: FloatArray | None, rates: tuple[ExpertRate, ...]) -> float:
+    return slowdown_of_rates(group_costs(epoch(placement).members, PLAN, load_LE), placement, SHARES, rates)
+
+
 @pytest.mark.parametrize("load_LE", [None, np.full((2, 6), 50.0)])
 def test_rates_of_before_give_a_slow_member_too_many_rows(load_LE: np.ndarray | None) -> None:
-    stale = slowdown_of_rates(epoch(Placement(3, HOLDERS, OLD)), PLAN, load_LE, NEW)
+    stale = slowdown(Placement(3, HOLDERS, OLD), load_LE, NEW)
     assert stale > 1.02
-    assert slowdown_of_rates(epoch(Placement(3, HOLDERS, NEW)), PLAN, load_LE, OLD) == pytest.approx(1 / stale)
+    assert slowdown(Placement(3, HOLDERS, NEW), load_LE, OLD) == pytest.approx(1 / stale)
 
 
 def test_rates_cost_nothing_when_they_are_right_or_nothing_has_copies() -> None:
-    assert slowdown_of_rates(epoch(Placement(3, HOLDERS, NEW)), PLAN, None, NEW) == 1.0
+    assert slowdown(Placement(3, HOLDERS, NEW), None, NEW) == 1.0
     single = Placement(3, (((0,), (1,), (2,), (0,), (1,), (2,)),) * 2, OLD)
-    assert slowdown_of_rates(epoch(single), PLAN, None, NEW) == 1.0
+    assert slowdown(single, None, NEW) == 1.0
 
 
 def test_what_runs_as_well_stays_and_only_gets_new_rates() -> None:

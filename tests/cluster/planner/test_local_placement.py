@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.planner.local_placement import choose_local
-from cluster.planner.member_roles import MemoryPlanner
-from cluster.planner.placement import PlannedMember
+from cluster.planner.placement_plan import PlannedMember
+from cluster.planner.role_fit import MemoryPlanner
 from cluster.planner.step_costs import StepCosts, Workload
 from tests.cluster.planner.planned_members import budget, demand, member, model_args
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +11,6 @@ from cluster.planner.memory_plan import (
     free_bytes,
     max_slots,
     memory_use,
-    shortfalls,
 )
 
 DEMAND = MemoryDemand(num_moe_layers=5, num_experts=8, expert_bytes=100, shared_bytes=1000, kv_cache_bytes=300,
@@ -23,23 +20,6 @@ FIXED = DEMAND.fixed_bytes + 50
 
 def members(*free: int) -> tuple[MemberMemory, ...]:
     return tuple(MemberMemory(f"node-{index}", FIXED + left, 50) for index, left in enumerate(free))
-
-
-@given(st.lists(st.integers(0, 6000), min_size=1, max_size=6), st.integers(0, 4), st.integers(1, 9))
-def test_members_fit_exactly_when_nothing_is_missing(free: list[int], num_layers: int, num_experts: int) -> None:
-    demand = replace(DEMAND, num_moe_layers=num_layers, num_experts=num_experts)
-    memories = members(*free)
-    assert (sum(max_slots(memory, demand) for memory in memories) >= demand.num_slots) == (
-        not shortfalls(memories, demand))
-
-
-@given(st.lists(st.integers(-3000, 1500), min_size=1, max_size=5))
-def test_the_missing_bytes_are_enough(free: list[int]) -> None:
-    memories = members(*free)
-    lacking = shortfalls(memories, DEMAND)
-    raised = tuple(replace(memory, budget_bytes=memory.budget_bytes + entry.missing_bytes)
-                   for memory, entry in zip(memories, lacking, strict=False)) or memories
-    assert not shortfalls(raised, DEMAND)
 
 
 @given(st.integers(-2000, 9000), st.booleans(), st.integers(0, 2000))
@@ -65,15 +45,3 @@ def test_without_requests_there_is_room_for_more_experts() -> None:
 def test_the_kv_cache_takes_what_experts_leave() -> None:
     use = memory_use(MemberMemory("node", FIXED + 1000, 50), DEMAND, 4, takes_requests=True)
     assert (use.expert_bytes, use.kv_cache_bytes, use.free_bytes) == (400, 900, 0)
-
-
-def test_two_copies_miss_twice_as_much() -> None:
-    assert not shortfalls(members(2000, 2000), DEMAND)
-    lacking = shortfalls(members(2000, 2000), DEMAND, min_copies=2)
-    assert sum(entry.missing_bytes for entry in lacking) == 4000
-    assert not shortfalls(members(4000, 4000), DEMAND, min_copies=2)
-
-
-def test_who_takes_no_requests_needs_less() -> None:
-    assert shortfalls(members(2000, 1000), DEMAND)
-    assert not shortfalls(members(2000, 1000), DEMAND, takes_requests=(True, False))

@@ -9,17 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.planner.layer.error import PlacementError
+from cluster.planner.layer.problem import Holders
 from cluster.planner.layer.spare_copies import SPARE_PART
 from cluster.planner.memory_plan import RunningMembers
-from cluster.planner.placement import (
-    PlacementError,
-    PlacementPlan,
-    PlannedMember,
-    PlanOptions,
-    plan_placement,
-    predict_running,
-    surviving_holders,
-)
+from cluster.planner.placement import member_costs, plan_placement, predict_running, surviving_holders
+from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
 from cluster.planner.step_costs import Workload
 from model.placement import Placement
 from tests.cluster.planner.planned_members import budget, demand, member, model_args, profile
@@ -32,9 +27,9 @@ EXACT = PlanOptions(time_limit_s=3.0)
 
 
 def plan(members: Sequence[PlannedMember], options: PlanOptions = QUICK, workload: Workload = FEW_ROWS,
-         previous: object = None) -> PlacementPlan:
-    assert previous is None or isinstance(previous, (Placement, tuple))
-    return plan_placement(ARGS, demand(ARGS), members, workload, 512, options, previous)
+         previous: Sequence[Holders] | None = None) -> PlacementPlan:
+    costs = member_costs(ARGS, 2, members, workload)
+    return plan_placement(costs, members, demand(ARGS), 512, options, previous)
 
 
 def assert_sound(result: PlacementPlan, members: Sequence[PlannedMember], min_copies: int = 1) -> None:
@@ -128,7 +123,7 @@ def test_an_experts_only_member_has_no_shared_weights() -> None:
 def test_a_plan_for_the_same_members_moves_nothing() -> None:
     members = [member("a", 2.0), member("b"), member("c")]
     first = plan(members, EXACT)
-    again = plan(members, EXACT, previous=first.placement)
+    again = plan(members, EXACT, previous=first.placement.holders)
     assert again.placement.holders == first.placement.holders and again.moved_bytes == 0
 
 
@@ -158,7 +153,7 @@ def test_the_running_placement_under_another_load() -> None:
     members = [member("a"), member("b")]
     result = plan(members, EXACT, Workload(512, 100))
     hot = ((100.0,) + (1.0,) * 15,) * 3
-    same, other = (predict_running(ARGS, members, result.placement, result.shares, workload, 2)
+    same, other = (predict_running(member_costs(ARGS, 2, members, workload), result.placement, result.shares)
                    for workload in (Workload(512, 100), Workload(512, 100, hot)))
     assert same.step_s == pytest.approx(result.prediction.step_s, rel=0.01)
     assert other.step_s > same.step_s
@@ -194,13 +189,13 @@ def test_more_copies_than_members_are_refused() -> None:
 ])
 def test_a_wrong_previous_placement_is_refused(previous: Placement, says: str) -> None:
     with pytest.raises(PlacementError, match=says):
-        plan([member("a"), member("b")], previous=previous)
+        plan([member("a"), member("b")], previous=previous.holders)
 
 
 def test_the_running_placement_must_be_of_these_members() -> None:
     with pytest.raises(PlacementError, match="1 shares and a placement of 2 members for 2 members"):
-        predict_running(ARGS, [member("a"), member("b")], contiguous_placement(3, 16, (8, 8)),
-                        plan([member("a")]).shares, Workload(1, 1), 2)
+        predict_running(member_costs(ARGS, 2, [member("a"), member("b")], Workload(1, 1)),
+                        contiguous_placement(3, 16, (8, 8)), plan([member("a")]).shares)
 
 
 def test_a_running_group_keeps_its_roles_and_its_room() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.planner.layer.error import PlacementError
-from cluster.whatif.answer import ClusterPlan, missing_bytes, plan_cluster
+from cluster.planner.memory_fit import memory_fit
+from cluster.whatif.answer import ClusterPlan, plan_cluster
 from cluster.whatif.cluster_file import with_more_nodes
 from cluster.whatif.question import PlanRequest, read_question
 from tests.cluster.whatif.plan_questions import EXAMPLES, HUGE_MODEL, MANY_EXPERTS, answer, question
@@ -71,7 +72,7 @@ def test_the_missing_bytes_are_enough(tmp_path: Path) -> None:
     lacking = answer(tmp_path, TWO_T4)
     first, second = lacking.members
     grown = replace(first, memory=replace(first.memory, budget_bytes=first.memory.budget_bytes + lacking.missing_bytes))
-    assert missing_bytes((grown, second), lacking.demand, 1) == 0
+    assert memory_fit([grown.memory, second.memory], lacking.demand, 1).is_enough
 
 
 def test_a_member_without_room_for_its_buffers_is_left_out(tmp_path: Path) -> None:
@@ -120,3 +121,12 @@ def test_a_kv_cache_that_is_too_small_gives_the_speed_of_what_it_holds(tmp_path:
     assert tight.plan is not None and tight.held is not None and tight.held.tokens_per_s is not None
     assert 0 < tight.num_held_rows < 64
     assert tight.held.tokens_per_s < tight.plan.prediction.tokens_per_s
+
+
+def test_equal_parts_that_do_not_fit_say_what_is_missing(tmp_path: Path) -> None:
+    cluster = ("{nodes: [{name: big, device: h200-sxm}, {name: small, device: t4, memory_budget: 2GB}], "
+               "link: {bandwidth: 10GB/s}}")
+    asked = question(tmp_path, cluster)
+    even = plan_cluster(replace(asked, options=replace(asked.options, policy="even")), lambda what: None)
+    assert plan_cluster(asked, lambda what: None).plan is not None
+    assert even.plan is None and even.missing_bytes > 0 and even.fitting_batch_tokens is None

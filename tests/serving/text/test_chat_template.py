@@ -84,6 +84,17 @@ def test_what_the_template_raises_reaches_the_client() -> None:
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize("source", [
+    "{{ 1 // 0 }}", "{{ 1.5 ** 100000 }}", "{{ messages + 1 }}", "{{ nowhere.a }}", "{{ nowhere() }}",
+    "{{ messages[0].content.nope() }}", "{% include 'x' %}", "{{ strftime_now(3) }}", "{{ raise_exception([1]) }}",
+    "{{ messages[0].content | batch }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}"])
+def test_every_fault_of_a_template_is_an_error_with_its_line(source: str) -> None:
+    template = ChatTemplate("{# a template #}\n\n" + source, {})
+    with pytest.raises(InvalidRequestError, match="refuses these messages at its line 3: ."):
+        template.render(MESSAGES)
+
+
 def test_variables_reach_the_template_and_unread_ones_are_ignored() -> None:
     template = ChatTemplate("{% if enable_thinking is defined and not enable_thinking %}quick"
                             "{% else %}slow{% endif %}", {})

@@ -147,6 +147,21 @@ def test_missing_and_broken_files_are_named(tmp_path: Path, byte_level_dir: Path
         Tokenizer.from_dir(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json",
+                                  "special_tokens_map.json"])
+@pytest.mark.parametrize("content", [b"[]", b"7", b'"x"', b"null", b"\xff", b"", b"[" * 100_000, None])
+def test_files_beside_the_tokenizer_are_objects_or_named(tmp_path: Path, byte_level_dir: Path, name: str,
+                                                         content: bytes | None) -> None:
+    """None: there is a folder of that name."""
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_dir / "tokenizer.json").read_bytes())
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=rf"{name} .*fetch it again"):
+        Tokenizer.from_dir(tmp_path)
+
+
 def test_unknown_decoder_is_refused_by_name(tmp_path: Path, byte_level_dir: Path) -> None:
     content = json.loads((byte_level_dir / "tokenizer.json").read_text()) | {"decoder": {"type": "CTC", "pad_token": "",
                          "word_delimiter_token": "|", "cleanup": True}}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.problem import LayerProblem
+from model.arrays import FloatArray
 
 
 def zipf_costs(num_experts: int, speeds: tuple[float, ...], exponent: float, seed: int = 0) -> FloatArray:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cluster.planner.layer.arrays import FloatArray
 from cluster.planner.layer.problem import Holders
 from cluster.planner.layer.spare_copies import SPARE_PART, add_spare_copies, spare_split
+from model.arrays import FloatArray
 from model.dispatch.row_split import layer_copies, split_rows
 from model.placement import ExpertRate
 

@@ -1,0 +1,38 @@
+"""The bounds of a body's fields, which hold before anything is made of its bytes. Of values, SamplingParams has limits.
+
+A value costs 10 to 300 bytes, however few it is written in: the numbers here keep what a body may cost within a few MB
+and ten times its bytes.
+"""
+
+from __future__ import annotations
+
+from serving.ingress.json_reader import BodyBounds, Bounds
+from serving.sampling_params import MAX_LOGIT_BIASES, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+
+MAX_BODY_BYTES = 8 * 2**20      # a text of a million tokens is 4 to 5 MB
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024                # of one message's content
+MAX_PROMPTS = 2048              # in one body, as the OpenAI API
+MAX_CHOICES = 4096              # of one body: prompts x n
+MAX_TOKEN_IDS = 2**18           # in one body; as many as the context has where that is more
+
+_ANY = MAX_BODY_BYTES           # a text is bounded by the context when it is tokenized
+_NAME = Bounds(0, 256)
+_TEXT = Bounds(0, _ANY)
+
+
+def body_bounds(max_model_len: int) -> BodyBounds:
+    """Return the bounds of every path's body, for a model of that context."""
+    num_token_ids = max(MAX_TOKEN_IDS, max_model_len)
+    return BodyBounds(
+        num_values=32_768, num_integers=num_token_ids, depth=32, num_digits=40, num_key_characters=256,
+        default=Bounds(1024, 65_536),
+        fields={
+            "model": _NAME, "user": _NAME, "request_id": _NAME,
+            "prompt": Bounds(num_token_ids, _ANY), "tokens": Bounds(num_token_ids, 0),
+            "messages": Bounds(MAX_MESSAGES, 0), "messages.role": _NAME, "messages.name": _NAME,
+            "messages.content": Bounds(MAX_PARTS, _ANY), "messages.content.type": _NAME,
+            "messages.content.text": _TEXT, "messages.content.refusal": _TEXT, "messages.reasoning": _TEXT,
+            "messages.reasoning_content": _TEXT,
+            "stop": Bounds(MAX_STOP_STRINGS, MAX_STOP_CHARACTERS), "stop_token_ids": Bounds(MAX_STOP_TOKEN_IDS, 0),
+            "logit_bias": Bounds(MAX_LOGIT_BIASES, 0)})

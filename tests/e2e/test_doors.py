@@ -1,0 +1,36 @@
+"""What lies between a client and our HTTP door: the server of Ray Serve's proxy."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Service
+
+pytestmark = pytest.mark.multinode
+BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 1}
+HTTP2_OFFER = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABkAARAAAAAAAIAAAAA"}
+
+
+def test_answers_have_one_request_id(service: Service) -> None:
+    for method, path, body in (("POST", "/v1/completions", BODY), ("GET", "/v1/models/", None), ("GET", "/no", None),
+                               ("OPTIONS", "/v1/completions", None), ("POST", "/v1/completions", {**BODY, "n": 0}),
+                               ("POST", "/v1/completions", {**BODY, "stream": True})):
+        for given in ("mine-1", None):
+            response = httpx.request(method, service.url + path, json=body, timeout=60.0,
+                                     headers={} if given is None else {"x-request-id": given})
+            found = response.headers.get_list("x-request-id")
+            assert len(found) == 1 and given in (found[0], None), (path, found)
+            if response.status_code >= 400:
+                assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_an_offer_of_http2_loses_no_body(service: Service) -> None:
+    answer = httpx.post(f"{service.url}/v1/completions", json=BODY, headers=HTTP2_OFFER, timeout=60.0)
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 1, answer.text
+
+
+def test_a_byte_order_mark_and_a_trailing_slash(service: Service) -> None:
+    content = b'\xef\xbb\xbf{"model": "tiny", "prompt": "hello", "max_tokens": 1}'
+    answer = httpx.post(f"{service.url}/v1/completions/", content=content, timeout=60.0)
+    assert answer.status_code == 200, answer.text
