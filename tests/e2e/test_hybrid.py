@@ -19,7 +19,7 @@ from model.kernels.select import select_kernels
 from model.step import SamplingSpec
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
-from tests.e2e.conftest import Service, config_of, eventually
+from tests.e2e.conftest import Service, config_of, eventually, free_port
 from tests.oracle.conftest import Engine
 from tests.serving.conftest import byte_level_tokenizer
 
@@ -66,15 +66,16 @@ class Hybrid:
 def hybrid(service: Service) -> Iterator[Hybrid]:
     folder = service.work_dir / NAME
     write_multimodal(folder)
-    config = config_of(folder) | {"application": NAME, "route_prefix": f"/{NAME}"}
+    grpc_port = free_port()
+    config = config_of(folder) | {"application": NAME, "route_prefix": f"/{NAME}",
+                                  "router": {"num_cpus": 0.1, "grpc_port": grpc_port}}
     path = service.work_dir / f"{NAME}.yaml"
     path.write_text(yaml.safe_dump(config))
     service.ray("deploy", NAME, str(path))
     url = f"{service.url}/{NAME}"
     try:
         assert eventually(lambda: httpx.get(f"{url}/health", timeout=60.0).status_code == 200, timeout_s=120.0)
-        [router] = service.status(NAME)["routers"]      # type: ignore[misc]
-        yield Hybrid(url, router["grpc_address"], folder)
+        yield Hybrid(url, f"{service.running.grpc_address.rpartition(':')[0]}:{grpc_port}", folder)
     finally:
         service.ray("delete", NAME)
 
