@@ -191,10 +191,16 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
     kind = findings[0]["type"]
     if kind == "extra_forbidden":
         return InvalidRequestError(f"unknown field {param!r}", fix="remove it, or check its spelling", param=param)
-    if kind == "missing" or (findings[0]["input"] is None and findings[0]["loc"][:1] == (param,)):
+    is_null = findings[0]["input"] is None and _names_field(findings[0]["loc"])
+    if kind == "missing" or is_null:
         return InvalidRequestError(f"{param} is missing", fix="give it", param=param)
     shown = "" if kind == "value_error" else f", got {_SHORT.repr(findings[0]['input'])}"
     return InvalidRequestError(f"{param or 'the body'}: {' or '.join(reasons)}{shown}", param=param)
+
+
+def _names_field(path: Sequence[int | str]) -> bool:
+    """Return whether the path ends at a field of the body itself, or at one of the types that it may have."""
+    return len(path) == 1 or (len(path) == 2 and str(path[1]).startswith(("str", "list[")))
 
 
 def field_name(path: Sequence[int | str]) -> str | None:

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.config import RouterConfig
-from serving.errors import ClientGoneError, InvalidRequestError, NotReadyError
+from serving.errors import ClientGoneError, InvalidRequestError, NotReadyError, UnsupportedFieldError
 from serving.ingress.auth import tenant_of_header
 from serving.ingress.body_bounds import body_bounds
 from serving.ingress.build_request import RequestBuilder, Text
@@ -170,6 +170,9 @@ class _HttpDoor:
         card = self._builder.card(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("give either prompt or messages", param="prompt")
+        if body.messages is not None and body.add_special_tokens:
+            raise UnsupportedFieldError("add_special_tokens is not for messages: a chat template writes its own",
+                                        fix="leave it out", param="add_special_tokens")
         if body.messages is not None:
             prompt = to_conversation(body.messages, body.add_generation_prompt, body.chat_template_kwargs)
             token_ids = await self._builder.encode(prompt)
@@ -229,7 +232,8 @@ async def _answer_routing_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         detail = f"there is nothing at {request.url.path}. Ask one of {', '.join(_PATHS)}"
     else:
-        detail = f"{request.method} is not for {request.url.path}. Use {(error.headers or {}).get('Allow', 'another')}"
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))     # Starlette's is a set
+        detail = f"{request.method} is not for {request.url.path}. Use {allowed}"
     response = _http_error(HTTPException(error.status_code, detail, error.headers))
     response.headers["x-request-id"] = choose_request_id(request.headers.get("x-request-id"))
     return response
