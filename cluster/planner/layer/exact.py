@@ -26,8 +26,8 @@ FREE_EXPERTS = 24           # that a small program decides anew, at most half of
 def solve_exact(problem: LayerProblem, time_limit_s: float = 3.0) -> LayerSolution:
     """Within GOOD of the bound, or the best found in the time. Never slower than solve_greedy."""
     if not len(problem.costs_EM):
-        return empty_solution("exact")
-    best = replace(solve_greedy(problem), solver="exact")
+        return empty_solution()
+    best = solve_greedy(problem)
     if problem.previous is not None:
         best = replace(best, bound_s=min(best.step_s, lower_bound(problem)))
     if _is_done(problem, best):
@@ -49,7 +49,7 @@ def _is_done(problem: LayerProblem, solution: LayerSolution) -> bool:
 
 
 def _better(problem: LayerProblem, best: LayerSolution, held_EM: BoolArray, bound_s: float = 0.0) -> LayerSolution:
-    other = make_solution(problem, held_EM, max(best.bound_s, bound_s), "exact")
+    other = make_solution(problem, held_EM, max(best.bound_s, bound_s))
     if other.step_s < best.step_s * (1 - 1e-9):
         return other
     return replace(best, bound_s=min(best.step_s, other.bound_s))
@@ -116,5 +116,5 @@ def _with_fewer_moves(problem: LayerProblem, best: LayerSolution, time_limit_s: 
     solved = model.integral(time_limit_s, gap=1e-3)
     if solved is None:
         return best
-    other = make_solution(problem, solved.copies_EM >= 0.5, best.bound_s, "exact")
+    other = make_solution(problem, solved.copies_EM >= 0.5, best.bound_s)
     return other if other.num_moved < best.num_moved and other.step_s <= best.step_s * 1.001 else best

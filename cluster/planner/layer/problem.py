@@ -6,7 +6,6 @@ E experts, M members. A copy is one (expert, member) pair.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,12 +68,7 @@ class LayerSolution:
     split: Split                            # who is expected to compute how much of each expert's rows
     step_s: float                           # of the slowest member
     bound_s: float                          # no placement in these slots is faster
-    solver: Literal["exact", "greedy"]
     num_moved: int                          # copies to be loaded that `previous` has not
-
-    @property
-    def ratio(self) -> float:
-        return self.step_s / self.bound_s if self.bound_s > 0 else 1.0
 
 
 def holders_mask(holders: Holders, num_members: int) -> BoolArray:
