@@ -1,4 +1,4 @@
-"""What a group's placement is planned for, and the plan. Pure."""
+"""The members and options of a group's plan, and the plan. Pure."""
 
 from __future__ import annotations
 

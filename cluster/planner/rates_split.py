@@ -1,4 +1,4 @@
-"""How a group splits the rows of an expert over its copies in a step of mean loads: as its members do. Pure.
+"""The split of an expert's rows over its copies in a step of mean loads, as the members do it. Pure.
 
 L MoE layers, E experts of a layer, M members
 """

@@ -17,7 +17,7 @@ _WIDTH = 110        # columns of the text on the page
 
 
 def plan_page(answer: ClusterPlan) -> str:
-    """The HTML."""
+    """Render the HTML."""
     loader = PackageLoader("cluster.whatif")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pictures = [("which device holds which expert", expert_map_png(answer, answer.plan)),
@@ -29,7 +29,7 @@ def plan_page(answer: ClusterPlan) -> str:
 
 
 def _sources(answer: ClusterPlan) -> list[tuple[str, str, str]]:
-    """(kind of node, document, address) of the data-sheet figures."""
+    """Return (kind of node, document, address) of the data-sheet figures."""
     return [(nodes.name, figures_of(nodes).source, figures_of(nodes).url) for nodes in answer.question.cluster.nodes
             if nodes.name not in answer.question.measured]
 
@@ -42,7 +42,7 @@ def _text(answer: ClusterPlan) -> str:
 
 
 def _layers(answer: ClusterPlan) -> list[list[str]]:
-    """Of each MoE layer: the ids of each member's experts."""
+    """Return the ids of each member's experts, of each MoE layer."""
     if answer.plan is None:
         return []
     placement = answer.plan.placement

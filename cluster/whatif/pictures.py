@@ -23,7 +23,7 @@ _DPI = 110
 
 
 def expert_map_png(answer: ClusterPlan, plan: PlacementPlan) -> str:
-    """MoE layers x experts, coloured by the holder. Base64 of a PNG."""
+    """Draw MoE layers x experts, coloured by the holder. Base64 of a PNG."""
     holders, names = plan.placement.holders, [member.name for member in answer.members]
     num_parts = max(len(ranks) for layer in holders for ranks in layer)
     cells_LX = np.array([[ranks[part * len(ranks) // num_parts] for ranks in layer for part in range(num_parts)]
@@ -42,7 +42,7 @@ def expert_map_png(answer: ClusterPlan, plan: PlacementPlan) -> str:
 
 
 def memory_bars_png(answer: ClusterPlan, plan: PlacementPlan) -> str:
-    """Every device's budget, by what it is for. Base64 of a PNG."""
+    """Draw every device's budget, by what it is for. Base64 of a PNG."""
     names = [member.name for member in answer.members]
     figure = Figure(figsize=(10, 1.4 + 0.28 * len(names)), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -62,7 +62,7 @@ def memory_bars_png(answer: ClusterPlan, plan: PlacementPlan) -> str:
 
 
 def member_colours(answer: ClusterPlan) -> list[Colour]:
-    """A hue for each kind of node, a shade of it for each device."""
+    """Choose a hue for each kind of node, a shade of it for each device."""
     kinds = [nodes.name for nodes in answer.question.cluster.nodes]
     colours: list[Colour] = []
     for index, kind in enumerate(kinds):

@@ -36,7 +36,7 @@ def plan_json(answer: ClusterPlan) -> str:
 
 
 def _nodes(answer: ClusterPlan) -> list[Json]:
-    """By kind. `profile` is what one device is taken to do."""
+    """Describe the nodes by kind. `profile` is what one device is taken to do."""
     nodes = []
     for kind in answer.question.cluster.nodes:
         figures = figures_of(kind)

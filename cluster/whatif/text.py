@@ -92,7 +92,7 @@ def _kv_text(answer: ClusterPlan) -> Text:
 
 
 def _step_parts(prediction: StepPrediction) -> str:
-    """Of the slowest member in each part: the others wait for it."""
+    """Write what the slowest member takes in each part: the others wait for it."""
     slowest = {name: max(getattr(times, field) for times in prediction.members) for name, field in STEP_PARTS}
     return ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in slowest.items())
 

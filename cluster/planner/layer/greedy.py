@@ -75,7 +75,7 @@ def _restore(problem: LayerProblem) -> BoolArray:
 
 
 def replan_model(problem: LayerProblem) -> LayerModel:
-    """Copies stay, those of lost experts are to be found. Where slots lack, redundant ones may go."""
+    """Let copies stay and find those of lost experts. Where slots lack, redundant ones may go."""
     previous_EM, room_M = problem.previous_EM(), problem.room_M
     num_copies_E = previous_EM.sum(axis=1)
     lacking_E = np.maximum(0, problem.min_copies - num_copies_E)
@@ -92,7 +92,7 @@ def replan_model(problem: LayerProblem) -> LayerModel:
 
 
 def _improve_where_it_pays(problem: LayerProblem, bound_s: float) -> LayerSolution:
-    """Nothing is lost. Keep what is there, unless another placement is clearly faster."""
+    """Keep what is there, as nothing is lost, unless another placement is clearly faster."""
     kept = make_solution(problem, problem.previous_EM(), bound_s)
     if kept.step_s <= bound_s * WORTH_MOVING:
         return kept
