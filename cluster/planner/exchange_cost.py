@@ -75,7 +75,7 @@ def least_exchange_seconds(profiles: Sequence[DeviceProfile], num_rows: float, p
 
 
 def _least_reach(most_M: Sequence[float], chosen: float) -> float:
-    """Return how many other members at least are expected to compute `chosen` experts of a row, each at most so many."""
+    """Return how many others at least are expected to compute `chosen` experts of a row, each at most so many."""
     reached = 0.0
     for most in sorted(most_M, reverse=True):
         reached += 1.0 - math.exp(-min(most, max(0.0, chosen)))
