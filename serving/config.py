@@ -72,7 +72,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 class ModelConfig(Options):
     path: str                                   # folder, or hf://owner/name, or modelscope://owner/name
-    name: str | None = None                     # as clients call it; default: the last part of path
+    name: Annotated[str, Field(min_length=1)] | None = None     # as clients call it; default: the last part of path
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: Annotated[int, Field(ge=2, le=MAX_CONTEXT_TOKENS)] | None = None     # default: the checkpoint's
     revision: str | None = None
