@@ -10,6 +10,7 @@
 #include "packed_parallel.h"
 #include "packed_rows.h"
 #include "row_plan.h"
+#include "shared_structs.h"
 
 #define EXPORT __attribute__((visibility("default")))
 enum { OK = 0, NO_MEMORY = 1, BAD_ID = 2 };
@@ -45,11 +46,13 @@ EXPORT void packed_pack(char *panels, const char *rows, long first_row, long num
     parallel_for(num_panels, num_threads, pack_panel, &packing);
 }
 
-EXPORT long packed_panel_bytes(long dtype, long k) { return panel_bytes(dtype, k); }
+// Of a weight [n, k] in panels
+EXPORT long packed_weight_bytes(long dtype, long n, long k) { return ceil_div(n, LANES) * panel_bytes(dtype, k); }
 
 // ---- linear
 
-typedef struct { const char *panels; long n, k, dtype; } Linear;        // filled by packed_cpu.py
+#define LINEAR_FIELDS(FIELD) FIELD(const char *, panels) FIELD(long, n) FIELD(long, k) FIELD(long, dtype)
+DEFINE_STRUCT(Linear, LINEAR_FIELDS);
 
 typedef struct {
     const Linear *weight;
@@ -103,7 +106,10 @@ EXPORT void packed_linear(const Linear *weight, const char *x, long x_step, long
 // ---- experts
 
 // gate_up: per expert, panels gate 0, up 0, gate 1, up 1, ... [2 * ceil(I/16)] over k = D; down: [ceil(D/16)] over k = I
-typedef struct { const char *gate_up, *down; long num_experts, intermediate, hidden, dtype; } Experts;
+#define EXPERTS_FIELDS(FIELD) \
+    FIELD(const char *, gate_up) FIELD(const char *, down) \
+    FIELD(long, num_experts) FIELD(long, intermediate) FIELD(long, hidden) FIELD(long, dtype)
+DEFINE_STRUCT(Experts, EXPERTS_FIELDS);
 
 typedef struct { long row, num_rows, panel, num_panels, expert; } ExpertTask;
 
@@ -244,6 +250,10 @@ EXPORT long packed_attention(const Attention *call, long num_threads) {
 
 // ---- rows of a MoE layer between members: model/dispatch/compiled_row_planner.py
 
+EXPORT void row_plan_offsets(const Routing *routing, long num_rows, long num_per_row, long own_count, RowPlanOffsets *at) {
+    *at = offsets_of_plan(routing, num_rows, num_per_row, own_count);
+}
+
 EXPORT long row_plan(const Routing *routing, const int16_t *ids, long ids_step, long num_rows, long num_per_row,
                      const int64_t *owner, long own_first, long own_count, int64_t *numbers) {
     StepRows rows = {ids, owner, ids_step, num_rows, num_per_row, own_first, own_count};
@@ -258,6 +268,14 @@ EXPORT long row_plan(const Routing *routing, const int16_t *ids, long ids_step, 
     plan_departures(routing, &rows, &space, &out);
     free(memory);
     return OK;
+}
+
+// ---- what Python must know of the structs above: packed_cpu_library.py
+
+EXPORT const char *shared_structs(void) {
+    return DESCRIBE_STRUCT(Linear, LINEAR_FIELDS) DESCRIBE_STRUCT(Experts, EXPERTS_FIELDS)
+        DESCRIBE_STRUCT(Attention, ATTENTION_FIELDS) DESCRIBE_STRUCT(Copies, COPIES_FIELDS)
+        DESCRIBE_STRUCT(Routing, ROUTING_FIELDS) DESCRIBE_STRUCT(RowPlanOffsets, ROW_PLAN_FIELDS);
 }
 
 #ifdef __AVX512F__

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.errors import OutOfMemoryError
-from model.kernels.packed_cpu_library import AttentionStruct, ExpertsStruct, KernelLibrary, LinearStruct
+from model.kernels.packed_cpu_library import KernelLibrary
 from model.kernels.protocol import AttentionBatch, ExpertWeights, LinearWeight
 
 _LANES = 16
@@ -34,10 +34,11 @@ class PackedLinear:
         self.in_features = in_features
         self.dtype = dtype
         self._library = library
-        panel_bytes = library.short.packed_panel_bytes(_CODES[dtype], in_features)
-        self.panels = torch.zeros(-(-out_features // _LANES) * panel_bytes, dtype=torch.uint8)
+        num_bytes = library.short.packed_weight_bytes(_CODES[dtype], out_features, in_features)
+        self.panels = torch.zeros(num_bytes, dtype=torch.uint8)
         self.nbytes = self.panels.nbytes
-        self._struct = LinearStruct(self.panels.data_ptr(), out_features, in_features, _CODES[dtype])
+        self._struct = library.new_struct("Linear", panels=self.panels.data_ptr(), n=out_features, k=in_features,
+                                          dtype=_CODES[dtype])
         self.address = ctypes.addressof(self._struct)
 
     def load_rows(self, first_row: int, weight_nK: Tensor) -> None:
@@ -57,15 +58,14 @@ class PackedExperts:
         self.hidden_size = hidden_size
         self.dtype = dtype
         self._library = library
-        up_bytes, down_bytes = (library.short.packed_panel_bytes(_CODES[dtype], k)
-                                for k in (hidden_size, intermediate_size))
-        self.gate_up, self.down = (
-            torch.zeros(num_experts, num_panels * panel_bytes, dtype=torch.uint8)
-            for num_panels, panel_bytes in ((2 * -(-intermediate_size // _LANES), up_bytes),
-                                            (-(-hidden_size // _LANES), down_bytes)))
+        up_bytes, down_bytes = (library.short.packed_weight_bytes(_CODES[dtype], n, k) for n, k in (
+            (intermediate_size, hidden_size), (hidden_size, intermediate_size)))
+        self.gate_up = torch.zeros(num_experts, 2 * up_bytes, dtype=torch.uint8)
+        self.down = torch.zeros(num_experts, down_bytes, dtype=torch.uint8)
         self.nbytes = self.gate_up.nbytes + self.down.nbytes
-        self._struct = ExpertsStruct(self.gate_up.data_ptr(), self.down.data_ptr(), num_experts, intermediate_size,
-                                     hidden_size, _CODES[dtype])
+        self._struct = library.new_struct(
+            "Experts", gate_up=self.gate_up.data_ptr(), down=self.down.data_ptr(), num_experts=num_experts,
+            intermediate=intermediate_size, hidden=hidden_size, dtype=_CODES[dtype])
         self.address = ctypes.addressof(self._struct)
         self.counts = ctypes.c_long * num_experts
 
@@ -200,10 +200,12 @@ class PackedCpuKernels:
         assert tables_SM.dtype is torch.int32 and lens_S.dtype is torch.int32 and starts_S1.dtype is torch.int32
         assert tables_SM.is_contiguous() and lens_S.is_contiguous() and starts_S1.is_contiguous()
         out_THd = torch.empty((num_tokens, num_heads, head_dim), dtype=q_THd.dtype)
-        call = AttentionStruct(q_THd.data_ptr(), cache.data_ptr(), out_THd.data_ptr(), starts_S1.data_ptr(),
-                               lens_S.data_ptr(), tables_SM.data_ptr(), step, lens_S.shape[0], tables_SM.shape[1],
-                               num_heads, num_kv_heads, head_dim, block_size, _CODES[q_THd.dtype],
-                               _NO_WINDOW if sliding_window is None else sliding_window, scale)
+        call = self._library.new_struct(
+            "Attention", q=q_THd.data_ptr(), cache=cache.data_ptr(), out=out_THd.data_ptr(),
+            query_starts=starts_S1.data_ptr(), context_lens=lens_S.data_ptr(), block_tables=tables_SM.data_ptr(),
+            q_step=step, num_seqs=lens_S.shape[0], table_width=tables_SM.shape[1], num_heads=num_heads,
+            num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=_CODES[q_THd.dtype],
+            sliding_window=_NO_WINDOW if sliding_window is None else sliding_window, scale=scale)
         _check(self._attention(ctypes.addressof(call), torch.get_num_threads()))
         return out_THd
 
