@@ -55,8 +55,8 @@ class CheckpointFetch:
         return folder
 
     def _retried(self, names: Sequence[str], required: Sequence[str], at: Path | None) -> Path:
-        """Fetch; when that fails, take what is cached, or try again as often as the reason is worth it."""
-        num_failures, wait_s = 0, _FIRST_WAIT_S
+        """Fetch; when that fails, take what is cached, or try again as often as the reason is worth since more came."""
+        num_failures, wait_s, num_bytes = 0, _FIRST_WAIT_S, self._hub.num_cached_bytes()
         while True:
             try:
                 return self._hub.fetch(names, at)
@@ -67,6 +67,9 @@ class CheckpointFetch:
                 logger.warning("checkpoint_from_cache path=%s reason=%s error=%s", self._path, failure.reason.name,
                                failure)
                 return folder
+            before, num_bytes = num_bytes, self._hub.num_cached_bytes()
+            if num_bytes > before:
+                num_failures, wait_s = 0, _FIRST_WAIT_S
             num_failures += 1
             if num_failures > failure.reason.num_retries:
                 raise checkpoint_error(self._path, failure, self._hub.variables)

@@ -55,10 +55,10 @@ class HuggingFaceHub:
 
     def fetch(self, names: Sequence[str], at: Path | None = None) -> Path:
         try:
-            _bound_waits()
+            _watch_requests()
             revision = HfApi().resolve_revision(self._repository, revision=at.name if at else self._revision)
             if not _COMMIT.fullmatch(revision.resolved):
-                raise HubError(Reason.OTHER, f"the hub calls {revision.resolved[:80]!r} a commit")
+                raise HubError(Reason.OUTSIDE, f"its commit is {revision.resolved[:80]!r}")
             new = [name for name in names if not isinstance(
                 try_to_load_from_cache(self._repository, name, revision=revision.resolved), str)]
             with self._checking(revision.resolved, new) as checks_all:
@@ -158,18 +158,30 @@ def _reason_on_the_way(error: BaseException) -> Reason | None:
     return reason_of_disk_error(error)
 
 
-def _bound_waits() -> None:
-    """Give every request of the library that has no limit of time the limit of its downloads."""
+def _watch_requests() -> None:
+    """Have the library's requests bounded in time, and its answers checked where they become names of files."""
     session: Any = get_session()
     hooks = session.event_hooks
     if _bound_wait not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _bound_wait]}
+        session.event_hooks = {"request": [*hooks["request"], _bound_wait],
+                               "response": [*hooks["response"], _check_names]}
 
 
 def _bound_wait(request: Any) -> None:      # an httpx2.Request, whose package is the library's own matter
+    """Give a request that has no limit of time the limit of downloads."""
     limits = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
     request.extensions["timeout"] = {what: constants.HF_HUB_DOWNLOAD_TIMEOUT if limit_s is None else limit_s
                                      for what, limit_s in limits.items()}
+
+
+def _check_names(response: Any) -> None:
+    """Raise HubError for a hash or a commit that is no plain name: the library makes paths of them, in the cache."""
+    if response.request.method != "HEAD":
+        return
+    for header in ("X-Linked-ETag", "ETag", "X-Repo-Commit"):
+        name = response.headers.get(header, "").removeprefix("W/").strip('"')
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise HubError(Reason.OUTSIDE, f"{header}: {name[:80]!r}")
 
 
 def _check(file: Path) -> None:

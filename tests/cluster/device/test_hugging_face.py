@@ -200,4 +200,10 @@ def test_a_hub_that_never_answers_is_named(node: Node, hub: FakeHub) -> None:
 def test_a_commit_that_leads_elsewhere_is_refused(node: Node, hub: FakeHub) -> None:
     hub.commits["../../outside"] = CHECKPOINT
     hub.branches["main"] = "../../outside"
-    assert "a commit" in node.fetch().error and not list(node.home.rglob("config.json"))
+    assert "leads out of its folder" in node.fetch().error and not list(node.home.rglob("config.json"))
+
+
+@pytest.mark.parametrize("etag", ["../../../../outside", "/tmp/outside", "..", "a\\b"])
+def test_a_hash_that_leads_elsewhere_is_refused(node: Node, hub: FakeHub, etag: str) -> None:
+    hub.etag = etag
+    assert "leads out of its folder" in node.fetch().error and not list(node.home.rglob("outside*"))
