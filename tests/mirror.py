@@ -28,7 +28,7 @@ COVERED_BY = {
     "model/dispatch/compiled_row_planner.py": "model/dispatch/test_row_planner.py",
     "model/dispatch/silent_group.py": "model/dispatch/test_auto.py",
     "model/probe_work.py": "model/test_device_probe.py",
-    "model/curve.py": "cluster/planner/test_device_curves.py",
+    "model/curve.py": "cluster/planner/costs/test_device_curves.py",
 
     # parts of one way of a request
     "serving/ingress/build_request.py": "serving/ingress/test_openai_http.py",
@@ -47,7 +47,7 @@ COVERED_BY = {
     "serving/link/client.py": "serving/link/test_server.py",
 
     # parts of one plan
-    "cluster/planner/alike_layers.py": "cluster/planner/test_placement.py",
+    "cluster/planner/costs/alike_layers.py": "cluster/planner/test_placement.py",
     "cluster/planner/placed_layers.py": "cluster/planner/test_placement.py",
     "cluster/planner/placement_plan.py": "cluster/planner/test_placement.py",
     "cluster/planner/plan_rules.py": "cluster/planner/test_group_plan.py",

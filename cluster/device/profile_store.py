@@ -16,7 +16,7 @@ import platformdirs
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.planner.profile_check import profile_fault
+from cluster.planner.costs.profile_check import profile_fault
 from serving.link.epoch import DeviceProfile
 
 logger = logging.getLogger(__name__)

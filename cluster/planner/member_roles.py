@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cluster.planner.exchange_cost import exchange_seconds
+from cluster.planner.costs.exchange_cost import exchange_seconds
+from cluster.planner.costs.step_costs import StepCosts
 from cluster.planner.layer.linear_program import everything_open
 from cluster.planner.layer.problem import LayerProblem
 from cluster.planner.memory_plan import free_bytes
 from cluster.planner.request_shares import share_rows
 from cluster.planner.role_fit import MemoryPlanner, RoleFit, Roles, slots_of_layers
-from cluster.planner.step_costs import StepCosts
 from model.arrays import FloatArray
 
 MAX_CHOICES = 64            # of members, that are all tried

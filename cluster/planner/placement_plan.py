@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.planner.cost_model import StepPrediction
+from cluster.planner.costs.cost_model import StepPrediction
 from cluster.planner.layer.problem import Split
 from cluster.planner.memory_fit import Policy
 from cluster.planner.memory_plan import MemberMemory, MemoryUse, RunningMembers

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cluster.planner.step_costs import StepCosts
+from cluster.planner.costs.step_costs import StepCosts
 from model.arrays import FloatArray
 from serving.link.epoch import RequestShare
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cluster.planner.costs.step_costs import StepCosts
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, max_slots
 from cluster.planner.request_shares import share_rows
-from cluster.planner.step_costs import StepCosts
 from model.memory import kv_block_bytes
 
 KV_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)      # of the KV cache that the workload asks for: the most that leaves room

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cluster.planner.costs.step_costs import Workload
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
 from cluster.planner.memory_fit import memory_fit
 from cluster.planner.memory_plan import MemoryDemand, free_bytes
 from cluster.planner.placement import member_costs, plan_placement
 from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
-from cluster.planner.step_costs import Workload
 from cluster.whatif.cluster_file import num_devices, planned_members, with_more_nodes
 from model.args import ModelArgs
 from model.memory import kv_block_bytes

@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.profile_store import StoredProfile
+from cluster.planner.costs.profile_check import profile_fault
+from cluster.planner.costs.step_costs import Workload
 from cluster.planner.placement_plan import PlanOptions
-from cluster.planner.profile_check import profile_fault
-from cluster.planner.step_costs import Workload
 from cluster.whatif.answer import PlanQuestion
 from model.args import ModelArgs, parse_model_args, read_model_args
 from model.errors import CheckpointError

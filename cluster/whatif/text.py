@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cluster.planner.cost_model import StepPrediction
+from cluster.planner.costs.cost_model import StepPrediction
 from cluster.planner.placement_plan import PlacementPlan
 from cluster.whatif.answer import MAX_MORE_NODES, ClusterPlan, Outlook
 from cluster.whatif.cluster_file import cluster_name

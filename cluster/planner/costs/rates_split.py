@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cluster.planner.alike_layers import for_each_layer
+from cluster.planner.costs.alike_layers import for_each_layer
 from cluster.planner.layer.problem import Split
 from model.dispatch.row_split import layer_copies, split_rows
 from model.placement import Placement

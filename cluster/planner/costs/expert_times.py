@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaln
 
-from cluster.planner.device_curves import seconds_at
+from cluster.planner.costs.device_curves import seconds_at
 from model.arrays import FloatArray
 from model.curve import Curve
 

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from cluster.planner.alike_layers import for_each_layer
-from cluster.planner.device_curves import curve_seconds
-from cluster.planner.expert_times import ExpertTimes, chosen_probability, expert_times
+from cluster.planner.costs.alike_layers import for_each_layer
+from cluster.planner.costs.device_curves import curve_seconds
+from cluster.planner.costs.expert_times import ExpertTimes, chosen_probability, expert_times
+from cluster.planner.costs.profile_check import profile_fault
 from cluster.planner.layer.error import PlacementError
-from cluster.planner.profile_check import profile_fault
 from model.args import ModelArgs
 from model.arrays import FloatArray
 from serving.link.epoch import DeviceProfile

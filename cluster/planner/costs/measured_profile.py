@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import NormalDist
 
-from cluster.planner.device_curves import scaled
+from cluster.planner.costs.device_curves import scaled
 from serving.link.epoch import DeviceProfile, WorkRatio
 
 RATIO_RANGE = (0.25, 4.0)           # beyond it something else is wrong, and no plan may rest on it

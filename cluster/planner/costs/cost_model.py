@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.planner.alike_layers import for_each_layer
-from cluster.planner.device_curves import fit_rate
-from cluster.planner.exchange_cost import exchange_seconds
+from cluster.planner.costs.alike_layers import for_each_layer
+from cluster.planner.costs.device_curves import fit_rate
+from cluster.planner.costs.exchange_cost import exchange_seconds
+from cluster.planner.costs.step_costs import StepCosts
 from cluster.planner.layer.linear_program import best_split
 from cluster.planner.layer.problem import Holders, LayerProblem, Split, holders_mask, split_matrix
-from cluster.planner.step_costs import StepCosts
 from model.arrays import BoolArray, FloatArray
 from model.curve import Curve
 from serving.link.epoch import RequestShare
