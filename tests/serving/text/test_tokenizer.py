@@ -184,3 +184,30 @@ def test_encoding_a_long_text_lets_other_threads_run(byte_level_dir: Path) -> No
         turns += 1
     thread.join()
     assert turns > 100
+
+
+@settings(deadline=None, max_examples=200)
+@given(words=st.lists(st.sampled_from(["hello", " ", "\n", "é", "x", "  ", "世界", "0123456789", "<|im_end|>"]),
+                      max_size=60),
+       number=st.integers(0, 80), window=st.integers(17, 60))
+@pytest.mark.parametrize("style", ["byte_level_dir", "metaspace_dir"])
+def test_a_text_is_said_to_be_long_only_when_it_is(style: str, request: pytest.FixtureRequest, words: list[str],
+                                                   number: int, window: int) -> None:
+    tokenizer = Tokenizer.from_dir(request.getfixturevalue(style))
+    text = "".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.text.tokenizer._WINDOW", window)
+        if tokenizer.has_more_tokens(text, number):
+            assert len(tokenizer.encode(text, False)) > number
+
+
+def test_a_long_text_is_found_out(byte_level_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(byte_level_dir)
+    assert tokenizer.has_more_tokens("~x" * 40_000, 20_000)
+    assert not tokenizer.has_more_tokens("~x" * 40_000, 80_000)
+
+
+def test_prompts_share_their_ids(byte_level_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(byte_level_dir)
+    one, other = (tokenizer.shared_ids([int("400"), -1, 10**9]) for _ in range(2))
+    assert one == (400, -1, 10**9) and one[0] is other[0]
