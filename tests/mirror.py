@@ -41,7 +41,6 @@ COVERED_BY = {
     "serving/ingress/grpc_messages.py": "serving/ingress/test_grpc_server.py",
     "serving/router/generation.py": "serving/router/test_service.py",
     "serving/router/open_request.py": "serving/router/test_service.py",
-    "serving/router/request_checks.py": "serving/router/test_service.py",
     "serving/router/shard_links.py": "serving/router/test_service.py",
     "serving/link/channel_options.py": "serving/link/test_server.py",
     "serving/link/client.py": "serving/link/test_server.py",
