@@ -1,4 +1,4 @@
-"""How many bytes a checkpoint takes in memory. Pure: for the planner, before anything is loaded.
+"""Counts the bytes that a checkpoint takes in memory. Pure: for the planner, before anything is loaded.
 
 Counts elements in the dtype that the model runs in. Kernels may pad their layouts; LoadReport.weights_bytes says what
 is held.
@@ -12,13 +12,13 @@ from model.args import ModelArgs
 
 
 def expert_bytes(args: ModelArgs, dtype_bytes: int) -> int:
-    """One expert of one layer: gate, up and down."""
+    """Return the bytes of one expert of one layer: gate, up and down."""
     return 3 * args.hidden_size * args.moe_intermediate_size * dtype_bytes
 
 
 def shared_bytes(args: ModelArgs, dtype_bytes: int) -> int:
-    """What every member holds: embedding, output layer (a copy of its own when tied), attention, norms, gates, dense
-    layers."""
+    """Return the bytes that every member holds: embedding, output layer (a copy of its own when tied), attention,
+    norms, gates, dense layers."""
     hidden, heads_width = args.hidden_size, args.num_heads * args.head_dim
     qkv_width = heads_width + 2 * args.num_kv_heads * args.head_dim
     attention = qkv_width * hidden + hidden * heads_width + 2 * hidden
@@ -33,10 +33,10 @@ def shared_bytes(args: ModelArgs, dtype_bytes: int) -> int:
 
 
 def weights_bytes(args: ModelArgs, dtype_bytes: int, num_experts_of_layer: Sequence[int]) -> int:
-    """One member's weights; num_experts_of_layer says how many expert copies it holds in each MoE layer."""
+    """Return the bytes of one member's weights, with so many expert copies in each MoE layer."""
     return shared_bytes(args, dtype_bytes) + sum(num_experts_of_layer) * expert_bytes(args, dtype_bytes)
 
 
 def kv_block_bytes(args: ModelArgs, block_size: int, dtype_bytes: int) -> int:
-    """One block of the KV cache: keys and values of `block_size` positions, all layers."""
+    """Return the bytes of a KV block: keys and values of `block_size` positions, all layers."""
     return args.num_layers * 2 * args.num_kv_heads * args.head_dim * block_size * dtype_bytes

@@ -23,8 +23,8 @@ _PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits
 
 
 class Runner:
-    """`dispatcher` belongs to one placement and is replaced with it; the KV cache and `pace`, which is the dispatcher's
-    too, stay.
+    """Runs steps. `dispatcher` belongs to one placement and is replaced with it; the KV cache and `pace`, which is the
+    dispatcher's too, stay.
 
     An ExpertHost has no blocks and takes part in every step with an empty plan.
     """
@@ -42,7 +42,7 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
-        """Every member calls this with the agreed row counts; an empty plan takes part with 0 rows.
+        """Run one step. Every member calls this with the agreed row counts; an empty plan takes part with 0 rows.
 
         Changes only the KV slots of the plan's own tokens, so a step that failed can be run again. Raises GroupError.
         """

@@ -1,4 +1,4 @@
-"""`plan_rows` of model/dispatch/row_plan.py in C (row_plan.h): the same numbers in a tenth of the time.
+"""Plans rows as model/dispatch/row_plan.py does, in C (row_plan.h): the same numbers in a tenth of the time.
 
 S rows of all members, K experts per row, M members, R (row, expert) pairs computed here
 """
@@ -75,13 +75,13 @@ class CompiledRowPlanner:
 
 
 def _address(array: npt.NDArray[np.generic]) -> int:
-    """Much sooner than array.ctypes.data."""
+    """Return where the array lies, much sooner than array.ctypes.data."""
     address: int = array.__array_interface__["data"][0]
     return address
 
 
 class _CompiledCopies:
-    """LayerCopies as the struct that C reads, and the arrays that it points to."""
+    """Holds LayerCopies as the struct that C reads, and the arrays that it points to."""
 
     def __init__(self, copies: LayerCopies, library: KernelLibrary) -> None:
         first_holder = np.cumsum([0, *map(len, copies.holders_C)], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Kernels in C on packed weights, for CPUs (packed_cpu.c and its headers say how).
+"""Runs kernels in C on packed weights, for CPUs (packed_cpu.c and its headers say how).
 
 Every output element is one fp32 FMA chain in ascending k, so a row's result does not depend on the rows beside it, on
 threads, or on the CPU's vector width. Runs on torch.get_num_threads() threads of a pool of its own, one call at a time:
@@ -27,7 +27,7 @@ _SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 
 
 class PackedLinear:
-    """Panels of 16 outputs, k ascending. Rows that were never loaded are zero."""
+    """Holds panels of 16 outputs, k ascending. Rows that were never loaded are zero."""
 
     def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, library: KernelLibrary) -> None:
         self.out_features = out_features
@@ -49,7 +49,7 @@ class PackedLinear:
 
 
 class PackedExperts:
-    """Per expert: panels of gate and up alternating, then those of down."""
+    """Holds for each expert panels of gate and up alternating, then those of down."""
 
     def __init__(self, num_experts: int, intermediate_size: int, hidden_size: int, dtype: torch.dtype,
                  library: KernelLibrary) -> None:
@@ -94,7 +94,7 @@ class PackedExperts:
 
 
 class PackedCpuKernels:
-    """The Kernels protocol (model/kernels/protocol.py), where every method is described.
+    """Implements the Kernels protocol (model/kernels/protocol.py), where every method is described.
 
     Raises KernelLibraryError (an OSError) when no library fits this CPU.
     """
@@ -174,7 +174,7 @@ class PackedCpuKernels:
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                      dtype: torch.dtype) -> Tensor:
-        """[layers, blocks, key or value, G, B, d] in shape; keys lie in memory as [d, B]."""
+        """Return [layers, blocks, key or value, G, B, d] in shape; keys lie in memory as [d, B]."""
         assert block_size in (1, 2, 4, 8) or block_size % _LANES == 0, "block size: 1, 2, 4, 8 or a multiple of 16"
         assert head_dim <= _MAX_HEAD_DIM
         return torch.zeros(num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim, dtype=dtype)
@@ -211,7 +211,7 @@ class PackedCpuKernels:
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """x with contiguous rows (copied if they are not), and the bytes from one row to the next."""
+    """Return x with contiguous rows (copied if they are not), and the bytes from one row to the next."""
     strides = x.stride()
     if strides[-1] != 1 or (len(strides) == 3 and strides[1] != x.shape[2]):
         x = x.contiguous()

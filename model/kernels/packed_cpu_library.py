@@ -46,7 +46,7 @@ class KernelLibraryError(ModelError, OSError):
 
 
 class KernelLibrary:
-    """The loaded functions: `long` ones release the GIL while they run, `short` ones do not."""
+    """Holds the loaded functions: `long` ones release the GIL while they run, `short` ones do not."""
 
     def __init__(self) -> None:
         path = library_path()
@@ -110,7 +110,7 @@ def _declare(library: ctypes.CDLL, functions: _Functions) -> None:
 
 
 def library_path() -> Path | None:
-    """The library for this CPU, whether or not it was built; None when no CPU level fits."""
+    """Return the library for this CPU, whether or not it was built; None when no CPU level fits."""
     if platform.system() != "Linux":
         return None
     level = cpu_level(platform.machine(), Path("/proc/cpuinfo").read_text())
@@ -118,7 +118,7 @@ def library_path() -> Path | None:
 
 
 def cpu_level(machine: str, cpuinfo: str) -> str | None:
-    """Suffix of the library for a machine with this /proc/cpuinfo."""
+    """Return the suffix of the library for a machine with this /proc/cpuinfo."""
     if machine == "aarch64":
         return "aarch64"
     if machine != "x86_64":
