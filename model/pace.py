@@ -37,7 +37,7 @@ class FileTurns:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
 
     def take(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_EX)

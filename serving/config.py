@@ -214,7 +214,7 @@ def parse_config(content: dict[str, object], source: str = "config") -> ServeCon
 def read_keys(path: str | os.PathLike[str], what: str, example: str) -> dict[str, object]:
     """Return the keys and values of a YAML file. Raises ConfigError."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"cannot read {what} {path}: {reason}", fix="give the path of a YAML file") from error

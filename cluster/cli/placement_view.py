@@ -130,7 +130,7 @@ def read_placement(path: Path, epoch: Epoch) -> Placement:
     """
     fix = "write it as `moesaic placement show --json` does: {\"holders\": [[[0], [0, 1], ...], ...]}"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         members = content.get("members")
         holders = tuple(tuple(tuple(ranks) for ranks in layer) for layer in content["holders"])
         if not all(isinstance(rank, int) and not isinstance(rank, bool)

@@ -39,7 +39,7 @@ def _write_page(answer: ClusterPlan, path: Path) -> None:
     from serving.config import ConfigError
 
     try:
-        path.write_text(plan_page(answer))
+        path.write_text(plan_page(answer), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}",
                           fix="give --html a path that can be written") from error

@@ -72,7 +72,7 @@ class ProfileStore:
         unfinished = path.with_suffix(f".unfinished-{os.getpid()}")
         stored = StoredProfile(dict(facts), time.time(), profile, timings)
         try:
-            unfinished.write_text(json.dumps(asdict(stored), indent=1))
+            unfinished.write_text(json.dumps(asdict(stored), indent=1), encoding="utf-8")
             unfinished.replace(path)
         except OSError as error:
             logger.warning("profile_not_kept path=%s error=%s", path, error)

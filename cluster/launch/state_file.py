@@ -44,7 +44,7 @@ def write_state(cluster: RunningCluster, state_dir: Path) -> None:
     state_dir.mkdir(parents=True, exist_ok=True)
     path = _path(state_dir, cluster.application)
     unfinished = path.with_suffix(f".unfinished-{os.getpid()}-{threading.get_ident()}")     # several threads may write
-    unfinished.write_text(json.dumps(asdict(cluster), indent=1))
+    unfinished.write_text(json.dumps(asdict(cluster), indent=1), encoding="utf-8")
     os.replace(unfinished, path)
 
 
@@ -58,7 +58,7 @@ def read_state(state_dir: Path, application: str | None = None) -> RunningCluste
     if name is None or name not in names:
         raise NoClusterError(f"no application{f' {name!r}' if name else ''} was started from this machine",
                              fix="start one with: moesaic up examples/demo.yaml")
-    content = json.loads(_path(state_dir, name).read_text())
+    content = json.loads(_path(state_dir, name).read_text(encoding="utf-8"))
     content["processes"] = tuple(ProcessMark(**mark) for mark in content["processes"])
     return RunningCluster(**content)
 

@@ -113,7 +113,7 @@ def library_path() -> Path | None:
     """Return the library for this CPU, whether or not it was built; None when no CPU level fits."""
     if platform.system() != "Linux":
         return None
-    level = cpu_level(platform.machine(), Path("/proc/cpuinfo").read_text())
+    level = cpu_level(platform.machine(), Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     return None if level is None else Path(__file__).with_name(f"packed_cpu.{level}.so")
 
 
