@@ -1,4 +1,4 @@
-"""The two clients of `moesaic chat`: each streams the next message of a conversation over one of the service's doors."""
+"""The clients of `moesaic chat`: each streams the next message of a conversation over one of the service's doors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from serving.link.channel_options import DIRECT
 
 CONNECT_TIMEOUT_S = 10.0
 TOKEN_TIMEOUT_S = 300.0
+_TOO_LONG = "context_length_exceeded"
 
 
 class ChatError(ServingError):
     """The service cannot be reached, or refused."""
+
+
+class AnswerTooLongError(ChatError):
+    """The prompt and max_tokens do not fit into the model's context together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +101,12 @@ class HttpChatClient:
 
 def _refused(response: httpx.Response) -> ChatError:
     try:
-        message = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = response.text[:500]
-    return ChatError(f"the service answered {response.status_code}: {message}")
+        error = response.json()["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = response.text[:500], None
+    kind = AnswerTooLongError if code == _TOO_LONG else ChatError
+    return kind(f"the service answered {response.status_code}: {message}")
 
 
 def _pieces(response: httpx.Response) -> Iterator[Piece]:
@@ -152,6 +159,8 @@ class GrpcChatClient:
                     num_tokens = response.usage.completion_tokens or num_tokens
                     finish_reason = response.finish_reason or finish_reason
         except grpc.RpcError as error:
-            raise ChatError(f"gRPC at {self._address}: {error.code().name}: {error.details()}",
-                            fix="see `moesaic status`") from error
+            is_too_long = ("error-code", _TOO_LONG) in (error.trailing_metadata() or ())
+            kind = AnswerTooLongError if is_too_long else ChatError
+            raise kind(f"gRPC at {self._address}: {error.code().name}: {error.details()}",
+                       fix="see `moesaic status`") from error
         yield Piece(num_tokens=num_tokens, finish_reason=finish_reason)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from cluster.cli.chat import ChatClient, Limits, Message
+from cluster.cli.chat import AnswerTooLongError, ChatClient, Limits, Message, Piece
 
 DEFAULT_MAX_TOKENS = 512        # an end for answers that would run to the end of the context
 
@@ -43,7 +44,7 @@ def print_answer(console: Console, client: ChatClient, messages: list[Message], 
     """Raises ChatError."""
     began_s, first_s, num_tokens, finish_reason, texts = time.perf_counter(), None, 0, "", []
     try:
-        for piece in client.answer(messages, limits):
+        for piece in _pieces(client, messages, limits):
             if piece.text and first_s is None:
                 first_s = time.perf_counter() - began_s
             texts.append(piece.text)
@@ -55,6 +56,17 @@ def print_answer(console: Console, client: ChatClient, messages: list[Message], 
     total_s = time.perf_counter() - began_s
     return Answered("".join(texts), num_tokens, total_s if first_s is None else first_s, total_s,
                     finish_reason == "length")
+
+
+def _pieces(client: ChatClient, messages: list[Message], limits: Limits) -> Iterator[Piece]:
+    """Answers end after DEFAULT_MAX_TOKENS unless a limit is given, or where the context ends when that is sooner."""
+    if limits.max_tokens is not None:
+        yield from client.answer(messages, limits)
+        return
+    try:
+        yield from client.answer(messages, replace(limits, max_tokens=DEFAULT_MAX_TOKENS))
+    except AnswerTooLongError:      # refused before its first piece
+        yield from client.answer(messages, limits)
 
 
 def printable(text: str) -> str:

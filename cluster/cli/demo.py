@@ -12,7 +12,7 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from cluster.cli.chat import GrpcChatClient, HttpChatClient, Message
+from cluster.cli.chat import GrpcChatClient, HttpChatClient, Limits, Message
 from cluster.cli.conversation import print_answer
 from cluster.cli.start_display import StartDisplay
 from cluster.cli.status_table import status_view
@@ -33,19 +33,24 @@ _STAGES = {"wait": "waiting for another process", "fetch": "fetching", "write": 
 def run_demo(console: Console, config_path: Path, state_dir: Path) -> RunningCluster:
     """Leaves the service running. Raises ServingError, ModelError."""
     config = prepare_demo(console, config_path)
-    with StartDisplay(console, config) as display:
-        running = BringUp(config, state_dir, display).run()
+    display = StartDisplay(console, config)
+    with display, BringUp(config, state_dir, display).running() as running:
+        display.close()
+        _ask_and_show(console, running)
+    return running
+
+
+def _ask_and_show(console: Console, running: RunningCluster) -> None:
     for chat, question in ((GrpcChatClient(running.grpc_address), _GRPC_QUESTION),
                            (HttpChatClient(running.http_address), _HTTP_QUESTION)):
         console.rule(f"over {chat.name}", align="left")
         console.print(question, style="bold")
-        answered = print_answer(console, chat, [Message("user", question)], _MAX_TOKENS, 0.0)
+        answered = print_answer(console, chat, [Message("user", question)], Limits(_MAX_TOKENS, 0.0))
         console.print(answered.summary(), style="dim")
     console.rule("who computed what", align="left")
     with ClusterClient.connected(running) as client:
         console.print(status_view(_settled(client)))
     console.print(_how_to_go_on(running), markup=False, highlight=False, soft_wrap=True)
-    return running
 
 
 def prepare_demo(console: Console, config_path: Path) -> ServeConfig:

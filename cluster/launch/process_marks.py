@@ -20,12 +20,14 @@ class ProcessMark:
 
     pid: int
     create_time_s: float
+    name: str = ""          # for people
+    is_vital: bool = False  # without it nothing of its service answers
 
 
-def mark_of(pid: int) -> ProcessMark | None:
+def mark_of(pid: int, name: str = "", is_vital: bool = False) -> ProcessMark | None:
     """None when there is no such process any more."""
     try:
-        return ProcessMark(pid, psutil.Process(pid).create_time())
+        return ProcessMark(pid, psutil.Process(pid).create_time(), name, is_vital)
     except psutil.NoSuchProcess:
         return None
 
@@ -42,6 +44,16 @@ def process_of(mark: ProcessMark) -> psutil.Process | None:
 def are_alive(marks: Sequence[ProcessMark]) -> bool:
     """Whether any of them runs."""
     return any(process_of(mark) is not None for mark in marks)
+
+
+def end_process(mark: ProcessMark, timeout_s: float) -> bool:
+    """Ask this process alone to end, by SIGTERM. Returns whether it has ended in time."""
+    process = process_of(mark)
+    if process is None:
+        return True
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.terminate()
+    return _have_ended([process], timeout_s)
 
 
 def stop_processes(marks: Sequence[ProcessMark]) -> int:
