@@ -100,4 +100,4 @@ def converse(console: Console, notes: Console, client: ChatClient, limits: Limit
             notes.print("(stopped)", style="dim")
             continue
         messages.append(Message("assistant", answered.text))
-        notes.print(answered.summary(), style="dim")
+        notes.print(answered.summary(), style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -19,10 +19,12 @@ from cluster.launch.state_file import (
     read_state,
     require_alive,
 )
+from cluster.launch.supervision import start_supervised
 from model.errors import ModelError
-from serving.config import load_config
+from serving.config import ConfigError, load_config
 from serving.errors import ServingError
 
+DEMO_CONFIG = Path(__file__).parents[2] / "examples" / "demo.yaml"
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Serve one Mixture-of-Experts language model over a Ray cluster.")
 app.add_typer(placement_app, name="placement")
@@ -35,12 +37,14 @@ StateDir = Annotated[Path | None, typer.Option(envvar=STATE_DIR_VARIABLE, help="
 @app.command()
 def up(config: ConfigPath, state_dir: StateDir = None) -> None:
     """Start the local nodes of CONFIG, if it has any, and serve the model. Returns when it answers."""
+    loaded, directory = load_config(config), state_dir or default_state_dir()
+    starter_pid = start_supervised(directory, loaded.application)
+
     from cluster.cli.start_display import StartDisplay
     from cluster.launch.bring_up import BringUp
 
-    loaded = load_config(config)
     display = StartDisplay(console, loaded)
-    with interruptible(), display, BringUp(loaded, state_dir or default_state_dir(), display).running() as running:
+    with display, BringUp(loaded, directory, display, starter_pid).running() as running:
         display.close()
         console.print(f"{running.model} answers at {running.http_url}/v1 and over gRPC at {running.grpc_address}\n"
                       "next: moesaic chat, moesaic status, moesaic down", markup=False, highlight=False, soft_wrap=True)
@@ -87,7 +91,7 @@ def chat(question: Annotated[str | None, typer.Argument(help="Ask this and end; 
     limits = Limits(max_tokens, temperature)
     if question is not None:
         answered = print_answer(console, client, [Message("user", sendable(question))], limits)
-        notes.print(answered.summary(), style="dim", markup=False, highlight=False)
+        notes.print(answered.summary(), style="dim", markup=False, highlight=False, soft_wrap=True)
     else:
         converse(console, notes, client, limits)
 
@@ -100,7 +104,8 @@ def down(application: Application = None, state_dir: StateDir = None) -> None:
     directory = state_dir or default_state_dir()
     running: RunningCluster = read_state(directory, application)
     num_stopped = take_down(running, directory)
-    console.print(f"{running.application} is stopped" + (f" ({num_stopped} processes)" if num_stopped else ""))
+    how = f" ({num_stopped} processes)" if num_stopped else ": its processes had ended already"
+    console.print(f"{running.application} is stopped" + (how if running.processes else ""), highlight=False)
 
 
 @app.command()
@@ -146,10 +151,15 @@ def plan(model: Annotated[Path, typer.Option(help="Folder with config.json, that
 def demo(config: Annotated[Path | None, typer.Option(help="Instead of examples/demo.yaml")] = None,
          state_dir: StateDir = None) -> None:
     """Serve a small real chat model on three local nodes, and ask it something through each door."""
-    from cluster.cli.demo import DEMO_CONFIG, run_demo
+    config, directory = config or DEMO_CONFIG, state_dir or default_state_dir()
+    if not config.is_file():
+        raise ConfigError(f"{config} is not there", fix="run the demo from a clone of the repository")
+    loaded = load_config(config)
+    starter_pid = start_supervised(directory, loaded.application)
 
-    with interruptible():
-        run_demo(console, config or DEMO_CONFIG, state_dir or default_state_dir())
+    from cluster.cli.demo import run_demo
+
+    run_demo(console, loaded, directory, starter_pid)
 
 
 def main() -> None:
@@ -163,5 +173,6 @@ def main() -> None:
         notes.print(f"moesaic: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         sys.exit(1)
     except Interrupted as interrupted:
+        console.show_cursor()       # a display that was ended with its process had hidden it
         notes.print(f"moesaic: {interrupted}", markup=False, highlight=False)
         sys.exit(interrupted.exit_code)

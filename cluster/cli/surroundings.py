@@ -20,4 +20,6 @@ def ready_process() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")        # a terminal that knows no such letter shows a question mark
     os.environ["PYTHONSAFEPATH"] = "1"      # no file of the user's folder is imported by the processes started here
+    # To gRPC the empty one means none, whatever http_proxy says: all that speaks gRPC here is our own.
+    os.environ["grpc_proxy"] = ""  # noqa: SIM112
     raise_file_limit()

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.coordinator.coordinator import ClusterStatus
@@ -28,6 +28,7 @@ from cluster.launch.state_file import (
     NoClusterError,
     RunningCluster,
     StartingError,
+    StateDirError,
     only_starter,
     read_state,
     remove_state,
@@ -65,7 +66,9 @@ OnProgress = Callable[[Progress], None]
 class BringUp:
     """`moesaic up` without its terminal. Used once."""
 
-    def __init__(self, config: ServeConfig, state_dir: Path, on_progress: OnProgress) -> None:
+    def __init__(self, config: ServeConfig, state_dir: Path, on_progress: OnProgress,
+                 starter_pid: int | None = None) -> None:
+        """`starter_pid`: of the process that undoes this when it is told to end; this one by default."""
         self._config = config
         self._state_dir = state_dir
         self._on_progress = on_progress
@@ -73,7 +76,7 @@ class BringUp:
         self._nodes: list[str] = []
         self._node_errors: list[BaseException] = []
         self._grpc_address = ""
-        self._starter = mark_of(os.getpid())    # noted until the service answers
+        self._starter = mark_of(starter_pid or os.getpid())     # noted until the service answers
         self._deploys_anew = False              # there was no such application before
         self._saving = threading.Lock()
         self._client = ClusterClient(config.application)
@@ -88,7 +91,7 @@ class BringUp:
     def running(self) -> Iterator[RunningCluster]:
         """The same; the block begins while this process still has its connection, whose end takes half a second.
 
-        A signal that comes in the block ends the service too: who is interrupted has not come to start it.
+        An error in the block undoes the start too.
         """
         judge_model(self._config)
         with only_starter(self._state_dir, self._config.application):
@@ -136,6 +139,8 @@ class BringUp:
         self._tell("starting Ray Serve")
         self._client.connect(self._local.address if self._config.local_nodes else None)
         self._deploys_anew = not self._client.is_deployed()
+        if self._deploys_anew:
+            self._save()        # before the first trace of it
         self._client.deploy(self._config)
         self._save()
 
@@ -213,6 +218,14 @@ def judge_model(config: ServeConfig) -> None:
     is_here = (Path(config.model.path).expanduser() / "config.json").is_file()
     if config.local_nodes or is_here:
         read_served_model(locate_checkpoint(config.model, "facts"), config.model)
+
+
+def undo_start(state_dir: Path, application: str, starter_pid: int) -> None:
+    """Undo what a start that ended suddenly has noted; `starter_pid` as in BringUp. Its own processes are gone."""
+    with contextlib.suppress(NoClusterError, StateDirError):
+        running = read_state(state_dir, application)
+        if running.starter is not None and running.starter.pid == starter_pid:
+            take_down(replace(running, starter=None), state_dir)
 
 
 def take_down(running: RunningCluster, state_dir: Path) -> int:

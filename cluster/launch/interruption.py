@@ -1,10 +1,10 @@
-"""Signals that end a command: raised once, so that what the command began is undone, and undone undisturbed."""
+"""Signals that end a command, as an exception: raised once, with the exit code that shells expect."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -24,8 +24,8 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def interruptible(signals: tuple[signal.Signals, ...] = ALL_SIGNALS) -> Iterator[None]:
-    """Raise Interrupted in the main thread at the first of these signals, in the block; later ones do nothing.
+def interruptible(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Raise Interrupted in the main thread at the first of these signals, in the block; later ones do nothing there.
 
     A signal that is ignored already (`nohup`) stays so. Call it in the main thread.
     """
@@ -44,18 +44,30 @@ def interruptible(signals: tuple[signal.Signals, ...] = ALL_SIGNALS) -> Iterator
     try:
         yield
     finally:
-        for signum, handler in handlers.items():
-            if handler is not None:     # None: not set from Python, so it cannot be put back
-                signal.signal(signum, handler)
+        _put_back(handlers)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let no signal disturb the block: what is undone half is worse than a command that takes a second longer."""
+    handlers = {signum: signal.signal(signum, lambda *_: None) for signum in ALL_SIGNALS}
+    try:
+        yield
+    finally:
+        _put_back(handlers)
 
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Put back what a library does to the handlers of signals in the block (ray.init takes SIGTERM)."""
+    """Put back what a library does to the handlers of signals in the block (ray.init takes SIGTERM, in C++ too)."""
     handlers = {signum: signal.getsignal(signum) for signum in ALL_SIGNALS}
     try:
         yield
     finally:
-        for signum, handler in handlers.items():
-            if handler is not None and signal.getsignal(signum) is not handler:
-                signal.signal(signum, handler)
+        _put_back(handlers)
+
+
+def _put_back(handlers: Mapping[signal.Signals, object]) -> None:
+    for signum, handler in handlers.items():
+        if handler is not None:         # None: not set from Python, so it cannot be put back
+            signal.signal(signum, handler)      # type: ignore[arg-type]

@@ -25,6 +25,8 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # Nothing in the folder where the service is started may take the place of a module of the program.
     "PYTHONSAFEPATH": "1",
+    # Ray's own gRPC would go through the user's proxy; to gRPC the empty one means none. Hubs are reached by HTTP.
+    "grpc_proxy": "",
     **CALLBACK,
 }
 _OBJECT_STORE_BYTES = 80 << 20      # about the least that Ray takes; tokens and weights never go through it

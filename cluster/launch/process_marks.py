@@ -63,13 +63,18 @@ def stop_processes(marks: Sequence[ProcessMark]) -> int:
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes += [*process.children(recursive=True), process]
+    end_all(processes)
+    return len(processes)
+
+
+def end_all(processes: Sequence[psutil.Process]) -> None:
+    """Ask, and after a while kill."""
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(process)
         if _have_ended(processes, _KILL_AFTER_S):
-            break
-    return len(processes)
+            return
 
 
 def _have_ended(processes: Sequence[psutil.Process], timeout_s: float) -> bool:
