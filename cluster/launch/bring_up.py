@@ -10,7 +10,6 @@ import contextlib
 import http.client
 import importlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +67,7 @@ class BringUp:
 
     def __init__(self, config: ServeConfig, state_dir: Path, on_progress: OnProgress,
                  starter_pid: int | None = None) -> None:
-        """`starter_pid`: of the process that undoes this when it is told to end; this one by default."""
+        """`starter_pid`: of the process that undoes this when it is told to end, where there is one."""
         self._config = config
         self._state_dir = state_dir
         self._on_progress = on_progress
@@ -76,7 +75,7 @@ class BringUp:
         self._nodes: list[str] = []
         self._node_errors: list[BaseException] = []
         self._grpc_address = ""
-        self._starter = mark_of(starter_pid or os.getpid())     # noted until the service answers
+        self._starter = mark_of(starter_pid) if starter_pid is not None else None
         self._deploys_anew = False              # there was no such application before
         self._saving = threading.Lock()
         self._client = ClusterClient(config.application)
@@ -106,7 +105,6 @@ class BringUp:
     def _start(self) -> RunningCluster:
         self._start_nodes_and_application()
         self._wait_until_healthy()
-        self._starter = None
         self._save()
         return self._running()
 

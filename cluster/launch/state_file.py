@@ -43,7 +43,7 @@ class RunningCluster:
     grpc_address: str = ""                  # host:port of one router's gRPC door, once it is known
     log_dir: str = ""
     processes: tuple[ProcessMark, ...] = ()     # of local nodes; none when the Ray cluster was there before
-    starter: ProcessMark | None = None      # the `moesaic up` that is still bringing it up
+    starter: ProcessMark | None = None      # the `moesaic up` that brings it up; ends when the service answers
 
     @property
     def http_address(self) -> str:
