@@ -28,10 +28,11 @@ def start_supervised(state_dir: Path, application: str) -> int:
     The child has a session of its own: what a terminal sends to its processes reaches the parent only. Call it before
     there are threads.
     """
-    parent, child = os.getpid(), None
+    parent = os.getpid()
     _adopt_orphans()
-    try:
-        with interruptible(ALL_SIGNALS):
+    with interruptible(ALL_SIGNALS):
+        child = None
+        try:
             signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)       # until it is known whom to end
             try:
                 child = os.fork()
@@ -41,21 +42,21 @@ def start_supervised(state_dir: Path, application: str) -> int:
                 os.setsid()
                 return parent
             exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    except Interrupted:
-        if child is not None:
-            _undo(child, state_dir, application)
-        raise
-    if exit_code != 0:
-        _undo(child, state_dir, application)
+        except Interrupted:     # no later signal is raised while this is handled
+            if child is not None:
+                _undo(child, state_dir, application)
+            raise
+        if exit_code != 0:
+            with uninterrupted():
+                _undo(child, state_dir, application)
     raise SystemExit(exit_code if exit_code >= 0 else 128 - exit_code)
 
 
 def _undo(child: int, state_dir: Path, application: str) -> None:
-    from cluster.launch.bring_up import undo_start  # no such import before the fork: it starts threads
+    _end_descendants(child)
 
-    with uninterrupted():
-        _end_descendants(child)
-        undo_start(state_dir, application, os.getpid())
+    from cluster.launch.bring_up import undo_start  # not before the fork: it starts threads, and takes long
+    undo_start(state_dir, application, os.getpid())
 
 
 def _end_descendants(child: int) -> None:
