@@ -89,9 +89,12 @@ def test_a_signal_undoes_the_start(config_path: Path, state_dir: Path, signum: s
         assert running is not None
         children = [child for mark in running.processes if (node := process_of(mark))
                     for child in node.children(recursive=True)]
+        child = psutil.Process(process.pid).children()[0]
         os.killpg(process.pid, signum)      # the whole group, as a terminal does
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGINT)
+        assert eventually(lambda: not child.is_running() or child.status() in (psutil.STATUS_STOPPED,
+                                                                               psutil.STATUS_ZOMBIE))
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
         output, _ = process.communicate(timeout=COMMAND_TIMEOUT_S)
     assert process.returncode == 128 + signum, output
     assert "Traceback" not in output and "ended by SIG" in output
