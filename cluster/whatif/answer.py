@@ -72,7 +72,7 @@ class Remedy:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterPlan:
+class PlanAnswer:
     question: PlanQuestion
     demand: MemoryDemand
     members: tuple[PlannedMember, ...]
@@ -106,7 +106,7 @@ class ClusterPlan:
         return self.question.workload.num_rows * self.question.workload.context_tokens
 
 
-def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
+def answer_question(question: PlanQuestion, say: Say) -> PlanAnswer:
     """Answer the question. Raises PlacementError and ConfigError for what is wrong with it, not for lack of memory."""
     cluster, demand = question.cluster, question.demand(question.cluster)
     members = question.members(cluster)
@@ -114,11 +114,11 @@ def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
     if missing:
         say("what would make it fit")
         remedies = tuple(_remedy(question, nodes.name) for nodes in cluster.nodes)
-        return ClusterPlan(question, demand, members, None, missing, remedies=remedies,
+        return PlanAnswer(question, demand, members, None, missing, remedies=remedies,
                            fits_with_one_copy=not missing_bytes(question, cluster, min_copies=1),
                            fitting_batch_tokens=_fitting_batch_tokens(question))
     say("placement")
-    answer = ClusterPlan(question, demand, members, _plan(question, cluster, question.options), 0)
+    answer = PlanAnswer(question, demand, members, _plan(question, cluster, question.options), 0)
     held = even = None
     if 0 < answer.num_held_rows < question.workload.num_rows:
         say("fewer sequences")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.planner.placement_plan import MemberPlan, PlacementPlan
-from cluster.whatif.answer import ClusterPlan
+from cluster.whatif.answer import PlanAnswer
 from cluster.whatif.expert_ranges import expert_id_ranges
 from model.placement import Placement
 
@@ -32,7 +32,7 @@ class MemberGroup:
         return min(copies), max(copies)
 
 
-def member_groups(answer: ClusterPlan, plan: PlacementPlan) -> tuple[MemberGroup, ...]:
+def member_groups(answer: PlanAnswer, plan: PlacementPlan) -> tuple[MemberGroup, ...]:
     """Group by kind, those that take requests first. A group's members differ in a few expert copies at most."""
     groups: list[list[int]] = []
     kinds = [member.pool for member in answer.members]
