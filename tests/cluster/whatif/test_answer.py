@@ -19,8 +19,8 @@ TWO_T4 = "{nodes: [{name: t4, device: t4, devices: 2}], link: {bandwidth: 12.5GB
 @pytest.fixture(scope="module")
 def huge() -> PlanAnswer:
     """235 billion parameters on 12 devices of two kinds."""
-    return answer_question(read_question(PlanRequest(HUGE_MODEL, EXAMPLES / "clusters/4xH100-8xA100-40G.yaml", fast=True)),
-                        lambda what: None)
+    request = PlanRequest(HUGE_MODEL, EXAMPLES / "clusters/4xH100-8xA100-40G.yaml", fast=True)
+    return answer_question(read_question(request), lambda what: None)
 
 
 def test_one_sequence_on_one_device_takes_the_reading_of_the_weights_it_activates(tmp_path: Path) -> None:
