@@ -39,7 +39,6 @@ from serving.link.epoch import PlacementChange  # noqa: E402
 from serving.proto import inference_pb2, inference_pb2_grpc  # noqa: E402
 
 SETTLE_S = 3.0
-MAX_TOKENS = 100_000
 
 
 @dataclass

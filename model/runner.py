@@ -48,18 +48,13 @@ class Runner:
         """
         self._pace.begin_step()
         dispatcher = self.dispatcher
-        collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
         dispatcher.begin_step(num_tokens_of_member)
         batch = build_batch(plan, self.block_size, self.num_blocks)
         token_ids_T = batch.token_ids_T.to(self.decoder.kernels.device)
         hidden_TD = self.decoder.forward(token_ids_T, batch.attention, self.kv_cache, dispatcher)
         tokens = self._tokens(plan, batch, hidden_TD)
         expert_rows = tuple(tuple(experts.num_rows_E) for experts in self.decoder.experts)
-        stats = StepStats(
-            num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
-            num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
-            work=self._pace.end_step(), expert_rows=expert_rows)
-        return StepResult(plan.epoch_number, plan.step_index, tokens, stats)
+        return StepResult(plan.epoch_number, plan.step_index, tokens, StepStats(expert_rows, self._pace.end_step()))
 
     def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
         """Go on with another placement, between two steps -> the weights that it replaces, by layer too. Freeing those

@@ -6,7 +6,7 @@ StepResult. Neither is changed after it was made, so a step that failed can be r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +113,15 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """Says what a step did on this member, for metrics and the demo's table."""
+    """Says what a step did on this member, for counts of experts and of work."""
 
-    num_tokens: int = 0
-    num_expert_rows: int = 0                            # (row, expert) pairs computed here, for anybody, all layers
-    num_collectives: int = 0
-    bytes_sent: int = 0
-    expert_rows: tuple[tuple[int, ...], ...] = field(default=())  # [layer][local expert in placement order]
+    expert_rows: tuple[tuple[int, ...], ...] = ()       # [layer][local expert in placement order], for anybody
     work: StepWork | None = None                        # None: not timed
+
+    @property
+    def num_expert_rows(self) -> int:
+        """Return the (row, expert) pairs computed here, all layers together."""
+        return sum(map(sum, self.expert_rows))
 
 
 @dataclass(frozen=True, slots=True)
