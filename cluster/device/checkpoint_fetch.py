@@ -29,6 +29,7 @@ class CheckpointFetch:
     """Looks for one checkpoint. `report` is called now and then with a line that says how far it is."""
 
     def __init__(self, path: str, hub: Hub, lock_path: Path, report: Report) -> None:
+        """`lock_path`: what the names of the locks begin with; all processes of the node give the same."""
         self._path = path
         self._hub = hub
         self._lock_path = lock_path
@@ -36,14 +37,15 @@ class CheckpointFetch:
 
     def facts(self) -> Path:
         """Return the folder with all but the weights, as the hub has them now. Raises CheckpointError."""
-        with self._only_one_process():
+        with self._only_one_process("facts"):
             return self._fetched(FACT_NAMES, ("config.json",))
 
     def all_files(self) -> Path:
         """Return the folder of the whole checkpoint, at the commit that was last seen. Raises CheckpointError."""
-        with self._only_one_process():
+        with self._only_one_process("facts"):       # not for as long as weights take: others need only facts
             folder = self._cached(FACT_NAMES, ("config.json",)) or self._fetched(FACT_NAMES, ("config.json",))
-            names = weight_file_names(folder) if (folder / INDEX_NAME).is_file() else [SINGLE_NAME]
+        names = weight_file_names(folder) if (folder / INDEX_NAME).is_file() else [SINGLE_NAME]
+        with self._only_one_process("weights"):
             return self._cached(names, names, folder) or self._fetched(names, names, folder)
 
     def _fetched(self, names: Sequence[str], required: Sequence[str], at: Path | None = None) -> Path:
@@ -83,10 +85,10 @@ class CheckpointFetch:
         return folder if folder is not None and all((folder / name).is_file() for name in required) else None
 
     @contextlib.contextmanager
-    def _only_one_process(self) -> Iterator[None]:
-        """Hold the node's lock for this checkpoint, or go on without where there can be none: files stay whole, but may
-        be fetched twice."""
-        lock = FileLock(self._lock_path)
+    def _only_one_process(self, part: str) -> Iterator[None]:
+        """Hold the node's lock for this part of the checkpoint, or go on without where there can be none: files stay
+        whole, but may be fetched twice."""
+        lock = FileLock(self._lock_path.with_suffix(f".{part}.lock"))
         with contextlib.ExitStack() as stack:
             try:
                 self._lock_path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,10 +61,10 @@ class HuggingFaceHub:
                 raise HubError(Reason.OUTSIDE, f"its commit is {revision.resolved[:80]!r}")
             new = [name for name in names if not isinstance(
                 try_to_load_from_cache(self._repository, name, revision=revision.resolved), str)]
-            with self._checking(revision.resolved, new) as checks_all:
+            with self._checking(self._unchecked(revision.resolved, names), bool(new)) as was_left:
                 folder = Path(snapshot_download(self._repository, revision=revision, allow_patterns=_exactly(names)))
-                for file in folder.rglob("*") if checks_all else [folder / name for name in new]:
-                    _check(file)
+                for name in names if was_left else new:
+                    _check(folder / name)
             return folder
         except HubError:
             raise
@@ -72,14 +72,13 @@ class HuggingFaceHub:
             raise self._hub_error(error) from None      # the original may hold a token
 
     @contextlib.contextmanager
-    def _checking(self, commit: str, new: Sequence[str]) -> Iterator[bool]:
+    def _checking(self, unchecked: Path, is_new: bool) -> Iterator[bool]:
         """Note that files come which are not compared yet, until the block has done so. Yield whether an earlier
-        process was stopped in between, so that any file may be wrong."""
-        unchecked = self._unchecked(commit)
+        process was stopped in between, so that any of them may be wrong."""
         was_left = unchecked.exists()
         if was_left:
             self._remove_unfinished()
-        if new:
+        if is_new:
             with contextlib.suppress(OSError):      # a cache without room for this has none for files: that is said
                 self._cache.mkdir(parents=True, exist_ok=True)
                 unchecked.touch()
@@ -87,9 +86,10 @@ class HuggingFaceHub:
         with contextlib.suppress(OSError):
             unchecked.unlink()
 
-    def _unchecked(self, commit: str) -> Path:
-        """Return the file that is there from before files of this commit come until they are compared."""
-        return self._cache / f".unchecked-{commit}"
+    def _unchecked(self, commit: str, names: Sequence[str]) -> Path:
+        """Return the file that is there from before these files of a commit come until they are compared."""
+        digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+        return self._cache / f".unchecked-{commit}-{digest[:8]}"
 
     def _remove_unfinished(self) -> None:
         """Remove what processes that were stopped have left: the library never goes on with it."""
@@ -104,7 +104,7 @@ class HuggingFaceHub:
                                             allow_patterns=_exactly(names), local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
             return None
-        return None if self._unchecked(folder.name).exists() else folder
+        return None if self._unchecked(folder.name, names).exists() else folder
 
     def num_cached_bytes(self) -> int:
         return num_bytes_of(self._cache / "blobs")

@@ -47,7 +47,8 @@ class FakeHub:
     failures: list[Failure] = field(default_factory=list)
     etag: str | None = None                                     # of small files, in place of the right one
     is_silent: bool = False                                     # accepts, and never answers
-    gate: threading.Event | None = None                         # files come when it is set
+    gate: threading.Event | None = None                         # files come when it is set,
+    gated: str = ""                                             # those with this in their names
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)    # method, path, range
     bytes_sent: Counter[str] = field(default_factory=Counter)
     tokens_at_storage: list[str] = field(default_factory=list)  # given to the place that needs none
@@ -198,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None or name not in files:
             self._answer(404, b"{}", {})
             return
-        if self.hub.gate is not None and self.command == "GET":
+        if self.hub.gate is not None and self.hub.gated in name and self.command == "GET":
             self.hub.waiting.release()
             self.hub.gate.wait(60)
         content = bytes(byte ^ 1 for byte in files[name]) if name in self.hub.spoiled else files[name]

@@ -65,6 +65,16 @@ def test_the_lock_of_a_process_that_was_killed_is_free(node: Node, hub: FakeHub)
     assert finish(second).files == set(CHECKPOINT)
 
 
+def test_who_needs_facts_only_does_not_wait_for_weights(node: Node, hub: FakeHub) -> None:
+    hub.gate, hub.gated = Event(), "model-1"
+    first = _start(node)
+    assert hub.waiting.acquire(timeout=_WAIT_S)
+    assert node.fetch(["facts"]).folder.is_dir() and first.poll() is None
+    hub.gate.set()
+    assert finish(first).files == set(CHECKPOINT)
+    assert hub.num_fetches("config.json") == 1
+
+
 def test_a_failure_of_one_is_tried_again_by_the_next(node: Node, hub: FakeHub) -> None:
     hub.failures = [Failure("model-1", 403)]
     assert "may not read it" in node.fetch().error
