@@ -191,11 +191,17 @@ class Shard:
 
         def load() -> LoadedModel:
             return_free_memory()        # what the epoch before has left: its engine's parts refer to each other
-            folder = locate_checkpoint(self._config.model, "all")
+            folder = locate_checkpoint(self._config.model, "all", self._note_fetch)
+            self._detail = ""
             loader = WeightLoader(folder, args, getattr(torch, self._config.model.dtype), kernels)
             return load_model(loader, epoch, rank, note)
         self._model = await self._in_thread(load)
         return self._model
+
+    def _note_fetch(self, line: str) -> None:
+        """Show in the status how far the checkpoint is, while it is fetched. Called on the model's thread."""
+        logger.info("checkpoint shard_id=%s %s", self.shard_id, line)
+        self._detail = line
 
     async def _fail(self, error: ModelError) -> None:
         """Tell the coordinator why, once, at once: this process ends."""
