@@ -213,7 +213,7 @@ def run_up(config: ServeConfig, state_dir: Path, began_s: float) -> None:
     def mark(name: str) -> None:
         marks.setdefault(name, time.monotonic() - began_s)
 
-    from cluster.coordinator.membership import ShardState
+    from cluster.coordinator.view import ShardState
     from cluster.launch.bring_up import BringUp, Progress, take_down
 
     mark("imported")

@@ -58,6 +58,7 @@ COVERED_BY = {
     "cluster/deployments.py": "e2e/test_generation.py",
     "cluster/router_replica.py": "e2e/test_generation.py",
     "cluster/coordinator/handle.py": "e2e/test_generation.py",
+    "cluster/coordinator/view.py": "cluster/coordinator/test_coordinator.py",         # plain values
     "cluster/shard/shard.py": "e2e/test_generation.py",
     "cluster/device/facts.py": "cluster/shard/test_loaded_model.py",
     "cluster/device/backend.py": "cluster/shard/test_process_group.py",

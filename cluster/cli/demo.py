@@ -16,7 +16,7 @@ from cluster.cli.chat import GrpcChatClient, HttpChatClient, Limits, Message
 from cluster.cli.conversation import print_answer
 from cluster.cli.start_display import StartDisplay
 from cluster.cli.status_table import status_view
-from cluster.coordinator.coordinator import ClusterStatus
+from cluster.coordinator.view import ClusterStatus
 from cluster.launch.bring_up import BringUp
 from cluster.launch.cluster_client import ClusterClient
 from cluster.launch.state_file import RunningCluster

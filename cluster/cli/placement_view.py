@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.status_table import expert_ranges
-from cluster.coordinator.coordinator import PlacementStatus
+from cluster.coordinator.view import PlacementStatus
 from cluster.planner.layer.error import PlacementError
 from model.placement import Placement
 from serving.link.epoch import Epoch, PlacementChange, PlanFigures, WorkRatio

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.coordinator.coordinator import ClusterStatus
-from cluster.coordinator.membership import ShardState
+from cluster.coordinator.view import ClusterStatus, ShardState
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import PortTakenError, host_and_port, port_fault
 from cluster.launch.cluster_client import ClusterClient

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from cluster.coordinator.client import CoordinatorUnavailableError
-from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus
-from cluster.coordinator.membership import GroupPhase, View
+from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, View
 from cluster.launch.interruption import signals_kept
 from cluster.launch.state_file import NoClusterError, RunningCluster, require_alive
 from model.placement import Placement

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
-from cluster.coordinator.membership import GroupPhase, ShardLifecycle, ShardState, View
+from cluster.coordinator.view import GroupPhase, ShardState, View
 from cluster.device.backend import import_backend
 from cluster.device.facts import measure_device, num_threads_of, resident_memory_bytes, return_free_memory
 from cluster.device.model_store import locate_checkpoint
@@ -28,6 +28,7 @@ from cluster.device.profile import profile_device
 from cluster.device.profile_store import ProfileStore, default_profile_dir
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
+from cluster.shard.lifecycle import ShardLifecycle
 from cluster.shard.loaded_model import LoadedModel, load_model, num_kv_blocks
 from cluster.shard.work_meter import WorkMeter
 from model.args import ModelArgs, read_model_args

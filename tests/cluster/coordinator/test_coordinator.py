@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.coordinator.coordinator import Coordinator, RouterReport
-from cluster.coordinator.membership import GroupPhase, ShardState
+from cluster.coordinator.coordinator import Coordinator
 from cluster.coordinator.placement_change import find
+from cluster.coordinator.view import GroupPhase, RouterReport, ShardState
 from cluster.planner.costs.rates_split import split_by_rates
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.problem import split_matrix
