@@ -16,7 +16,7 @@ import tokenizers
 from pydantic import JsonValue
 
 from model.errors import CheckpointError
-from model.json_file import read_json_object
+from model.json_file import read_json_object, shown
 from serving.errors import InvalidRequestError
 from serving.text.chat_template import ChatMessage, ChatTemplate, read_chat_template
 from serving.text.generation_config import SamplingDefaults, sampling_defaults, stated_eos_token_ids, unused_fields
@@ -26,6 +26,7 @@ _WINDOW = 16_384            # characters
 _MAX_NORMALIZED = 4         # characters that become one when a text is normalized
 _MAX_CUT_TOKENS = 16        # that a window may have more than its part of the whole text
 JsonObject = Mapping[str, JsonValue]
+_MAX_VOCAB_SIZE = 1 << 24       # a hundred times those in use; ids are kept in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,7 @@ class Tokenizer:
         source = read_chat_template(folder, config.get("chat_template"))
         model_config = _read_json(folder / "config.json")
         generation_config = _read_json(folder / "generation_config.json")
-        stated_size = model_config.get("vocab_size")
-        num_embeddings = stated_size if isinstance(stated_size, int) else max(backend.get_vocab().values()) + 1
+        num_embeddings = _num_embeddings(model_config, backend)
         eos_token_ids = _eos_token_ids(backend, stated_eos_token_ids(generation_config, model_config),
                                        special_tokens.get("eos_token"))
         _check_eos(eos_token_ids, num_embeddings)
@@ -186,9 +186,30 @@ def _add_special_tokens(backend: tokenizers.Tokenizer, config: JsonObject, speci
         assert isinstance(entry, dict)
         flags = {key: bool(entry[key]) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
                  if key in entry}
-        backend.add_tokens([tokenizers.AddedToken(str(entry["content"]), **flags)])
+        backend.add_tokens([tokenizers.AddedToken(_encodable(str(entry["content"])), **flags)])
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    backend.add_special_tokens([token for token in special_tokens.values() if token not in known])
+    backend.add_special_tokens([_encodable(token) for token in special_tokens.values() if token not in known])
+
+
+def _encodable(token: str) -> str:
+    """Return the token. Raises TokenizerError where it is half of a character, as JSON can write one."""
+    try:
+        token.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"tokenizer_config.json: the token {token!r} is no text: {error}",
+                             fix="write whole characters") from error
+    return token
+
+
+def _num_embeddings(model_config: JsonObject, backend: tokenizers.Tokenizer) -> int:
+    """Return how many token ids the model has: config.json's `vocab_size`, or as many as the tokenizer has."""
+    stated = model_config.get("vocab_size")
+    if stated is None:
+        return max(backend.get_vocab().values(), default=0) + 1
+    if not isinstance(stated, int) or isinstance(stated, bool) or not 1 <= stated <= _MAX_VOCAB_SIZE:
+        raise TokenizerError(f"config.json: vocab_size={shown(stated)} is not a whole number from 1 to "
+                             f"{_MAX_VOCAB_SIZE}", fix="correct it, or fetch it again")
+    return stated
 
 
 def _eos_token_ids(backend: tokenizers.Tokenizer, stated: tuple[int, ...], eos_token: str | None) -> tuple[int, ...]:

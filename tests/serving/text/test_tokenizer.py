@@ -162,6 +162,19 @@ def test_files_beside_the_tokenizer_are_objects_or_named(tmp_path: Path, byte_le
         Tokenizer.from_dir(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("config.json", {"vocab_size": 10**30}, "vocab_size"), ("config.json", {"vocab_size": 0}, "vocab_size"),
+    ("config.json", {"vocab_size": "512"}, "vocab_size"), ("config.json", {"vocab_size": True}, "vocab_size"),
+    ("tokenizer_config.json", {"eos_token": "\ud800"}, "is no text"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "\ud800"}}}, "is no text")])
+def test_wrong_values_beside_the_tokenizer_are_named(tmp_path: Path, byte_level_dir: Path, name: str,
+                                                     content: dict[str, object], message: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_dir / "tokenizer.json").read_bytes())
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=rf"{name}: .*{message}"):
+        Tokenizer.from_dir(tmp_path)
+
+
 def test_unknown_decoder_is_refused_by_name(tmp_path: Path, byte_level_dir: Path) -> None:
     content = json.loads((byte_level_dir / "tokenizer.json").read_text()) | {"decoder": {"type": "CTC", "pad_token": "",
                          "word_delimiter_token": "|", "cleanup": True}}
