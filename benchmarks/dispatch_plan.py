@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.dispatch import numbers, placement_with_copies  # noqa: E402
 from benchmarks.machine import describe  # noqa: E402
+from model.arrays import IdArray  # noqa: E402
 from model.dispatch import row_plan as plan  # noqa: E402
 from model.dispatch.compiled_row_planner import CompiledRowPlanner  # noqa: E402
 from model.dispatch.row_planner import NumpyRowPlanner, RowPlanner  # noqa: E402
@@ -37,7 +38,7 @@ COLD_BYTES = 256 << 20
 COLD_REPEATS = 21
 
 
-def expert_ids(num_rows: int, num_experts: int, num_per_token: int) -> plan.Ids:
+def expert_ids(num_rows: int, num_experts: int, num_per_token: int) -> IdArray:
     scores = np.random.default_rng(0).random((num_rows, num_experts))
     return np.sort(scores.argsort(axis=1)[:, :num_per_token], axis=1).astype(np.int16)
 

@@ -66,7 +66,7 @@ def poisson_arrivals(options: argparse.Namespace) -> list[Arrival]:
 
 def trace_arrivals(options: argparse.Namespace) -> list[Arrival]:
     arrivals = []
-    with options.trace.open() as rows:
+    with options.trace.open(encoding="utf-8") as rows:
         for row in csv.DictReader(rows):
             at_s = float(row["timestamp_s"]) * options.time_scale
             if at_s >= options.duration_s:

@@ -213,7 +213,7 @@ def run_up(config: ServeConfig, state_dir: Path, began_s: float) -> None:
     def mark(name: str) -> None:
         marks.setdefault(name, time.monotonic() - began_s)
 
-    from cluster.coordinator.membership import ShardState
+    from cluster.coordinator.view import ShardState
     from cluster.launch.bring_up import BringUp, Progress, take_down
 
     mark("imported")
@@ -260,12 +260,12 @@ def bench_config(folder: Path, options: argparse.Namespace) -> Path:
     from model.demo_checkpoint import ensure_demo_checkpoint
 
     checkpoint = ensure_demo_checkpoint(platformdirs.user_cache_path("moesaic"))
-    content = yaml.safe_load(options.config.read_text())
+    content = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     content.update(application="startup-bench", http_port=free_port())
     content["model"]["path"] = str(checkpoint)
     content["router"]["grpc_port"] = free_port()
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
 

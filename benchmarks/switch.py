@@ -34,11 +34,11 @@ from cluster.launch.cluster_client import ClusterClient  # noqa: E402
 from cluster.launch.state_file import RunningCluster  # noqa: E402
 from model.placement import Placement  # noqa: E402
 from serving.config import ServeConfig, parse_config  # noqa: E402
+from serving.link.channel_options import DIRECT  # noqa: E402
 from serving.link.epoch import PlacementChange  # noqa: E402
 from serving.proto import inference_pb2, inference_pb2_grpc  # noqa: E402
 
 SETTLE_S = 3.0
-MAX_TOKENS = 100_000
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Streams:
         self._thread.start()
 
     async def _run(self) -> None:
-        async with grpc.aio.insecure_channel(self.address) as channel:
+        async with grpc.aio.insecure_channel(self.address, options=DIRECT) as channel:
             stub = inference_pb2_grpc.InferenceStub(channel)
             await asyncio.gather(*(self._stream(stub, prompt) for prompt in prompts_of(self.num, 16, 1)))
 

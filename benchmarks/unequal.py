@@ -46,6 +46,7 @@ from cluster.planner.memory_demand import memory_demand  # noqa: E402
 from cluster.planner.memory_plan import MemoryDemand  # noqa: E402
 from model.args import read_model_args  # noqa: E402
 from serving.config import ServeConfig  # noqa: E402
+from serving.link.channel_options import DIRECT  # noqa: E402
 from serving.proto import inference_pb2, inference_pb2_grpc  # noqa: E402
 
 LOAD_REPORT_S = 6.0         # shards tell the coordinator their expert loads every 5 s
@@ -78,7 +79,7 @@ class Wave:
 
 async def decode(address: str, model: str, prompts: list[list[int]], num_tokens: int) -> Wave:
     wave = Wave()
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(address, options=DIRECT) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
 
         async def one(prompt: list[int]) -> None:

@@ -19,19 +19,18 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.background import Background
 from cluster.coordinator.handle import CoordinatorHandle
+from cluster.coordinator.view import ClusterStatus, PlacementStatus, RouterReport, View
 from cluster.device.node import NODE_LABEL, NodeIdentity
 from cluster.http_proxy import WithoutRequestId
+from model.placement import Placement
 from serving.config import ServeConfig
+from serving.engine.expert_load import ExpertLoad
+from serving.link.epoch import Epoch, Member, PlacementChange, ShardStatus, WorkRatio
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus, RouterReport
-    from cluster.coordinator.membership import View
     from cluster.shard.shard import Shard
-    from model.placement import Placement
-    from serving.engine.expert_load import ExpertLoad
-    from serving.link.epoch import Epoch, Member, PlacementChange, ShardStatus, WorkRatio
 
 LOST_AFTER_S = 15.0         # a member that has not reported for so long is gone; it reports every second
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"

@@ -11,8 +11,7 @@ import grpc
 from starlette.applications import Starlette
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
-from cluster.coordinator.coordinator import RouterReport
-from cluster.coordinator.membership import GroupPhase, View
+from cluster.coordinator.view import GroupPhase, RouterReport, View
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NodeIdentity, PortTakenError, host_and_port, port_fault
 from serving.config import ServeConfig

@@ -1,1 +1,4 @@
-"""Tensors: what a model computes. Knows no Ray, asyncio, pydantic or gRPC. May import: dispatch, kernels."""
+"""Computes what a model is made of, in tensors.
+
+Knows no Ray, asyncio, pydantic or gRPC. May import: dispatch, kernels.
+"""

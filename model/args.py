@@ -1,4 +1,4 @@
-"""Facts of a checkpoint, read from its config.json. Pure: no torch.
+"""Reads the facts of a checkpoint from its config.json. Pure: no torch.
 
 Every field that changes the result is either honoured or refused by name (UnsupportedFieldError). Defaults of absent
 fields are those of transformers 5 (Qwen3MoeConfig, MixtralConfig), so a folder means here what it means there.
@@ -83,7 +83,7 @@ class LinearAttentionArgs:
 
 @dataclass(frozen=True, slots=True)
 class ModelArgs:
-    """Facts that the forward pass and the planner need. Sizes are counts of elements."""
+    """Holds the facts that the forward pass and the planner need. Sizes are counts of elements."""
 
     family: str
     dtype: str                          # of the checkpoint: "bfloat16", "float16" or "float32"
@@ -233,7 +233,7 @@ def _linear_args(fields: _Fields) -> LinearAttentionArgs:
 
 
 class _Fields:
-    """Typed reads of config.json, with the family's defaults."""
+    """Reads config.json by type, with the family's defaults."""
 
     def __init__(self, config: Json, family: Family) -> None:
         self._config = config

@@ -1,4 +1,4 @@
-"""Types of numpy arrays. Letters at the end of a name say what its axes count. Pure."""
+"""Names the types of numpy arrays. Letters at the end of a name say what its axes count. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grouped-query attention over the paged KV cache.
+"""Computes grouped-query attention over the paged KV cache.
 
 T rows of this step, D hidden size, H query heads, G key/value heads, d head size, J = (H + 2 G) d,
 and H d more where the output has a gate
@@ -19,7 +19,7 @@ def new_norm(args: ModelArgs, size: int, kernels: Kernels, dtype: torch.dtype) -
 
 
 class PagedAttention:
-    """One layer. q, k, v and, if there is one, the gate of the output are one fused weight, in this order."""
+    """Computes one layer's attention. q, k, v and, if there is one, the gate of the output are one fused weight."""
 
     def __init__(self, args: ModelArgs, kernels: Kernels, dtype: torch.dtype) -> None:
         self.num_heads, self.num_kv_heads, self.head_dim = args.num_heads, args.num_kv_heads, args.head_dim
@@ -40,7 +40,7 @@ class PagedAttention:
         self._kernels = kernels
 
     def forward(self, x_TD: Tensor, cos_sin: tuple[Tensor, Tensor], batch: AttentionBatch, cache: Tensor) -> Tensor:
-        """`cache` is this layer's slice. Writes the rows' keys and values, then attends."""
+        """Write the rows' keys and values to `cache`, this layer's slice, then attend."""
         kernels, num_rows = self._kernels, x_TD.shape[0]
         qkv_TJ = kernels.linear(x_TD, self.qkv, self.qkv_bias_J)
         q_TJ, k_TJ, v_TJ, gate_TJ = torch.split(

@@ -1,4 +1,4 @@
-"""StepPlan -> the tensors of one step, built on the CPU in a handful of numpy calls.
+"""Turns a StepPlan into the tensors of one step, built on the CPU in a handful of numpy calls.
 
 T rows of the step, S sequences, M blocks of the longest block table, L rows whose logits are needed
 """
@@ -18,7 +18,7 @@ from model.step import StepPlan
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """Everything the forward needs. `sampled_rows` has one row for each request that draws a token, in plan order."""
+    """Holds what the forward needs. `sampled_rows` has one row for each request that draws a token, in plan order."""
 
     token_ids_T: Tensor                 # int64, CPU
     attention: AttentionBatch
@@ -27,8 +27,8 @@ class StepBatch:
 
 
 def build_batch(plan: StepPlan, block_size: int, num_blocks: int, num_state_slots: int = 0) -> StepBatch:
-    """Raises ValueError when a block table is too short or leaves the cache: a bug of the scheduler that the C kernels
-    would answer by writing over other memory."""
+    """Return the tensors of a step. Raises ValueError when a block table is too short or leaves the cache: a bug of the
+    scheduler that the C kernels would answer by writing over other memory."""
     requests = plan.requests
     query_lens_S = np.array([len(request.token_ids) for request in requests], dtype=np.int64)
     computed_S = np.array([request.num_computed_tokens for request in requests], dtype=np.int64)

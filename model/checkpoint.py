@@ -1,4 +1,4 @@
-"""A Hugging Face folder of safetensors files, read by byte ranges. Counts what it reads.
+"""Reads a Hugging Face folder of safetensors files by byte ranges, and counts what it reads.
 
 The header is parsed here (8 bytes of length, then JSON; https://huggingface.co/docs/safetensors) because the library
 maps whole files, which would count as resident memory of this process, and does not tell byte ranges.
@@ -27,7 +27,7 @@ _ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where one tensor lies. `start` and `end` are byte offsets in the file."""
+    """Says where one tensor lies. `start` and `end` are byte offsets in the file."""
 
     file: Path
     dtype: str
@@ -37,10 +37,10 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """Names, shapes, dtypes and bytes of all tensors of a folder. Opens files lazily; use as a context manager."""
+    """Knows the tensors of a folder and reads their bytes. Opens files lazily; use as a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError for an unreadable folder or header, TensorError for truncated files."""
+        """Read all headers. Raises CheckpointError for a folder or header that is none, TensorError for cut files."""
         self.folder = Path(folder)
         self.tensors: dict[str, StoredTensor] = {}
         self.bytes_read = 0
@@ -62,7 +62,7 @@ class Checkpoint:
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def read(self, name: str, first: int | None = None) -> Tensor:
-        """The whole tensor, or with `first` only entry `first` of its first dimension, in the stored dtype.
+        """Return the whole tensor, or with `first` only entry `first` of its first dimension, in the stored dtype.
 
         The tensor lies in a buffer that the next read uses again: copy what must last. Raises TensorError when the
         file ends early or the dtype is none of ours.

@@ -41,7 +41,7 @@ class CheckpointWriter:
         self.total_bytes += path.stat().st_size
 
     def add_json(self, name: str, content: dict[str, object]) -> None:
-        (self.folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        (self.folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def finish(self) -> int:
         """Write the index. Returns the bytes of all weight files."""

@@ -1,4 +1,4 @@
-"""The type of a measured curve. Pure."""
+"""Names the type of a measured curve. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model: embedding -> layers -> norm -> logits. Families differ only in ModelArgs.
+"""Computes the model: embedding -> layers -> norm -> logits. Families differ only in ModelArgs.
 
 T rows of this step, S rows that need logits, D hidden size, V vocabulary
 """
@@ -29,7 +29,7 @@ class DecoderLayer:
 
 
 class Decoder:
-    """All weights of one member: the shared ones, and the experts that the placement gives it.
+    """Holds all weights of one member: the shared ones, and the experts that the placement gives it.
 
     `num_experts_of_layer`: how many local expert slots each MoE layer has here. Weights are filled by model/weights.py.
     """
@@ -57,7 +57,7 @@ class Decoder:
 
     def forward(self, token_ids_T: Tensor, batch: AttentionBatch, caches: SequenceCaches,
                 dispatcher: Dispatcher) -> Tensor:
-        """token ids int64 [T], on the device -> hidden [T, D] before the last norm. With T = 0 this member only
+        """Turn token ids, int64 [T] on the device, into hidden [T, D] before the last norm. With T = 0 this member only
         computes for the others."""
         hidden_TD = self.embedding_VD.index_select(0, token_ids_T)
         if not token_ids_T.shape[0]:
@@ -80,13 +80,13 @@ class Decoder:
         return empty_0D
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
-        """hidden [S, D] from forward() -> fp32 logits [S, V]."""
+        """Turn hidden [S, D] from forward() into fp32 logits [S, V]."""
         normed_SD = self.kernels.rms_norm(hidden_SD, self.norm_D, self.args.rms_norm_eps)
         return self.kernels.linear(normed_SD, self.output, out_dtype=torch.float32)
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes held by all weights of this member, in the kernels' layouts."""
+        """Return the bytes held by all weights of this member, in the kernels' layouts."""
         return self.embedding_VD.nbytes + self.norm_D.nbytes + self.output.nbytes + sum(
             layer.mixer_norm_D.nbytes + layer.mlp_norm_D.nbytes + layer.mixer.weights_bytes
             + layer.mlp.weights_bytes for layer in self.layers)

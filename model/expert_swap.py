@@ -1,4 +1,4 @@
-"""Another placement for a member that goes on serving: new weights beside the running ones, put in between two steps.
+"""Prepares another placement for a member that goes on serving: new weights, put in between two steps.
 
 Only layers whose experts change on this member are touched. Until the swap they exist twice.
 """
@@ -17,7 +17,7 @@ from model.weights import LayerFill, WeightLoader
 
 @dataclass(frozen=True, slots=True)
 class ExpertChange:
-    """What one member's experts are and shall be."""
+    """Says what one member's experts are and shall be."""
 
     running: Placement
     wanted: Placement
@@ -25,21 +25,21 @@ class ExpertChange:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """MoE layers in which this member's experts change."""
+        """Return the MoE layers in which this member's experts change."""
         return tuple(layer for layer in range(self.wanted.num_layers) if self._before(layer) != self._after(layer))
 
     @property
     def num_slots(self) -> int:
-        """Expert copies that exist beside the running ones until the swap."""
+        """Return how many expert copies exist beside the running ones until the swap."""
         return sum(len(self._after(layer)) for layer in self.layers)
 
     def kept_slots(self, layer: int) -> dict[int, int]:
-        """Slot -> slot that it has now, of the experts that stay here."""
+        """Return, of the experts that stay here: slot -> slot that it has now."""
         before = {expert: slot for slot, expert in enumerate(self._before(layer))}
         return {slot: before[expert] for slot, expert in enumerate(self._after(layer)) if expert in before}
 
     def read_slots(self, layer: int) -> dict[int, int]:
-        """Expert -> slot, of those that come."""
+        """Return, of the experts that come: expert -> slot."""
         before = set(self._before(layer))
         return {expert: slot for slot, expert in enumerate(self._after(layer)) if expert not in before}
 
@@ -54,7 +54,7 @@ class ExpertChange:
 
 
 def change_bytes(change: ExpertChange, loader: WeightLoader) -> int:
-    """What preparing takes above what is held already, reading included."""
+    """Return the bytes that preparing takes above what is held already, reading included."""
     if not change.layers:
         return 0
     one_expert = new_experts(loader.args, 1, loader.kernels, loader.dtype)
@@ -63,7 +63,7 @@ def change_bytes(change: ExpertChange, loader: WeightLoader) -> int:
 
 def prepare_experts(change: ExpertChange, model: MemberModel, loader: WeightLoader,
                     check: Callable[[], None]) -> dict[int, ExpertWeights]:
-    """Weights of the changed layers: experts that stay are copied from `model`, the others read. Raises TensorError.
+    """Return weights of the changed layers: experts that stay are copied from `model`, others read. Raises TensorError.
 
     Runs beside the steps: reads what they read and changes nothing of it. `check` is called after every copy and every
     tensor that was read; what it raises ends the preparation.

@@ -1,4 +1,4 @@
-"""The gate: which experts a token goes to, and with which weights.
+"""Chooses the experts that a token goes to, and their weights: the gate.
 
 T tokens, D hidden size, K experts per token, N experts of the layer (everywhere, not this member's share)
 """
@@ -21,7 +21,7 @@ class Gate:
         self._rounds_weights = args.rounds_gate_weights
 
     def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """x [T, D] -> (weights fp32 [T, K], expert ids int64 [T, K]), each row ascending in expert id.
+        """Choose for x [T, D] -> (weights fp32 [T, K], expert ids int64 [T, K]), each row ascending in expert id.
 
         Scores are rounded to the dtype of x before the softmax, as transformers does, so that ties fall alike.
         """
@@ -38,6 +38,6 @@ class Gate:
 
 
 def no_choice(num_experts_per_tok: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What `Gate.choose` answers for T = 0."""
+    """Return what `Gate.choose` answers for T = 0."""
     no_ids_0K = torch.empty(0, num_experts_per_tok, dtype=torch.int64, device=device)
     return no_ids_0K.float(), no_ids_0K

@@ -31,7 +31,7 @@ Value = TypeVar("Value", int, float, str)
 
 
 class GgufCheckpoint:
-    """A GGUF file, mapped into memory; a tensor is dequantized when it is asked for."""
+    """Maps a GGUF file into memory; a tensor is dequantized when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         self._reader = GGUFReader(path)
@@ -45,7 +45,7 @@ class GgufCheckpoint:
         self.num_kv_heads = self.get("llama.attention.head_count_kv", int)
 
     def get(self, key: str, kind: type[Value]) -> Value:
-        """Metadata value of `key`, checked to be a `kind`."""
+        """Return the metadata value of `key`, checked to be a `kind`."""
         field = self._reader.get_field(key)
         if field is None:
             raise CheckpointError(f"{self.path} has no metadata {key!r}", fix="fetch the file again")
@@ -55,7 +55,7 @@ class GgufCheckpoint:
         return content
 
     def strings(self, key: str) -> list[str]:
-        """Metadata value of `key`, an array, each item as text."""
+        """Return the metadata value of `key`, an array, each item as text."""
         field = self._reader.get_field(key)
         if field is None:
             raise CheckpointError(f"{self.path} has no metadata {key!r}", fix="fetch the file again")
@@ -66,11 +66,11 @@ class GgufCheckpoint:
         return "output.weight" not in self._tensors
 
     def shared_tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Embedding, last norm and, unless tied, the output head."""
+        """Return embedding, last norm and, unless tied, the output head."""
         return {name: self._read(ours).to(dtype) for ours, name in _SHARED_NAMES.items() if ours in self._tensors}
 
     def layer_tensors(self, layer: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The nine tensors of one layer by their Hugging Face llama names."""
+        """Return the nine tensors of one layer by their Hugging Face llama names."""
         tensors: dict[str, torch.Tensor] = {}
         for ours, name in _LAYER_NAMES.items():
             weight = self._read(f"blk.{layer}.{ours}.weight")
@@ -80,7 +80,7 @@ class GgufCheckpoint:
         return tensors
 
     def llama_config(self) -> dict[str, object]:
-        """config.json of the dense model, as transformers' LlamaConfig reads it."""
+        """Return config.json of the dense model, as transformers' LlamaConfig reads it."""
         hidden_size = self.get("llama.embedding_length", int)
         if self.get("llama.rope.dimension_count", int) * self.num_heads != hidden_size:
             raise CheckpointError(f"{self.path} rotates only a part of each head", fix="give a plain llama GGUF file")
@@ -102,7 +102,7 @@ class GgufCheckpoint:
         }
 
     def tokenizer(self) -> Tokenizer:
-        """Byte-level BPE that splits digits one by one, as the SmolLM models use it."""
+        """Return a byte-level BPE that splits digits one by one, as the SmolLM models use it."""
         kind, splitter = self.get("tokenizer.ggml.model", str), self.get("tokenizer.ggml.pre", str)
         if (kind, splitter) != ("gpt2", "smollm"):
             raise CheckpointError(f"{self.path} has tokenizer {kind!r} with pre-tokenizer {splitter!r}",
@@ -121,7 +121,7 @@ class GgufCheckpoint:
         return tokenizer
 
     def tokenizer_config(self) -> dict[str, object]:
-        """tokenizer_config.json: the special tokens by name, and the chat template."""
+        """Return tokenizer_config.json: the special tokens by name, and the chat template."""
         tokens = self.strings("tokenizer.ggml.tokens")
         named = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "padding_token_id",
                  "unk_token": "unknown_token_id"}
@@ -138,7 +138,7 @@ class GgufCheckpoint:
 
 
 def _unpermute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """[H * d, D] -> the same: llama.cpp interleaves the two rotary halves of a head, Hugging Face does not."""
+    """Reorder rows [H * d, D]: llama.cpp interleaves the two rotary halves of a head, Hugging Face does not."""
     rows, columns = weight.shape
     interleaved = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
     return interleaved.transpose(1, 2).reshape(rows, columns)

@@ -1,4 +1,4 @@
-"""How many bytes a checkpoint takes in memory. Pure: for the planner, before anything is loaded.
+"""Counts the bytes that a checkpoint takes in memory. Pure: for the planner, before anything is loaded.
 
 Counts elements in the dtype that the model runs in. Kernels may pad their layouts; LoadReport.weights_bytes says what
 is held.
@@ -12,7 +12,7 @@ from model.args import ModelArgs
 
 
 def expert_bytes(args: ModelArgs, dtype_bytes: int) -> int:
-    """One expert of one layer: gate, up and down."""
+    """Return the bytes of one expert of one layer: gate, up and down."""
     return 3 * args.hidden_size * args.moe_intermediate_size * dtype_bytes
 
 
@@ -50,12 +50,12 @@ def _delta_net_bytes(args: ModelArgs, dtype_bytes: int) -> int:
 
 
 def weights_bytes(args: ModelArgs, dtype_bytes: int, num_experts_of_layer: Sequence[int]) -> int:
-    """One member's weights; num_experts_of_layer says how many expert copies it holds in each MoE layer."""
+    """Return the bytes of one member's weights, with so many expert copies in each MoE layer."""
     return shared_bytes(args, dtype_bytes) + sum(num_experts_of_layer) * expert_bytes(args, dtype_bytes)
 
 
 def kv_block_bytes(args: ModelArgs, block_size: int, dtype_bytes: int) -> int:
-    """One block of the KV cache: keys and values of `block_size` positions, all layers that attend."""
+    """Return the bytes of a KV block: keys and values of `block_size` positions, all layers that attend."""
     return len(args.attention_layers) * 2 * args.num_kv_heads * args.head_dim * block_size * dtype_bytes
 
 

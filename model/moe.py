@@ -1,4 +1,4 @@
-"""The feed-forward half of a layer: experts behind a gate, or one dense block.
+"""Computes the feed-forward half of a layer: experts behind a gate, or one dense block.
 
 T tokens of this member, D hidden size, K experts per token, R rows computed on this member
 """
@@ -15,7 +15,7 @@ from model.kernels.protocol import ExpertWeights, Kernels
 
 
 class LocalExperts:
-    """This member's share of the experts of one MoE layer: they compute rows for anybody.
+    """Holds this member's share of the experts of one MoE layer: they compute rows for anybody.
 
     `layer` counts MoE layers only. Another placement brings other `weights`.
     """
@@ -29,24 +29,24 @@ class LocalExperts:
         self._kernels = kernels
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, dispatcher: Dispatcher) -> Tensor:
-        """x [T, D] and the gate's choice -> [T, D]."""
+        """Turn x [T, D] and the gate's choice into [T, D]."""
         rows_RD, handle = dispatcher.dispatch(self.layer, x_TD, expert_ids_TK)
         self.num_rows_E = handle.num_rows_E
         rows_RD = self._kernels.experts(rows_RD, handle.num_rows_E, self.weights)
         return dispatcher.combine(self.layer, rows_RD, weights_TK, handle)
 
     def serve_others(self, empty_0D: Tensor, dispatcher: Dispatcher) -> None:
-        """Without rows of its own this member only computes the others'."""
+        """Compute the others' rows, with none of its own."""
         self.forward(empty_0D, *self._no_choice, dispatcher)
 
 
 def new_experts(args: ModelArgs, num_local_experts: int, kernels: Kernels, dtype: torch.dtype) -> ExpertWeights:
-    """Empty slots for experts of a MoE layer."""
+    """Return empty slots for experts of a MoE layer."""
     return kernels.new_experts(num_local_experts, args.moe_intermediate_size, args.hidden_size, dtype)
 
 
 class SparseMlp:
-    """One MoE layer: the gate, and this member's share of the experts. `layer` counts MoE layers only."""
+    """Computes a MoE layer by the gate and this member's share of the experts. `layer` counts MoE layers only."""
 
     def __init__(self, args: ModelArgs, layer: int, num_local_experts: int, kernels: Kernels,
                  dtype: torch.dtype) -> None:
@@ -55,7 +55,7 @@ class SparseMlp:
         self.shared = SharedExpert(args, kernels, dtype) if args.shared_expert_size else None
 
     def forward(self, x_TD: Tensor, dispatcher: Dispatcher) -> Tensor:
-        """x [T, D] -> [T, D]."""
+        """Turn x [T, D] into [T, D]."""
         weights_TK, expert_ids_TK = self.gate.choose(x_TD)
         out_TD = self.experts.forward(x_TD, weights_TK, expert_ids_TK, dispatcher)
         return out_TD if self.shared is None else out_TD + self.shared.forward(x_TD)
@@ -85,7 +85,7 @@ class SharedExpert:
 
 
 class DenseMlp:
-    """A SwiGLU block without a gate: one expert that takes every row, computed where the row is."""
+    """Computes a SwiGLU block without a gate: one expert that takes every row, where the row is."""
 
     def __init__(self, args: ModelArgs, kernels: Kernels, dtype: torch.dtype) -> None:
         self.expert = kernels.new_experts(1, args.intermediate_size, args.hidden_size, dtype)

@@ -24,20 +24,20 @@ _CREDIT_LASTS_S = 0.1       # longer gaps are idle time, or a wait for others th
 
 
 class Turns(Protocol):
-    """Who may compute. A turn that was taken is given back before the member waits for anybody."""
+    """Says who may compute. A turn that was taken is given back before the member waits for anybody."""
 
     def take(self) -> None: ...
     def give(self) -> None: ...
 
 
 class FileTurns:
-    """Turns among the processes that lock the same file; one that dies gives its turn back.
+    """Takes turns with the processes that lock the same file; one that dies gives its turn back.
 
     The kernel wakes who waits at once; the library filelock would look every few milliseconds.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
 
     def take(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -47,32 +47,32 @@ class FileTurns:
 
 
 class Pace(Protocol):
-    """Told by a runner and its dispatcher where work begins and ends. All methods are called on their thread."""
+    """Is told by a runner and its dispatcher where work begins and ends. All methods are called on their thread."""
 
     def begin_step(self) -> None:
-        """A step begins, whatever has become of the one before."""
+        """Begin a step, whatever has become of the one before."""
 
     def begin(self) -> None:
-        """Work begins: a step does, or a collective has ended."""
+        """Begin to work: a step begins, or a collective has ended."""
 
     def begin_experts(self) -> None:
-        """Work for the experts of a layer begins, with the planning of its rows."""
+        """Begin to work for the experts of a layer, with the planning of its rows."""
 
     def end_planning(self) -> None:
-        """The rows of a layer are planned."""
+        """End the planning of a layer's rows."""
 
     def end_experts(self) -> None:
-        """Work for the experts of a layer ends."""
+        """End the work for the experts of a layer."""
 
     def settle(self) -> None:
-        """Work ends: a collective comes, or the step is over."""
+        """End to work: a collective comes, or the step is over."""
 
     def end_step(self) -> StepWork | None:
-        """Work ends with the step -> the seconds of it; None where they are not timed."""
+        """End the step and its work. Return the seconds of work; None where they are not timed."""
 
 
 class UntimedPace:
-    """See Pace: a member that is not timed and goes as fast as it can."""
+    """See Pace. Times nothing, and the member goes as fast as it can."""
 
     def begin_step(self) -> None: ...
     def begin(self) -> None: ...

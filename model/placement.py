@@ -1,4 +1,4 @@
-"""Placement as data: for every MoE layer, which ranks hold a copy of which expert. Pure, no torch."""
+"""Says as plain values which ranks hold a copy of which expert, in every MoE layer. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ExpertRate:
-    """What the rows of one expert cost a member. In the one regime its weights are read, in the other rows count."""
+    """Says what the rows of one expert cost a member. In the one regime its weights are read, in the other rows
+    count."""
 
     read_s: float           # with one row: to read the expert's weights
     row_s: float            # of each row, when there are many
@@ -20,7 +21,7 @@ class ExpertRate:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`holders[layer][expert]` = ascending ranks that hold a copy; every expert has at least one.
+    """Says who holds what: `holders[layer][expert]` = ascending ranks that hold a copy; every expert has at least one.
 
     `layer` counts MoE layers only (dense layers between them have no experts). Any rank may hold any number of experts,
     none included. `rates` by rank: what the split of an expert's rows over its copies goes by; empty: all alike.
@@ -55,9 +56,10 @@ class Placement:
         return len(self.holders)
 
     def experts_of(self, layer: int, rank: int) -> tuple[int, ...]:
-        """Logical ids of the experts that `rank` holds in `layer`, ascending: local slot i holds the i-th of them."""
+        """Return the ids of the experts that `rank` holds in `layer`, ascending: local slot i holds the i-th of
+        them."""
         return tuple(expert for expert, ranks in enumerate(self.holders[layer]) if rank in ranks)
 
     def num_experts_of(self, rank: int) -> int:
-        """Expert copies that `rank` holds, all layers together."""
+        """Return how many expert copies `rank` holds, all layers together."""
         return sum(len(self.experts_of(layer, rank)) for layer in range(self.num_layers))

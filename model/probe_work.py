@@ -1,4 +1,5 @@
-"""What a device probe computes: experts, and a decoder without them, with random weights in the model's real shapes.
+"""Computes what a device probe times: experts, and a decoder without them, with random weights in the model's real
+shapes.
 
 Weights are read from memory: calls go round over more of them than caches hold. What would take too much memory is made
 narrower (an expert's intermediate size, the vocabulary), and `scale` says how much more the real one is.
@@ -48,7 +49,7 @@ GREEDY = SamplingSpec(temperature=0.0)
 
 
 class ExpertGroups:
-    """Groups of experts of one layer; every call computes all experts of the next group."""
+    """Holds groups of experts of one layer; every call computes all experts of the next group."""
 
     def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
         bytes_per_width = 3 * args.hidden_size * dtype.itemsize
@@ -73,13 +74,13 @@ class ExpertGroups:
         return weights
 
     def compute(self, num_rows: int) -> Tensor:
-        """`num_rows` rows for each expert of a group."""
+        """Compute `num_rows` rows for each expert of a group."""
         rows_RD = self._rows_RD[:num_rows * self.num_experts]
         return self._kernels.experts(rows_RD, [num_rows] * self.num_experts, next(self._groups))
 
 
 class Layers:
-    """A decoder without experts: its layers, its attention over a cache, its output layer."""
+    """Computes a decoder without experts: its layers, its attention over a cache, its output layer."""
 
     def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels, clock: Callable[[], float],
                  experts: ExpertGroups) -> None:
@@ -105,7 +106,7 @@ class Layers:
         self.context_tokens = min(_CONTEXT_TOKENS, args.sliding_window or _CONTEXT_TOKENS)
 
     def num_layers(self, num_rows: int) -> int:
-        """Many rows keep the processor busy with few weights, so fewer layers will do."""
+        """Return how many layers are timed: many rows keep the processor busy with few weights, so fewer will do."""
         return self._num_layers if num_rows < 64 else min(self._num_layers, self._whole_periods(_SHALLOW_LAYERS))
 
     def _whole_periods(self, num_layers: int) -> int:
@@ -113,11 +114,11 @@ class Layers:
 
     @property
     def work_s(self) -> float:
-        """Seconds of work in all calls, without those of collectives and experts."""
+        """Return the seconds of work in all calls, without those of collectives and experts."""
         return self._meter.work_s
 
     def forward(self, num_rows: int, num_others_rows: int = 0) -> None:
-        """All that a layer computes besides experts for its own rows, each with no context but itself, and for those of
+        """Compute all but the experts: for a layer's own rows, each with no context but itself, and for those of
         others whose experts are here. Own rows go to the experts' holders, itself above all, and come back."""
         num_layers, batch = self.num_layers(num_rows), self._batches.get(num_rows)
         if batch is None:
@@ -136,7 +137,7 @@ class Layers:
         return replace(batch, attention=replace(batch.attention, state_reads_S=reads_S))
 
     def head(self, num_rows: int) -> None:
-        """What a step needs once: its batch, last norm, logits and a greedy draw."""
+        """Compute what a step needs once: its batch, last norm, logits and a greedy draw."""
         plan = _decodes(num_rows, 0, 1)
         self._decoder.output = next(self._outputs)
         self._experts.compute(1)
@@ -146,7 +147,8 @@ class Layers:
         self._meter.settle()
 
     def attention_call(self, context_tokens: int) -> Callable[[], Tensor]:
-        """One row of each of some sequences with so much context; calls go round over the layers of a cache."""
+        """Return a call that attends with a row of each of some sequences with so much context; calls go round over
+        layers."""
         args, kernels = self._args, self._kernels
         num_blocks = -(-self.context_tokens // _BLOCK_SIZE)
         layer_bytes = 2 * NUM_SEQUENCES * num_blocks * _BLOCK_SIZE * args.num_kv_heads * args.head_dim \
@@ -182,7 +184,7 @@ class Layers:
 
 
 class _WithoutExperts:
-    """A Dispatcher that gives no rows to the experts here, and returns rows as if they had been computed.
+    """Is a Dispatcher that gives no rows to the experts here, and returns rows as if they had been computed.
 
     Other experts run in their place, off the meter: after them caches hold nothing of the layer, as in a real step.
     """
@@ -217,12 +219,12 @@ class _WithoutExperts:
 
 
 def _held_by_first(args: ModelArgs, num_held: int) -> Placement:
-    """Two members; the first holds so many experts of every layer."""
+    """Return the placement of two members of which the first holds so many experts of every layer."""
     return Placement(2, (tuple((int(expert >= num_held),) for expert in range(args.num_experts)),) * args.num_layers)
 
 
 def _decodes(num_rows: int, num_computed_tokens: int, num_blocks: int) -> StepPlan:
-    """One token each of `num_rows` sequences, whose blocks are their own."""
+    """Plan one token each of `num_rows` sequences, whose blocks are their own."""
     return StepPlan(0, 0, tuple(
         ScheduledRequest(str(row), (0,), num_computed_tokens, tuple(range(row * num_blocks, (row + 1) * num_blocks)),
                          GREEDY, state_write=row) for row in range(num_rows)))
@@ -240,20 +242,20 @@ def _fill_expert(expert: ExpertWeights, args: ModelArgs, dtype: torch.dtype, ker
 
 
 def _fill_linear(weight: LinearWeight, dtype: torch.dtype, kernels: Kernels) -> None:
-    """With the same few random rows again and again: one more whole weight would be one more in memory."""
+    """Fill with the same few random rows again and again: one more whole weight would be one more in memory."""
     rows_nK = _random(min(weight.out_features, _FILL_ROWS), weight.in_features, dtype, kernels)
     for first in range(0, weight.out_features, _FILL_ROWS):
         weight.load_rows(first, rows_nK[:weight.out_features - first])
 
 
 def _narrowed(width: int, bytes_per_width: int) -> int:
-    """`width`, or the largest multiple of 64 whose weights are within bounds."""
+    """Return `width`, or the largest multiple of 64 whose weights are within bounds."""
     largest = max(64, _NARROW_BYTES // bytes_per_width // 64 * 64)
     return min(width, largest)
 
 
 def _cold_bytes() -> int:
-    """So much memory that reading it again finds little of it in a cache."""
+    """Return so much memory that reading it again finds little of it in a cache."""
     try:
         cache_bytes = os.sysconf("SC_LEVEL3_CACHE_SIZE")
     except (ValueError, OSError):       # known on Linux with glibc
@@ -262,7 +264,7 @@ def _cold_bytes() -> int:
 
 
 def _num_layers(args: ModelArgs, dtype: torch.dtype, expert_bytes: int) -> int:
-    """So many that one's attention and gate are no longer in a cache when its turn comes again."""
+    """Return so many layers that one's attention and gate are no longer in a cache when its turn comes again."""
     heads_width, kv_width = args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
     layer_bytes = (2 * heads_width + 2 * kv_width + args.num_experts) * args.hidden_size * dtype.itemsize
     return max(1, min(_MAX_LAYERS, -(-_cold_bytes() // (layer_bytes + expert_bytes))))

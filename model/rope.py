@@ -1,4 +1,4 @@
-"""Cosines and sines of the rotary embedding (RoPE, with linear and yarn scaling), as transformers 5 computes them.
+"""Computes the rotary embedding's cosines and sines (RoPE, linear and yarn scaling) as transformers 5 does.
 
 T rows of this step, P positions in the table, d head size
 """
@@ -17,8 +17,9 @@ POSITIONS_PER_CHUNK = 1024
 
 
 class RopeTable:
-    """cos and sin by position, fp32. Filled in chunks of fixed size and place by one thread, because a vectorized
-    cosine may differ in the last bit with an element's place in its array: so a position has one value for all."""
+    """Holds cos and sin by position, fp32. It is filled in chunks of fixed size and place by one thread, because a
+    vectorized cosine may differ in the last bit with an element's place in its array: so a position has one value for
+    all."""
 
     def __init__(self, args: RopeArgs, head_dim: int, device: torch.device) -> None:
         self._inv_freq = inverse_frequencies(args, head_dim)
@@ -27,7 +28,7 @@ class RopeTable:
         self._cos_sin_Pd = torch.empty(0, head_dim, device=device)
 
     def at(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, d], both halves alike. positions_T: int32 on the CPU, at least one."""
+        """Return cos and sin [T, d], both halves alike. positions_T: int32 on the CPU, at least one."""
         max_position = int(positions_T.max())
         if max_position >= self._cos_sin_Pd.shape[0]:
             self._grow(max_position + 1)
@@ -47,7 +48,7 @@ class RopeTable:
 
 
 def inverse_frequencies(args: RopeArgs, head_dim: int) -> Tensor:
-    """fp32 [d / 2], on the CPU."""
+    """Return fp32 [d / 2], on the CPU."""
     powers = args.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     if args.kind == "yarn":
         return _yarn_frequencies(args, head_dim, powers)
@@ -55,7 +56,7 @@ def inverse_frequencies(args: RopeArgs, head_dim: int) -> Tensor:
 
 
 def _yarn_frequencies(args: RopeArgs, head_dim: int, powers: Tensor) -> Tensor:
-    """Fast dimensions keep their frequency, slow ones are divided by the factor, a ramp lies between (YaRN)."""
+    """Scale by YaRN: fast dimensions keep their frequency, slow ones are divided by the factor, a ramp lies between."""
     low, high = (_dim_that_turns(rotations, args, head_dim) for rotations in (args.beta_fast, args.beta_slow))
     if args.truncate:
         low, high = math.floor(low), math.ceil(high)
@@ -68,6 +69,6 @@ def _yarn_frequencies(args: RopeArgs, head_dim: int, powers: Tensor) -> Tensor:
 
 
 def _dim_that_turns(num_rotations: float, args: RopeArgs, head_dim: int) -> float:
-    """The dimension that turns `num_rotations` times within the original context."""
+    """Return the dimension that turns `num_rotations` times within the original context."""
     turns = args.original_max_positions / (num_rotations * 2 * math.pi)
     return (head_dim * math.log(turns)) / (2 * math.log(args.theta))

@@ -1,4 +1,4 @@
-"""Rotary embedding facts from config.json, in both spellings. Pure: no torch."""
+"""Reads the rotary embedding's facts from config.json, in both spellings. Pure: no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MROPE = {"mrope_section", "mrope_interleaved"}
 
 @dataclass(frozen=True, slots=True)
 class RopeArgs:
-    """`kind` is default, linear or yarn; the yarn fields mean what they mean in transformers 5."""
+    """Holds the facts: `kind` is default, linear or yarn; the yarn fields mean what they mean in transformers 5."""
 
     kind: str
     theta: float
@@ -46,7 +46,7 @@ class RopeArgs:
 
 def read_rope_args(config: Mapping[str, object], default_theta: float, max_positions: int,
                    partial_rotary_factor: float | None = None) -> RopeArgs:
-    """`rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta` beside it (transformers 4).
+    """Read `rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta` beside it (transformers 4).
 
     As in transformers, a given `rope_scaling` wins over `rope_parameters`, and what stands inside over what stands
     beside. `partial_rotary_factor` is the family's default; None: it rotates whole heads, and has no mrope sections
@@ -101,7 +101,7 @@ def _yarn(scaling: Mapping[str, object], theta: float, outer_original: object, m
 
 
 def _attention_factor(scaling: Mapping[str, object], factor: float) -> float:
-    """As transformers does: both mscales count, or neither; 0 is not given."""
+    """Return the factor as transformers does: both mscales count, or neither; 0 is not given."""
     mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
     if mscale and mscale_all_dim:
         return (_scale_of(factor, _positive(mscale, "mscale"))

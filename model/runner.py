@@ -24,8 +24,8 @@ _PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits
 
 
 class Runner:
-    """`dispatcher` belongs to one placement and is replaced with it; the caches and `pace`, which is the dispatcher's
-    too, stay.
+    """Runs steps. `dispatcher` belongs to one placement and is replaced with it; the caches and `pace`, which is the
+    dispatcher's too, stay.
 
     An ExpertHost has no blocks and takes part in every step with an empty plan.
     """
@@ -40,14 +40,13 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
-        """Every member calls this with the agreed row counts; an empty plan takes part with 0 rows.
+        """Run one step. Every member calls this with the agreed row counts; an empty plan takes part with 0 rows.
 
         Changes only the KV slots of the plan's own tokens and the state slots that it writes, so a step that failed can
         be run again. Raises GroupError.
         """
         self._pace.begin_step()
         dispatcher = self.dispatcher
-        collectives, bytes_sent = dispatcher.num_collectives, dispatcher.bytes_sent
         dispatcher.begin_step(num_tokens_of_member)
         caches = self.caches
         batch = build_batch(plan, caches.block_size, caches.num_blocks, caches.num_state_slots)
@@ -55,11 +54,7 @@ class Runner:
         hidden_TD = self.decoder.forward(token_ids_T, batch.attention, caches, dispatcher)
         tokens = self._tokens(plan, batch, hidden_TD)
         expert_rows = tuple(tuple(experts.num_rows_E) for experts in self.decoder.experts)
-        stats = StepStats(
-            num_tokens=plan.num_tokens, num_expert_rows=sum(map(sum, expert_rows)),
-            num_collectives=dispatcher.num_collectives - collectives, bytes_sent=dispatcher.bytes_sent - bytes_sent,
-            work=self._pace.end_step(), expert_rows=expert_rows)
-        return StepResult(plan.epoch_number, plan.step_index, tokens, stats)
+        return StepResult(plan.epoch_number, plan.step_index, tokens, StepStats(expert_rows, self._pace.end_step()))
 
     def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
         """Go on with another placement, between two steps -> the weights that it replaces, by layer too. Freeing those

@@ -1,4 +1,4 @@
-"""Logits -> token ids. Pure but for torch's argmax: a draw depends only on (seed, position, logits).
+"""Draws token ids from logits. Pure but for torch's argmax: a draw depends only on (seed, position, logits).
 
 Every row is drawn by itself, in numpy on the CPU, by inverting its cumulative distribution at one uniform number of the
 counter-based generator Philox(key=seed, counter=position). Position = index of the new token in its sequence.
@@ -32,7 +32,7 @@ class Draw:
 
 
 def sample(logits_SV: Tensor, requests: list[ScheduledRequest]) -> list[Draw]:
-    """One draw for each row; row i belongs to requests[i], whose `sampling` is set. logits fp32 on any device."""
+    """Draw once for each row; row i belongs to requests[i], whose `sampling` is set. logits fp32 on any device."""
     specs = [request.sampling for request in requests if request.sampling is not None]
     if all(_is_plain_greedy(spec) for spec in specs):
         ids_S = logits_SV.numpy().argmax(axis=1) if logits_SV.device.type == "cpu" else logits_SV.argmax(dim=1)
@@ -46,7 +46,8 @@ def _is_plain_greedy(spec: SamplingSpec) -> bool:
 
 
 def _is_greedy(spec: SamplingSpec) -> bool:
-    """All three leave the likeliest token; weights could not tell it from one whose logit is next to its own."""
+    """Return whether the likeliest token is left alone; weights could not tell it from one whose logit is next to its
+    own."""
     return spec.temperature < _GREEDY_BELOW or spec.top_p == 0.0 or spec.top_k == 1
 
 
@@ -66,13 +67,13 @@ def _draw(raw_V: Float32Array, request: ScheduledRequest, spec: SamplingSpec) ->
 
 
 def uniform(seed: int, position: int) -> float:
-    """One number of [0, 1), 53 bits; the same for the same seed and position everywhere."""
+    """Return a number of [0, 1), 53 bits; the same for the same seed and position everywhere."""
     bits = np.random.Philox(key=seed & _SEED_MASK, counter=position).random_raw()
     return (int(bits) >> 11) * 2.0**-53
 
 
 def adjusted(raw_V: Float32Array, request: ScheduledRequest, spec: SamplingSpec) -> Float32Array:
-    """Logits after bans, bias and penalties.
+    """Return the logits after bans, bias and penalties.
 
     Presence and frequency count output tokens only (OpenAI); repetition divides positive and multiplies negative logits
     of every token of prompt and output (transformers, vLLM).
@@ -130,7 +131,7 @@ def _keep_largest(weights_V: Float32Array, least: np.float32, count: int) -> Non
 
 
 def _invert(weights_V: Float32Array, number: float) -> int:
-    """The id at which the running sum passes `number` of the whole sum."""
+    """Return the id at which the running sum passes `number` of the whole sum."""
     sums = _running_sums(weights_V)
     index = _place(weights_V, sums, number * float(sums[-1]), "right")
     if index == weights_V.shape[0] or weights_V[index] == 0.0:      # rounding led past the last weight of a chunk
@@ -139,12 +140,13 @@ def _invert(weights_V: Float32Array, number: float) -> int:
 
 
 def _running_sums(weights_N: Float32Array) -> FloatArray:
-    """The sum up to the end of every chunk: ten times faster than up to every weight."""
+    """Return the sum up to the end of every chunk: ten times faster than up to every weight."""
     return np.cumsum(np.add.reduceat(weights_N, np.arange(0, weights_N.shape[0], _CHUNK), dtype=np.float64))
 
 
 def _place(weights_N: Float32Array, sums: FloatArray, target: float, side: Literal["left", "right"]) -> int:
-    """Index of the weight that makes the running sum reach (left) or exceed (right) `target`; N if it never does."""
+    """Return the index of the weight with which the running sum reaches (left) or exceeds (right) `target`; N for
+    none."""
     chunk = int(np.searchsorted(sums, target, side))
     if chunk == sums.shape[0]:
         return int(weights_N.shape[0])

@@ -1,4 +1,4 @@
-"""The contract between scheduler and runner: plain values only. Pure: no torch.
+"""Says what scheduler and runner tell each other: plain values only. Pure: no torch.
 
 A step is one lockstep forward of the group. The scheduler of a shard writes a StepPlan, the runner answers with a
 StepResult. Neither is changed after it was made, so a step that failed can be run again from the same plan.
@@ -6,12 +6,12 @@ StepResult. Neither is changed after it was made, so a step that failed can be r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSpec:
-    """How to draw one token from logits. A draw depends only on (seed, position, logits).
+    """Says how to draw one token from logits. A draw depends only on (seed, position, logits).
 
     temperature 0 means greedy, as do `top_p=0.0` and `top_k=1`. `top_k=None` and `top_p=1.0`, `min_p=0.0` switch a
     filter off. Penalties of 0 (presence, frequency) and 1 (repetition) do nothing. `num_logprobs` None: no
@@ -37,7 +37,7 @@ class SamplingSpec:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """What one sequence computes in one step.
+    """Says what one sequence computes in one step.
 
     `token_ids` are the tokens at positions num_computed_tokens, num_computed_tokens + 1, ...; their keys and values go
     into the blocks of `block_table` (block i holds positions i * block_size ...). When `sampling` is set, one token is
@@ -72,7 +72,7 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepHeader:
-    """What a member tells every other before a step; sent as integers by one small all-gather."""
+    """Holds what a member tells every other before a step; sent as integers by one small all-gather."""
 
     epoch_number: int
     step_index: int
@@ -91,7 +91,7 @@ class StepHeader:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural-log probability of one token, and of the most likely ones at the same position, best first."""
+    """Holds the natural-log probability of one token, and of the likeliest at the same position, best first."""
 
     token_id: int
     logprob: float
@@ -108,7 +108,7 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """Seconds that a member worked in a step, waiting for others not included; an emulated speed is."""
+    """Holds the seconds that a member worked in a step, waiting for others not included; an emulated speed is."""
 
     own_s: tuple[float, ...]        # for its own rows: up to the first layer's experts, ..., and after the last's
     planning_s: tuple[float, ...]   # by MoE layer: whose rows go to which expert, whatever their number
@@ -117,14 +117,15 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What a step did on this member, for metrics and the demo's table."""
+    """Says what a step did on this member, for counts of experts and of work."""
 
-    num_tokens: int = 0
-    num_expert_rows: int = 0                            # (row, expert) pairs computed here, for anybody, all layers
-    num_collectives: int = 0
-    bytes_sent: int = 0
-    expert_rows: tuple[tuple[int, ...], ...] = field(default=())  # [layer][local expert in placement order]
+    expert_rows: tuple[tuple[int, ...], ...] = ()       # [layer][local expert in placement order], for anybody
     work: StepWork | None = None                        # None: not timed
+
+    @property
+    def num_expert_rows(self) -> int:
+        """Return the (row, expert) pairs computed here, all layers together."""
+        return sum(map(sum, self.expert_rows))
 
 
 @dataclass(frozen=True, slots=True)

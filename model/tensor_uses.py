@@ -1,4 +1,4 @@
-"""Which checkpoint tensors fill which weights of a Decoder.
+"""Says which checkpoint tensors fill which weights of a Decoder.
 
 Two layouts of experts are known: one tensor per expert, and the fused 3-D one (`mlp.experts.gate_up_proj` [N, 2 I, D],
 `mlp.experts.down_proj` [N, D, I]) that transformers 5 holds in memory and saves with save_original_format=False.
@@ -30,7 +30,8 @@ _MLP_NAMES = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True, slots=True)
 class TensorUse:
-    """One read: a whole tensor of `shape`, or with `entry` one entry of its first dimension, and where it goes."""
+    """Describes a read: a whole tensor of `shape`, or with `entry` one entry of its first dimension, and where it
+    goes."""
 
     name: str
     shape: tuple[int, ...]      # of the whole tensor
@@ -46,7 +47,7 @@ def text_prefix(names: set[str]) -> str:
 
 def tensor_uses(decoder: Decoder, names: set[str],
                 experts_of_layer: tuple[tuple[int, ...], ...]) -> Iterator[TensorUse]:
-    """Every tensor that config.json calls for, those that only other members read included.
+    """Return a use for every tensor that config.json calls for, those that only other members read included.
 
     names: the checkpoint's, to tell its layout. experts_of_layer: this member's experts of each MoE layer, by slot.
     """
@@ -135,7 +136,7 @@ def _shared_uses(block: str, shared: SharedExpert, args: ModelArgs) -> Iterator[
 
 def expert_uses(args: ModelArgs, names: set[str], layer: int, weights: ExpertWeights,
                 slots: Mapping[int, int]) -> Iterator[TensorUse]:
-    """The experts of one MoE layer (`layer` counts only these), those without a slot here included.
+    """Return the uses of the experts of one MoE layer (`layer` counts only these), those without a slot here included.
 
     slots: of `weights`, by expert.
     """
@@ -149,14 +150,14 @@ def expert_uses(args: ModelArgs, names: set[str], layer: int, weights: ExpertWei
 
 
 def _block(prefix: str, args: ModelArgs, names: set[str]) -> str:
-    """Where a layer's gate and experts are: mixtral's were elsewhere before transformers 5."""
+    """Return where a layer's gate and experts are: mixtral's were elsewhere before transformers 5."""
     is_old = args.family == "mixtral" and f"{prefix}mlp.gate.weight" not in names
     return prefix + ("block_sparse_moe." if is_old else "mlp.")
 
 
 def _one_expert(prefix: str, names: tuple[str, str, str], shape: tuple[int, int], weights: ExpertWeights,
                 slot: int | None) -> Iterator[TensorUse]:
-    """names: of gate, up and down. shape: intermediate size, hidden size."""
+    """Return the uses of one expert. names: of gate, up and down. shape: intermediate size, hidden size."""
     loads = (weights.load_gate, weights.load_up, weights.load_down)
     for name, load, size in zip(names, loads, (shape, shape, shape[::-1]), strict=True):
         yield TensorUse(f"{prefix}{name}.weight", size, None if slot is None else _slot(load, slot))

@@ -1,4 +1,4 @@
-"""Safetensors -> this member's tensors, one at a time, each into its final layout and dtype; names what is wrong."""
+"""Reads safetensors into this member's weights, one at a time, in final layout and dtype; names what is wrong."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)     # derived values that old chec
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a load did. weights_bytes: held by the Decoder, in the kernels' layouts."""
+    """Says what a load did. weights_bytes: held by the Decoder, in the kernels' layouts."""
 
     bytes_read: int
     weights_bytes: int
@@ -43,7 +43,7 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class LayerFill:
-    """Experts of one MoE layer (`layer` counts only these) to be read into `slots` of `weights`, by expert."""
+    """Names experts of one MoE layer (`layer` counts only these) to be read into `slots` of `weights`, by expert."""
 
     layer: int
     weights: ExpertWeights
@@ -57,7 +57,7 @@ class WeightLoader:
     """
 
     def __init__(self, checkpoint_dir: Path, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
-        """Raises CheckpointError, TensorError."""
+        """Read the headers. Raises CheckpointError, TensorError."""
         self.args = args
         self.dtype = dtype
         self.kernels = kernels
@@ -66,7 +66,7 @@ class WeightLoader:
 
     def load_decoder(self, placement: Placement, rank: int,
                      progress: Progress | None = None) -> tuple[Decoder, LoadReport]:
-        """The shared weights, and the experts that `placement` gives to `rank`. Raises TensorError."""
+        """Load the shared weights, and the experts that `placement` gives to `rank`. Raises TensorError."""
         began_s = time.perf_counter()
         experts_of_layer = _experts_of_layer(self.args, placement, rank)
         decoder = Decoder(self.args, self.kernels, self.dtype, tuple(map(len, experts_of_layer)))
@@ -78,7 +78,8 @@ class WeightLoader:
 
     def load_expert_host(self, placement: Placement, rank: int,
                          progress: Progress | None = None) -> tuple[ExpertHost, LoadReport]:
-        """Only the experts that `placement` gives to `rank`; the shared weights are not looked at. Raises TensorError.
+        """Load only the experts that `placement` gives to `rank`; the shared weights are not looked at. Raises
+        TensorError.
         """
         began_s = time.perf_counter()
         experts_of_layer = _experts_of_layer(self.args, placement, rank)
@@ -91,11 +92,12 @@ class WeightLoader:
         return host, _report(rank, host.weights_bytes, num_tensors, bytes_read, began_s)
 
     def load_experts(self, fills: Sequence[LayerFill], progress: Progress | None = None) -> int:
-        """Some experts of some layers -> bytes read. Raises TensorError."""
+        """Load some experts of some layers -> bytes read. Raises TensorError."""
         return self._load(self._uses(fills), progress)[1]
 
     def reading_bytes(self, layers: Iterable[int]) -> int:
-        """What reading experts of these MoE layers takes for a moment: one tensor as stored, and converted."""
+        """Return the bytes that reading experts of these MoE layers takes for a moment: one tensor as stored, and
+        converted."""
         empty = new_experts(self.args, 0, self.kernels, self.dtype)
         uses = self._uses([LayerFill(layer, empty, {}) for layer in layers])
         return max((_bytes_at_once(self._checkpoint.tensors[use.name], self.dtype) for use in uses), default=0)
@@ -119,7 +121,7 @@ class WeightLoader:
 
 def load_decoder(checkpoint_dir: Path, args: ModelArgs, dtype: torch.dtype, kernels: Kernels, placement: Placement,
                  rank: int, progress: Progress | None = None) -> tuple[Decoder, LoadReport]:
-    """See WeightLoader, for who loads only once. Raises CheckpointError, TensorError."""
+    """Load as WeightLoader does, for who loads only once. Raises CheckpointError, TensorError."""
     return WeightLoader(checkpoint_dir, args, dtype, kernels).load_decoder(placement, rank, progress)
 
 
@@ -145,7 +147,7 @@ def _num_bytes(checkpoint: Checkpoint, use: TensorUse) -> int:
 
 
 def _bytes_at_once(stored: StoredTensor, dtype: torch.dtype) -> int:
-    """Of reading a tensor of one expert, or one expert of a fused tensor."""
+    """Return the bytes that are held while a tensor of one expert, or one expert of a fused tensor, is read."""
     matrix_shape = stored.shape[-2:]
     stored_dtype = DTYPES[stored.dtype]
     converted = 0 if stored_dtype is dtype else dtype.itemsize
@@ -164,7 +166,7 @@ def _load(checkpoint: Checkpoint, use: TensorUse, dtype: torch.dtype) -> None:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """aminmax passes NaN on, and reads memory at its full rate where isfinite() is thirty times slower."""
+    """Return whether no value is NaN or infinite. aminmax passes NaN on, and is thirty times faster than isfinite()."""
     if not weight.numel():
         return True
     least, most = torch.aminmax(weight)
@@ -172,7 +174,8 @@ def _is_finite(weight: Tensor) -> bool:
 
 
 def _check_names(checkpoint: Checkpoint, uses: list[TensorUse], skipped_prefixes: tuple[str, ...]) -> None:
-    """The uses are all that a checkpoint should hold, but for what its family has beside the language model."""
+    """Compare the checkpoint's names with the uses, which are all that it should hold, but for what its family has
+    beside the language model."""
     names = {use.name for use in uses}
     unused = set(checkpoint.tensors) - names
     skipped = {name for name in unused if name.startswith(skipped_prefixes)}

@@ -72,7 +72,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 class ModelConfig(Options):
     path: str                                   # folder, or hf://owner/name, or modelscope://owner/name
-    name: str | None = None                     # as clients call it; default: the last part of path
+    name: Annotated[str, Field(min_length=1)] | None = None     # as clients call it; default: the last part of path
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: Annotated[int, Field(ge=2, le=MAX_CONTEXT_TOKENS)] | None = None     # default: the checkpoint's
     revision: str | None = None
@@ -215,7 +215,7 @@ def parse_config(content: dict[str, object], source: str = "config") -> ServeCon
 def read_keys(path: str | os.PathLike[str], what: str, example: str) -> dict[str, object]:
     """Return the keys and values of a YAML file. Raises ConfigError."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"cannot read {what} {path}: {reason}", fix="give the path of a YAML file") from error

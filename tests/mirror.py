@@ -28,7 +28,7 @@ COVERED_BY = {
     "model/dispatch/compiled_row_planner.py": "model/dispatch/test_row_planner.py",
     "model/dispatch/silent_group.py": "model/dispatch/test_auto.py",
     "model/probe_work.py": "model/test_device_probe.py",
-    "model/curve.py": "cluster/planner/test_device_curves.py",
+    "model/curve.py": "cluster/planner/costs/test_device_curves.py",
 
     # parts of one way of a request
     "serving/ingress/build_request.py": "serving/ingress/test_openai_http.py",
@@ -41,13 +41,12 @@ COVERED_BY = {
     "serving/ingress/grpc_messages.py": "serving/ingress/test_grpc_server.py",
     "serving/router/generation.py": "serving/router/test_service.py",
     "serving/router/open_request.py": "serving/router/test_service.py",
-    "serving/router/request_checks.py": "serving/router/test_service.py",
     "serving/router/shard_links.py": "serving/router/test_service.py",
     "serving/link/channel_options.py": "serving/link/test_server.py",
     "serving/link/client.py": "serving/link/test_server.py",
 
     # parts of one plan
-    "cluster/planner/alike_layers.py": "cluster/planner/test_placement.py",
+    "cluster/planner/costs/alike_layers.py": "cluster/planner/test_placement.py",
     "cluster/planner/placed_layers.py": "cluster/planner/test_placement.py",
     "cluster/planner/placement_plan.py": "cluster/planner/test_placement.py",
     "cluster/planner/plan_rules.py": "cluster/planner/test_group_plan.py",
@@ -59,6 +58,7 @@ COVERED_BY = {
     "cluster/deployments.py": "e2e/test_generation.py",
     "cluster/router_replica.py": "e2e/test_generation.py",
     "cluster/coordinator/handle.py": "e2e/test_generation.py",
+    "cluster/coordinator/view.py": "cluster/coordinator/test_coordinator.py",         # plain values
     "cluster/shard/shard.py": "e2e/test_generation.py",
     "cluster/device/facts.py": "cluster/shard/test_loaded_model.py",
     "cluster/device/backend.py": "cluster/shard/test_process_group.py",

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -218,3 +220,13 @@ def test_who_covers_a_module_reaches_it(name: str) -> None:
     helpers = [path for path in test.parent.glob("*.py") if not path.name.startswith("test_")]     # jobs go by name
     if test.parent.name != "e2e":           # its processes import what they need
         assert ROOT / name in loaded_by(test, *helpers), f"{name_of(test)} never loads {name}"
+
+
+@pytest.mark.parametrize(("modules", "unwanted"), [
+    ("cluster.launch.bring_up, cluster.cli.status_table, cluster.deployments", {"torch", "scipy"}),
+    ("cluster.shard.shard, cluster.router_replica", {"scipy"})])
+def test_what_starts_often_loads_no_library_that_it_does_not_use(modules: str, unwanted: set[str]) -> None:
+    """SciPy takes the coordinator a second to import, torch a shard two."""
+    code = f"import sys, {modules}; print(*{unwanted} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""`moesaic chat`: a conversation with a running service, over either door, streamed."""
+"""The clients of `moesaic chat`: each streams the next message of a conversation over one of the service's doors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Protocol
 
 import grpc
 import httpx
+from httpx_sse import EventSource, SSEError
 
 from serving.errors import ServingError
+from serving.link.channel_options import DIRECT
 
 CONNECT_TIMEOUT_S = 10.0
 TOKEN_TIMEOUT_S = 300.0
+_TOO_LONG = "context_length_exceeded"
 
 
 class ChatError(ServingError):
     """The service cannot be reached, or refused."""
+
+
+class AnswerTooLongError(ChatError):
+    """The prompt and max_tokens do not fit into the model's context together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +34,31 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how varied an answer may be. None: as the service does by itself."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of the answer; the last piece has no text and says how many tokens the answer took."""
+    """Some text of the answer; the last piece has no text but says how many tokens the answer took and why it ended."""
 
     text: str = ""
     num_tokens: int | None = None
+    finish_reason: str = ""
 
 
 class ChatClient(Protocol):
     name: str
 
-    def answer(self, messages: list[Message], max_tokens: int | None, temperature: float | None) -> Iterator[Piece]:
+    def answer(self, messages: list[Message], limits: Limits) -> Iterator[Piece]:
         """Stream the assistant's next message. Raises ChatError."""
 
 
 class HttpChatClient:
-    """The OpenAI-compatible door, as any client would use it."""
+    """Speaks the OpenAI-compatible API, as any client would."""
 
     name = "HTTP"
 
@@ -51,58 +67,71 @@ class HttpChatClient:
         self._models_url = f"http://{address}/v1/models"
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
 
-    def answer(self, messages: list[Message], max_tokens: int | None, temperature: float | None) -> Iterator[Piece]:
+    def answer(self, messages: list[Message], limits: Limits) -> Iterator[Piece]:
         timeout = httpx.Timeout(TOKEN_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         try:
-            with httpx.Client(headers=self._headers, timeout=timeout) as client:
+            # trust_env: a proxy of the environment is for the world outside.
+            with httpx.Client(headers=self._headers, timeout=timeout, trust_env=False) as client:
                 body: dict[str, object] = {
                     "model": self._model(client), "stream": True, "stream_options": {"include_usage": True},
                     "messages": [{"role": message.role, "content": message.content} for message in messages]}
-                if max_tokens is not None:
-                    body["max_tokens"] = max_tokens
-                if temperature is not None:
-                    body["temperature"] = temperature
+                if limits.max_tokens is not None:
+                    body["max_tokens"] = limits.max_tokens
+                if limits.temperature is not None:
+                    body["temperature"] = limits.temperature
                 with client.stream("POST", self._url, json=body) as response:
                     if response.status_code != 200:
                         response.read()
                         raise _refused(response)
-                    yield from _pieces(response.iter_lines())
-        except httpx.HTTPError as error:
-            raise ChatError(f"no answer from {self._url}: {error}", fix="see `moesaic status`") from error
+                    yield from _pieces(response)
+        except (httpx.HTTPError, httpx.InvalidURL, SSEError) as error:
+            raise ChatError(f"no answer from {self._url}: {error or type(error).__name__}",
+                            fix="see `moesaic status`") from error
 
     def _model(self, client: httpx.Client) -> str:
         response = client.get(self._models_url)
         if response.status_code != 200:
             raise _refused(response)
-        return str(response.json()["data"][0]["id"])
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ChatError(f"what answers at {self._models_url} is not this service: {response.text[:200]!r}",
+                            fix="give the address of a Moesaic service") from error
 
 
 def _refused(response: httpx.Response) -> ChatError:
     try:
-        message = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = response.text[:500]
-    return ChatError(f"the service answered {response.status_code}: {message}")
+        error = response.json()["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = response.text[:500], None
+    kind = AnswerTooLongError if code == _TOO_LONG else ChatError
+    return kind(f"the service answered {response.status_code}: {message}")
 
 
-def _pieces(lines: Iterator[str]) -> Iterator[Piece]:
-    num_tokens = 0
-    for line in lines:
-        if not line.startswith("data: ") or line == "data: [DONE]":
-            continue
-        event = json.loads(line.removeprefix("data: "))
-        if "error" in event:
-            raise ChatError(str(event["error"]["message"]))
-        for choice in event["choices"]:
+def _pieces(response: httpx.Response) -> Iterator[Piece]:
+    """Turn server-sent events into pieces. Their lines end with \\n or \\r\\n only: text may hold other separators."""
+    num_tokens, finish_reason = 0, ""
+    for event in EventSource(response).iter_sse():
+        if event.data == "[DONE]":
+            break
+        try:
+            content = json.loads(event.data)
+        except ValueError as error:
+            raise ChatError(f"the service sent what is not JSON: {event.data[:200]!r}") from error
+        if "error" in content:
+            raise ChatError(str(content["error"]["message"]))
+        for choice in content["choices"]:
             if choice["delta"].get("content"):
                 yield Piece(choice["delta"]["content"])
-        if event.get("usage"):
-            num_tokens = int(event["usage"]["completion_tokens"])
-    yield Piece(num_tokens=num_tokens)
+            finish_reason = choice.get("finish_reason") or finish_reason
+        if content.get("usage"):
+            num_tokens = int(content["usage"]["completion_tokens"])
+    yield Piece(num_tokens=num_tokens, finish_reason=finish_reason)
 
 
 class GrpcChatClient:
-    """The gRPC door of one router replica."""
+    """Speaks to the gRPC door of one router replica."""
 
     name = "gRPC"
 
@@ -110,24 +139,28 @@ class GrpcChatClient:
         self._address = address
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
-    def answer(self, messages: list[Message], max_tokens: int | None, temperature: float | None) -> Iterator[Piece]:
+    def answer(self, messages: list[Message], limits: Limits) -> Iterator[Piece]:
         from serving.proto import inference_pb2 as pb
         from serving.proto.inference_pb2_grpc import InferenceStub
 
-        num_tokens = 0
+        num_tokens, finish_reason = 0, ""
         try:
-            with grpc.insecure_channel(self._address) as channel:
+            with grpc.insecure_channel(self._address, options=DIRECT) as channel:
                 stub = InferenceStub(channel)
                 models = stub.ListModels(pb.ListModelsRequest(), metadata=self._metadata, timeout=CONNECT_TIMEOUT_S)
                 request = pb.GenerateRequest(
-                    model=models.models[0].name, sampling=pb.Sampling(max_tokens=max_tokens, temperature=temperature),
+                    model=models.models[0].name,
+                    sampling=pb.Sampling(max_tokens=limits.max_tokens, temperature=limits.temperature),
                     chat=pb.Chat(messages=[pb.ChatMessage(role=message.role, content=message.content)
                                            for message in messages]))
                 for response in stub.Generate(request, metadata=self._metadata, timeout=TOKEN_TIMEOUT_S):
                     if response.text:
                         yield Piece(response.text)
                     num_tokens = response.usage.completion_tokens or num_tokens
+                    finish_reason = response.finish_reason or finish_reason
         except grpc.RpcError as error:
-            raise ChatError(f"gRPC at {self._address}: {error.code().name}: {error.details()}",
-                            fix="see `moesaic status`") from error
-        yield Piece(num_tokens=num_tokens)
+            is_too_long = ("error-code", _TOO_LONG) in (error.trailing_metadata() or ())
+            kind = AnswerTooLongError if is_too_long else ChatError
+            raise kind(f"gRPC at {self._address}: {error.code().name}: {error.details()}",
+                       fix="see `moesaic status`") from error
+        yield Piece(num_tokens=num_tokens, finish_reason=finish_reason)

@@ -12,17 +12,16 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from cluster.cli.chat import GrpcChatClient, HttpChatClient, Message
+from cluster.cli.chat import GrpcChatClient, HttpChatClient, Limits, Message
 from cluster.cli.conversation import print_answer
 from cluster.cli.start_display import StartDisplay
 from cluster.cli.status_table import status_view
-from cluster.coordinator.coordinator import ClusterStatus
+from cluster.coordinator.view import ClusterStatus
 from cluster.launch.bring_up import BringUp
 from cluster.launch.cluster_client import ClusterClient
 from cluster.launch.state_file import RunningCluster
-from serving.config import ConfigError, ServeConfig, load_config
+from serving.config import ConfigError, ServeConfig
 
-DEMO_CONFIG = Path(__file__).parents[2] / "examples" / "demo.yaml"
 _GRPC_QUESTION = "What is a mixture of experts? Answer in two sentences."
 _HTTP_QUESTION = "Write a haiku about three computers that think together."
 _MAX_TOKENS = 96
@@ -30,34 +29,35 @@ _SETTLE_S = 4.0         # shards report every second
 _STAGES = {"wait": "waiting for another process", "fetch": "fetching", "write": "upcycling"}
 
 
-def run_demo(console: Console, config_path: Path, state_dir: Path) -> RunningCluster:
-    """Leaves the service running. Raises ServingError, ModelError."""
-    config = prepare_demo(console, config_path)
-    with StartDisplay(console, config) as display:
-        running = BringUp(config, state_dir, display).run()
+def run_demo(console: Console, config: ServeConfig, state_dir: Path, starter_pid: int) -> RunningCluster:
+    """Leaves the service running. `starter_pid` as in BringUp. Raises ServingError, ModelError."""
+    config = prepare_demo(console, config)
+    display = StartDisplay(console, config)
+    with display, BringUp(config, state_dir, display, starter_pid).running() as running:
+        display.close()
+        _ask_and_show(console, running)
+    return running
+
+
+def _ask_and_show(console: Console, running: RunningCluster) -> None:
     for chat, question in ((GrpcChatClient(running.grpc_address), _GRPC_QUESTION),
                            (HttpChatClient(running.http_address), _HTTP_QUESTION)):
         console.rule(f"over {chat.name}", align="left")
         console.print(question, style="bold")
-        answered = print_answer(console, chat, [Message("user", question)], _MAX_TOKENS, 0.0)
+        answered = print_answer(console, chat, [Message("user", question)], Limits(_MAX_TOKENS, 0.0))
         console.print(answered.summary(), style="dim")
     console.rule("who computed what", align="left")
-    with ClusterClient.connected(running) as client:
-        console.print(status_view(_settled(client)))
+    console.print(status_view(_settled(ClusterClient(running.application))))     # connected since the start
     console.print(_how_to_go_on(running), markup=False, highlight=False, soft_wrap=True)
-    return running
 
 
-def prepare_demo(console: Console, config_path: Path) -> ServeConfig:
+def prepare_demo(console: Console, config: ServeConfig) -> ServeConfig:
     """The demo's config, with its checkpoint made and found."""
     try:
         from model.demo_checkpoint import ensure_demo_checkpoint  # seconds: torch
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs the package {error.name}", fix="pip install 'moesaic[demo]'") from error
 
-    if not config_path.is_file():
-        raise ConfigError(f"{config_path} is not there", fix="run the demo from a clone of the repository")
-    config = load_config(config_path)
     columns = (TextColumn("{task.description:<28}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("demo model", total=None)

@@ -7,35 +7,44 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cluster.cli.placement_commands import placement_app
-from cluster.launch.state_file import RunningCluster, default_state_dir, read_state
+from cluster.cli.surroundings import console, notes, ready_process
+from cluster.launch.interruption import ENDING_SIGNALS, Interrupted, interruptible
+from cluster.launch.state_file import (
+    STATE_DIR_VARIABLE,
+    RunningCluster,
+    default_state_dir,
+    read_state,
+    require_alive,
+)
+from cluster.launch.supervision import start_supervised
 from model.errors import ModelError
-from serving.config import load_config
+from serving.config import ConfigError, load_config
 from serving.errors import ServingError
 
+DEMO_CONFIG = Path(__file__).parents[2] / "examples" / "demo.yaml"
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Serve one Mixture-of-Experts language model over a Ray cluster.")
 app.add_typer(placement_app, name="placement")
-console = Console()
-errors = Console(stderr=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML config, for example examples/demo.yaml")]
 Application = Annotated[str | None, typer.Option(help="Which application, when several run")]
-StateDir = Annotated[Path | None, typer.Option(help="Where running applications are noted", hidden=True)]
+StateDir = Annotated[Path | None, typer.Option(envvar=STATE_DIR_VARIABLE, help="Where running applications are noted")]
 
 
 @app.command()
 def up(config: ConfigPath, state_dir: StateDir = None) -> None:
     """Start the local nodes of CONFIG, if it has any, and serve the model. Returns when it answers."""
+    loaded, directory = load_config(config), state_dir or default_state_dir()
+    starter_pid = start_supervised(directory, loaded.application)
+
     from cluster.cli.start_display import StartDisplay
     from cluster.launch.bring_up import BringUp
 
-    loaded = load_config(config)
     display = StartDisplay(console, loaded)
-    with display, BringUp(loaded, state_dir or default_state_dir(), display).running() as running:
+    with display, BringUp(loaded, directory, display, starter_pid).running() as running:
         display.close()
         console.print(f"{running.model} answers at {running.http_url}/v1 and over gRPC at {running.grpc_address}\n"
                       "next: moesaic chat, moesaic status, moesaic down", markup=False, highlight=False, soft_wrap=True)
@@ -67,21 +76,24 @@ def chat(question: Annotated[str | None, typer.Argument(help="Ask this and end; 
          grpc: Annotated[bool, typer.Option("--grpc", help="Over gRPC instead of HTTP")] = False,
          address: Annotated[str | None, typer.Option(help="host:port of a service started elsewhere")] = None,
          api_key: Annotated[str | None, typer.Option(envvar="MOESAIC_API_KEY")] = None,
-         max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+         max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one answer  [default: 512]")] = None,
          temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
          application: Application = None, state_dir: StateDir = None) -> None:
     """Talk to the running service; answers are streamed."""
-    from cluster.cli.chat import GrpcChatClient, HttpChatClient, Message
-    from cluster.cli.conversation import converse, print_answer
+    from cluster.cli.chat import GrpcChatClient, HttpChatClient, Limits, Message
+    from cluster.cli.conversation import converse, print_answer, sendable
 
     if address is None:
         running = read_state(state_dir or default_state_dir(), application)
+        require_alive(running)
         address = running.grpc_address if grpc else running.http_address
     client = GrpcChatClient(address, api_key) if grpc else HttpChatClient(address, api_key)
+    limits = Limits(max_tokens, temperature)
     if question is not None:
-        print_answer(console, client, [Message("user", question)], max_tokens, temperature)
+        answered = print_answer(console, client, [Message("user", sendable(question))], limits)
+        notes.print(answered.summary(), style="dim", markup=False, highlight=False, soft_wrap=True)
     else:
-        converse(console, client, max_tokens, temperature)
+        converse(console, notes, client, limits)
 
 
 @app.command()
@@ -92,7 +104,8 @@ def down(application: Application = None, state_dir: StateDir = None) -> None:
     directory = state_dir or default_state_dir()
     running: RunningCluster = read_state(directory, application)
     num_stopped = take_down(running, directory)
-    console.print(f"{running.application} is stopped" + (f" ({num_stopped} processes)" if num_stopped else ""))
+    how = f" ({num_stopped} processes)" if num_stopped else ": its processes had ended already"
+    console.print(f"{running.application} is stopped" + (how if running.processes else ""), highlight=False)
 
 
 @app.command()
@@ -138,18 +151,28 @@ def plan(model: Annotated[Path, typer.Option(help="Folder with config.json, that
 def demo(config: Annotated[Path | None, typer.Option(help="Instead of examples/demo.yaml")] = None,
          state_dir: StateDir = None) -> None:
     """Serve a small real chat model on three local nodes, and ask it something through each door."""
-    from cluster.cli.demo import DEMO_CONFIG, run_demo
+    config, directory = config or DEMO_CONFIG, state_dir or default_state_dir()
+    if not config.is_file():
+        raise ConfigError(f"{config} is not there", fix="run the demo from a clone of the repository")
+    loaded = load_config(config)
+    starter_pid = start_supervised(directory, loaded.application)
 
-    run_demo(console, config or DEMO_CONFIG, state_dir or default_state_dir())
+    from cluster.cli.demo import run_demo
+
+    run_demo(console, loaded, directory, starter_pid)
 
 
 def main() -> None:
-    """Entry point. Errors that people can mend are shown without a traceback; exit code 1, or 2 for wrong usage."""
+    """Entry point. Errors that people can mend are shown without a traceback; exit code 1, 2 for wrong usage, 128 + n
+    when signal n ended it."""
+    ready_process()
     try:
-        app()
-    except (ServingError, ModelError) as error:
-        errors.print(f"moesaic: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        with interruptible(ENDING_SIGNALS):
+            app()
+    except (ServingError, ModelError, OSError) as error:     # of OSErrors: disks that are full or closed to us
+        notes.print(f"moesaic: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("stopped")
-        sys.exit(130)
+    except Interrupted as interrupted:
+        console.show_cursor()       # a display that was ended with its process had hidden it
+        notes.print(f"moesaic: {interrupted}", markup=False, highlight=False)
+        sys.exit(interrupted.exit_code)

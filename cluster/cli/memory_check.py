@@ -11,7 +11,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,6 +36,7 @@ class Machine:
     process_bytes: int              # of a shard's process before it loads anything
     available_bytes: int
     gpu_free_bytes: int | None = None       # None: it has no GPU
+    process_varies_bytes: int = 100 << 20   # how much more a shard's process takes where more of torch is resident
 
 
 def this_machine() -> Machine:
@@ -94,6 +95,10 @@ def _budgets(config: ServeConfig, rules: PlanRules, machine: Machine) -> Check:
     if not lacking.is_enough:
         return Check("memory budgets", Verdict.WARN, f"{found}; but if the smallest of the {len(shards)} shards come "
                      f"first, {_missing(lacking)}", f"{_fix(lacking)}, or set group.members to {len(shards)}")
+    larger = replace(machine, process_bytes=machine.process_bytes + machine.process_varies_bytes)
+    if not members_fit(shards_of(config, larger)[:num_members], rules).is_enough:
+        return Check("memory budgets", Verdict.WARN, f"{found}; only just: a shard's process takes up to "
+                     f"{_gib(machine.process_varies_bytes)} more than one like it took here", _fix(fit))
     return Check("memory budgets", Verdict.OK, found)
 
 

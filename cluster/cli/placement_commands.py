@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from cluster.launch.state_file import default_state_dir, read_state
+from cluster.cli.surroundings import console
+from cluster.launch.state_file import STATE_DIR_VARIABLE, default_state_dir, read_state
 from serving.errors import NotReadyError
 
 placement_app = typer.Typer(no_args_is_help=True, help="Which shard holds which experts; change it while requests run.")
-_console = Console()
 
 Application = Annotated[str | None, typer.Option(help="Which application, when several run")]
-StateDir = Annotated[Path | None, typer.Option(help="Where running applications are noted", hidden=True)]
+StateDir = Annotated[Path | None, typer.Option(envvar=STATE_DIR_VARIABLE, help="Where running applications are noted")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object")]
 _POLL_S = 0.2
 
@@ -35,7 +34,7 @@ def show(application: Application = None, as_json: AsJson = False, state_dir: St
     if as_json:
         typer.echo(placement_json(found))
     else:
-        _console.print(placement_view(found))
+        console.print(placement_view(found))
 
 
 @placement_app.command()
@@ -49,7 +48,7 @@ def history(application: Application = None, as_json: AsJson = False, state_dir:
     if as_json:
         typer.echo(json.dumps(history_content(changes)))
     else:
-        _console.print(history_view(changes))
+        console.print(history_view(changes))
 
 
 @placement_app.command()
@@ -78,7 +77,7 @@ def apply(file: Annotated[Path | None, typer.Argument(
                 # A coordinator that has restarted may not have heard of it: the same call begins it anew.
                 change = (find(client.placement().epoch, operation_id)
                           or client.change_placement(operation_id, why, placement))
-    _console.print(history_view((change,)))
+    console.print(history_view((change,)))
     if change.state == "running":
-        _console.print(f"not done after {timeout_s:g} s; `moesaic placement history` tells how it ends")
+        console.print(f"not done after {timeout_s:g} s; `moesaic placement history` tells how it ends")
     raise typer.Exit({"done": 0, "failed": 1, "running": 2}[change.state])

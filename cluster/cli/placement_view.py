@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.status_table import expert_ranges
-from cluster.coordinator.coordinator import PlacementStatus
+from cluster.coordinator.view import PlacementStatus
 from cluster.planner.layer.error import PlacementError
 from model.placement import Placement
 from serving.link.epoch import Epoch, PlacementChange, PlanFigures, WorkRatio
@@ -130,7 +130,7 @@ def read_placement(path: Path, epoch: Epoch) -> Placement:
     """
     fix = "write it as `moesaic placement show --json` does: {\"holders\": [[[0], [0, 1], ...], ...]}"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         members = content.get("members")
         holders = tuple(tuple(tuple(ranks) for ranks in layer) for layer in content["holders"])
         if not all(isinstance(rank, int) and not isinstance(rank, bool)

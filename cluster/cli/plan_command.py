@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from cluster.cli.solver_output import solver_output_to_stderr
-from cluster.whatif.answer import ClusterPlan, plan_cluster
+from cluster.whatif.answer import PlanAnswer, answer_question
 from cluster.whatif.question import PlanRequest, read_question
 
 
@@ -17,7 +17,7 @@ def run_plan(request: PlanRequest, console: Console, as_json: bool, html: Path |
     question = read_question(request)
     with Console(stderr=True).status("planning") as status:
         with solver_output_to_stderr():
-            answer = plan_cluster(question, lambda what: status.update(f"planning: {what}"))
+            answer = answer_question(question, lambda what: status.update(f"planning: {what}"))
         if html is not None:
             status.update("planning: picture")
             _write_page(answer, html)
@@ -34,12 +34,12 @@ def run_plan(request: PlanRequest, console: Console, as_json: bool, html: Path |
     return answer.plan is not None
 
 
-def _write_page(answer: ClusterPlan, path: Path) -> None:
+def _write_page(answer: PlanAnswer, path: Path) -> None:
     from cluster.whatif.page import plan_page
     from serving.config import ConfigError
 
     try:
-        path.write_text(plan_page(answer))
+        path.write_text(plan_page(answer), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}",
                           fix="give --html a path that can be written") from error

@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from cluster.coordinator.membership import ShardState
+from cluster.coordinator.view import ShardState
 from cluster.launch.bring_up import Progress as StartProgress
 from serving.config import ServeConfig
 

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus
+from cluster.coordinator.view import ClusterStatus, PlacementStatus
 from cluster.whatif.expert_ranges import expert_id_ranges
 from model.placement import Placement
 from serving.link.epoch import Member

@@ -9,8 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
-from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus, RouterReport
-from cluster.coordinator.membership import GroupPhase, View
+from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, RouterReport, View
 from serving.engine.expert_load import ExpertLoad
 from serving.errors import ServingError
 from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio

@@ -10,21 +10,20 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from cluster.coordinator.membership import (
     UNKNOWN,
-    GroupPhase,
     GroupPlanned,
     GroupRules,
     GroupSnapshot,
     Report,
-    View,
     decide,
     is_of_unknown_epoch,
 )
 from cluster.coordinator.placement_change import ChangeState, advance, begin, find, running_change
 from cluster.coordinator.planning import plan_change, plan_given, plan_members
+from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, RouterReport, View
 from cluster.coordinator.work_reports import WorkReports
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.plan_rules import BestChange
@@ -39,43 +38,6 @@ logger = logging.getLogger(__name__)
 FORGET_AFTER_S = 60.0       # reports of members and routers that are gone
 PREPARE_TIMEOUT_S = 600.0   # of one stage of a change
 _REVISION_JUMP = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class RouterReport:
-    """What a router replica says of itself. `epoch_number`: of the epoch that it serves, 0 for none."""
-
-    router_id: str
-    node_name: str
-    grpc_address: str           # host:port of its own gRPC door
-    epoch_number: int
-    is_ready: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterStatus:
-    """Everything the coordinator knows, for `moesaic status`."""
-
-    view: View
-    shards: tuple[tuple[Member, ShardStatus], ...]
-    routers: tuple[RouterReport, ...]
-
-    @property
-    def is_ready(self) -> bool:
-        """The group is ready, and every router serves its epoch."""
-        epoch = self.view.epoch
-        return (self.view.phase == "ready" and epoch is not None and bool(self.routers)
-                and all(router.is_ready and router.epoch_number == epoch.number for router in self.routers))
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementStatus:
-    """What runs, what is prepared, what the experts compute, and how long the members work for it."""
-
-    epoch: Epoch
-    next_revision: int | None
-    load: ExpertLoad            # of all members together, older rows counted for less
-    ratios: tuple[WorkRatio | None, ...]    # by rank; None: too little was timed
 
 
 class Coordinator:
@@ -95,7 +57,7 @@ class Coordinator:
         self._planning: asyncio.Task[None] | None = None
         self._num_rows_considered = 0.0
         self._awaited = (0, 0.0)                    # the revision that members prepare, and since when
-        self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules)
+        self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules).view
         self._told_key = self._view.key
         self._changed = asyncio.Event()
 
@@ -283,14 +245,15 @@ class Coordinator:
     def _refresh(self) -> None:
         """Decide again, and wake everybody who watches when something has changed."""
         self._forget_the_silent()
-        view = decide(self._snapshot(), self._rules)
+        decision = decide(self._snapshot(), self._rules)
+        view = decision.view
         if view.epoch is not None:
             self._know(view.epoch)
             if view.phase is GroupPhase.READY:
                 view = self._with_change(view, view.epoch)
         self._view = view
-        if view.to_plan and self._planning is None:
-            self._planning = asyncio.create_task(self._plan(view.to_plan))
+        if decision.to_plan and self._planning is None:
+            self._planning = asyncio.create_task(self._plan(decision.to_plan))
         if view.key != self._told_key:
             self._told_key = view.key
             number, revision = (view.epoch.number, view.epoch.revision) if view.epoch else (0, 0)

@@ -10,8 +10,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.coordinator.client import WATCH_S, CoordinatorUnavailableError
-from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus, RouterReport
-from cluster.coordinator.membership import View
+from cluster.coordinator.view import ClusterStatus, PlacementStatus, RouterReport, View
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
 

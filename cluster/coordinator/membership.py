@@ -5,87 +5,16 @@ The group goes WAITING -> LOADING -> JOINING -> READY, and back to WAITING when 
 
 from __future__ import annotations
 
-import enum
-import logging
 from dataclasses import dataclass, replace
 
+from cluster.coordinator.view import GroupPhase, ShardState, View
 from cluster.planner.memory_plan import MemoryDemand
 from cluster.planner.plan_rules import PlanRules
-from serving.errors import ServingError
 from serving.link.epoch import Epoch, Member, PlacementChange, PlannedPlacement, ShardStatus
 
-logger = logging.getLogger(__name__)
-
-
-class IllegalTransition(ServingError):
-    pass
-
-
-class ShardState(enum.StrEnum):
-    STARTING = "starting"       # importing, measuring its device
-    WAITING = "waiting"         # registered; in no group
-    LOADING = "loading"         # weights
-    LOADED = "loaded"           # waits for the other members
-    JOINING = "joining"         # the process group
-    READY = "ready"
-    FAILED = "failed"           # this process will not come back; ShardStatus.detail says why
-
-
-NEXT: dict[ShardState, frozenset[ShardState]] = {
-    ShardState.STARTING: frozenset({ShardState.WAITING, ShardState.FAILED}),
-    ShardState.WAITING: frozenset({ShardState.LOADING, ShardState.FAILED}),
-    ShardState.LOADING: frozenset({ShardState.LOADED, ShardState.WAITING, ShardState.FAILED}),
-    ShardState.LOADED: frozenset({ShardState.JOINING, ShardState.WAITING, ShardState.FAILED}),
-    ShardState.JOINING: frozenset({ShardState.READY, ShardState.WAITING, ShardState.FAILED}),
-    ShardState.READY: frozenset({ShardState.WAITING, ShardState.FAILED}),
-    ShardState.FAILED: frozenset(),
-}
 _IN_EPOCH = (ShardState.LOADING, ShardState.LOADED, ShardState.JOINING, ShardState.READY)
 _CAN_JOIN = (ShardState.LOADED, ShardState.JOINING, ShardState.READY)
 UNKNOWN = "unknown"     # a member that the coordinator knows of only from another one's epoch
-
-
-class ShardLifecycle:
-    """The state of one shard."""
-
-    def __init__(self, shard_id: str) -> None:
-        self.shard_id = shard_id
-        self.state = ShardState.STARTING
-
-    def advance(self, to: ShardState, why: str) -> None:
-        if to not in NEXT[self.state]:
-            allowed = ", ".join(sorted(NEXT[self.state])) or "none, it has ended"
-            raise IllegalTransition(f"shard {self.shard_id}: {self.state} -> {to} ({why})",
-                                    fix=f"allowed next: {allowed}")
-        logger.info("shard_state shard_id=%s old=%s new=%s why=%s", self.shard_id, self.state, to, why)
-        self.state = to
-
-
-class GroupPhase(enum.StrEnum):
-    WAITING = "waiting"         # no epoch: View.why says what is missing
-    LOADING = "loading"         # the epoch's members load their weights
-    JOINING = "joining"         # all have loaded; they form the process group
-    READY = "ready"
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What the coordinator tells everybody."""
-
-    phase: GroupPhase
-    epoch: Epoch | None
-    why: str = ""
-    is_too_small: bool = False      # the members that it takes are here, and cannot hold the model
-    next: Epoch | None = None       # a later revision of `epoch`, to be prepared while that serves
-    to_plan: tuple[Member, ...] = ()    # the members that the coordinator is to plan a placement for
-
-    @property
-    def key(self) -> str:
-        """Equal for equal views, also across a restart of the coordinator."""
-        number, revision = (self.epoch.number, self.epoch.revision) if self.epoch else (0, 0)
-        operations = [change.operation_id for change in self.next.changes[-1:]] if self.next else []
-        coming = f"{self.next.revision} {operations}" if self.next else ""
-        return f"{number}.{revision}>{coming} {self.phase} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,38 +49,50 @@ class GroupPlanned:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """The state of the group, and the members that the coordinator is to plan a placement for."""
+
+    view: View
+    to_plan: tuple[Member, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GroupSnapshot:
     reports: tuple[Report, ...]
     epoch: Epoch | None                 # the one that runs, or is being brought up
-    highest_epoch_number: int                  # highest number ever heard of
-    known_epoch_number: int                    # highest number of which the coordinator knows more than the number
+    highest_epoch_number: int           # highest number ever heard of
+    known_epoch_number: int             # highest number of which the coordinator knows more than the number
     now_s: float
     planned: GroupPlanned | None = None
 
 
-def decide(snapshot: GroupSnapshot, rules: GroupRules) -> View:
+def decide(snapshot: GroupSnapshot, rules: GroupRules) -> Decision:
     """Go on with the epoch, make the next one, or say what is missing for it."""
-    over = _why_epoch_is_over(snapshot, rules) if snapshot.epoch else None
+    over = _why_epoch_is_over(snapshot, snapshot.epoch, rules) if snapshot.epoch else None
     if snapshot.epoch is not None and over is None:
-        return _view_of_running(snapshot, snapshot.epoch)
+        return Decision(_view_of_running(snapshot, snapshot.epoch))
     unknown = [report.status.epoch_number for report in snapshot.reports
                if is_of_unknown_epoch(report, snapshot.known_epoch_number)]
     if unknown:
-        return View(GroupPhase.WAITING, None, f"epoch {max(unknown)} runs; its members are asked about it")
+        return Decision(_waiting(f"epoch {max(unknown)} runs; its members are asked about it"))
     present = sorted((report.member for report in snapshot.reports if _is_present(report, snapshot, rules)),
                      key=lambda member: (_pool_index(member, rules), member.node_name, member.shard_id))
     ended = f"epoch {snapshot.epoch.number} ended: {over}; " if snapshot.epoch and over else ""
     if len(present) < rules.num_members:
-        return View(GroupPhase.WAITING, None, ended + _who_is_missing(present, snapshot, rules))
+        return Decision(_waiting(ended + _who_is_missing(present, snapshot, rules)))
     members = tuple(present[:rules.num_members])
     planned = snapshot.planned
     if planned is None or planned.shard_ids != tuple(member.shard_id for member in members):
-        return View(GroupPhase.WAITING, None, f"{ended}the placement is planned", to_plan=members)
+        return Decision(_waiting(f"{ended}the placement is planned"), to_plan=members)
     if planned.placement is None:
-        return View(GroupPhase.WAITING, None, f"{ended}{planned.why}", is_too_small=True)
+        return Decision(View(GroupPhase.WAITING, None, f"{ended}{planned.why}", is_too_small=True))
     epoch = Epoch(snapshot.highest_epoch_number + 1, members, planned.placement.placement, rendezvous="",
                   shares=planned.placement.shares, figures=planned.placement.figures, changes=planned.changes)
-    return View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights")
+    return Decision(View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights"))
+
+
+def _waiting(why: str) -> View:
+    return View(GroupPhase.WAITING, None, why)
 
 
 def is_of_unknown_epoch(report: Report, known_epoch_number: int) -> bool:
@@ -174,15 +115,14 @@ def _view_of_running(snapshot: GroupSnapshot, epoch: Epoch) -> View:
     return View(GroupPhase.LOADING, epoch, f"{len(of_members)} members load their weights")
 
 
-def _why_epoch_is_over(snapshot: GroupSnapshot, rules: GroupRules) -> str | None:
-    assert snapshot.epoch is not None
+def _why_epoch_is_over(snapshot: GroupSnapshot, epoch: Epoch, rules: GroupRules) -> str | None:
     reports = {report.member.shard_id: report for report in snapshot.reports}
-    for member in snapshot.epoch.members:
+    for member in epoch.members:
         report = reports.get(member.shard_id)
         if report is None or not _is_present(report, snapshot, rules):
             reason = report.status.detail if report else ""
             return f"shard {member.shard_id} on node {member.node_name} is gone{': ' if reason else ''}{reason}"
-        if report.status.epoch_number == snapshot.epoch.number and report.status.state == ShardState.WAITING:
+        if report.status.epoch_number == epoch.number and report.status.state == ShardState.WAITING:
             return f"shard {member.shard_id} on node {member.node_name} left it: {report.status.detail}"
     return None
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cluster.planner.measured_profile import corrected
+from cluster.planner.costs.measured_profile import corrected
 from model.arrays import FloatArray
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Member, WorkRatio

@@ -1,1 +1,1 @@
-"""This device and this node: facts, profile, identity, checkpoints. May import: planner."""
+"""This device and this node: facts, profile, identity, checkpoints. May import: planner.costs."""

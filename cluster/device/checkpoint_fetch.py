@@ -29,6 +29,7 @@ class CheckpointFetch:
     """Looks for one checkpoint. `report` is called now and then with a line that says how far it is."""
 
     def __init__(self, path: str, hub: Hub, lock_path: Path, report: Report) -> None:
+        """`lock_path`: what the names of the locks begin with; all processes of the node give the same."""
         self._path = path
         self._hub = hub
         self._lock_path = lock_path
@@ -36,14 +37,15 @@ class CheckpointFetch:
 
     def facts(self) -> Path:
         """Return the folder with all but the weights, as the hub has them now. Raises CheckpointError."""
-        with self._only_one_process():
+        with self._only_one_process("facts"):
             return self._fetched(FACT_NAMES, ("config.json",))
 
     def all_files(self) -> Path:
         """Return the folder of the whole checkpoint, at the commit that was last seen. Raises CheckpointError."""
-        with self._only_one_process():
+        with self._only_one_process("facts"):       # not for as long as weights take: others need only facts
             folder = self._cached(FACT_NAMES, ("config.json",)) or self._fetched(FACT_NAMES, ("config.json",))
-            names = weight_file_names(folder) if (folder / INDEX_NAME).is_file() else [SINGLE_NAME]
+        names = weight_file_names(folder) if (folder / INDEX_NAME).is_file() else [SINGLE_NAME]
+        with self._only_one_process("weights"):
             return self._cached(names, names, folder) or self._fetched(names, names, folder)
 
     def _fetched(self, names: Sequence[str], required: Sequence[str], at: Path | None = None) -> Path:
@@ -55,8 +57,8 @@ class CheckpointFetch:
         return folder
 
     def _retried(self, names: Sequence[str], required: Sequence[str], at: Path | None) -> Path:
-        """Fetch; when that fails, take what is cached, or try again as often as the reason is worth it."""
-        num_failures, wait_s = 0, _FIRST_WAIT_S
+        """Fetch; when that fails, take what is cached, or try again as often as the reason is worth since more came."""
+        num_failures, wait_s, num_bytes = 0, _FIRST_WAIT_S, self._hub.num_cached_bytes()
         while True:
             try:
                 return self._hub.fetch(names, at)
@@ -67,6 +69,9 @@ class CheckpointFetch:
                 logger.warning("checkpoint_from_cache path=%s reason=%s error=%s", self._path, failure.reason.name,
                                failure)
                 return folder
+            before, num_bytes = num_bytes, self._hub.num_cached_bytes()
+            if num_bytes > before:
+                num_failures, wait_s = 0, _FIRST_WAIT_S
             num_failures += 1
             if num_failures > failure.reason.num_retries:
                 raise checkpoint_error(self._path, failure, self._hub.variables)
@@ -80,10 +85,10 @@ class CheckpointFetch:
         return folder if folder is not None and all((folder / name).is_file() for name in required) else None
 
     @contextlib.contextmanager
-    def _only_one_process(self) -> Iterator[None]:
-        """Hold the node's lock for this checkpoint, or go on without where there can be none: files stay whole, but may
-        be fetched twice."""
-        lock = FileLock(self._lock_path)
+    def _only_one_process(self, part: str) -> Iterator[None]:
+        """Hold the node's lock for this part of the checkpoint, or go on without where there can be none: files stay
+        whole, but may be fetched twice."""
+        lock = FileLock(self._lock_path.with_suffix(f".{part}.lock"))
         with contextlib.ExitStack() as stack:
             try:
                 self._lock_path.parent.mkdir(parents=True, exist_ok=True)

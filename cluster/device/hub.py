@@ -34,6 +34,7 @@ class Reason(Enum):
     RATE_LIMIT = ("the hub gets too many requests from here", "try again later, or set {token} for a higher limit", 3)
     DAMAGED = ("a file came with other bytes than the hub says it has",
                "try again; if it stays so, set {endpoint} to another mirror, or look for a proxy that changes files", 1)
+    OUTSIDE = ("it gives a file a name that leads out of its folder", "do not use this hub: tell its owner", 0)
     DISK_FULL = ("the disk is full", "free space, or set {cache} to a folder on another disk", 0)
     NO_WRITING = ("the cache cannot be written", "give this user the right to, or set {cache} to another folder", 0)
     OTHER = ("it could not be fetched", "check the name, the network, {endpoint} and {token}", 0)

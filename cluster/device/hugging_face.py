@@ -55,16 +55,16 @@ class HuggingFaceHub:
 
     def fetch(self, names: Sequence[str], at: Path | None = None) -> Path:
         try:
-            _bound_waits()
+            _watch_requests()
             revision = HfApi().resolve_revision(self._repository, revision=at.name if at else self._revision)
             if not _COMMIT.fullmatch(revision.resolved):
-                raise HubError(Reason.OTHER, f"the hub calls {revision.resolved[:80]!r} a commit")
+                raise HubError(Reason.OUTSIDE, f"its commit is {revision.resolved[:80]!r}")
             new = [name for name in names if not isinstance(
                 try_to_load_from_cache(self._repository, name, revision=revision.resolved), str)]
-            with self._checking(revision.resolved, new) as checks_all:
+            with self._checking(self._unchecked(revision.resolved, names), bool(new)) as was_left:
                 folder = Path(snapshot_download(self._repository, revision=revision, allow_patterns=_exactly(names)))
-                for file in folder.rglob("*") if checks_all else [folder / name for name in new]:
-                    _check(file)
+                for name in names if was_left else new:
+                    _check(folder / name)
             return folder
         except HubError:
             raise
@@ -72,14 +72,13 @@ class HuggingFaceHub:
             raise self._hub_error(error) from None      # the original may hold a token
 
     @contextlib.contextmanager
-    def _checking(self, commit: str, new: Sequence[str]) -> Iterator[bool]:
+    def _checking(self, unchecked: Path, is_new: bool) -> Iterator[bool]:
         """Note that files come which are not compared yet, until the block has done so. Yield whether an earlier
-        process was stopped in between, so that any file may be wrong."""
-        unchecked = self._unchecked(commit)
+        process was stopped in between, so that any of them may be wrong."""
         was_left = unchecked.exists()
         if was_left:
             self._remove_unfinished()
-        if new:
+        if is_new:
             with contextlib.suppress(OSError):      # a cache without room for this has none for files: that is said
                 self._cache.mkdir(parents=True, exist_ok=True)
                 unchecked.touch()
@@ -87,9 +86,10 @@ class HuggingFaceHub:
         with contextlib.suppress(OSError):
             unchecked.unlink()
 
-    def _unchecked(self, commit: str) -> Path:
-        """Return the file that is there from before files of this commit come until they are compared."""
-        return self._cache / f".unchecked-{commit}"
+    def _unchecked(self, commit: str, names: Sequence[str]) -> Path:
+        """Return the file that is there from before these files of a commit come until they are compared."""
+        digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+        return self._cache / f".unchecked-{commit}-{digest[:8]}"
 
     def _remove_unfinished(self) -> None:
         """Remove what processes that were stopped have left: the library never goes on with it."""
@@ -104,7 +104,7 @@ class HuggingFaceHub:
                                             allow_patterns=_exactly(names), local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
             return None
-        return None if self._unchecked(folder.name).exists() else folder
+        return None if self._unchecked(folder.name, names).exists() else folder
 
     def num_cached_bytes(self) -> int:
         return num_bytes_of(self._cache / "blobs")
@@ -158,18 +158,30 @@ def _reason_on_the_way(error: BaseException) -> Reason | None:
     return reason_of_disk_error(error)
 
 
-def _bound_waits() -> None:
-    """Give every request of the library that has no limit of time the limit of its downloads."""
+def _watch_requests() -> None:
+    """Have the library's requests bounded in time, and its answers checked where they become names of files."""
     session: Any = get_session()
     hooks = session.event_hooks
     if _bound_wait not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _bound_wait]}
+        session.event_hooks = {"request": [*hooks["request"], _bound_wait],
+                               "response": [*hooks["response"], _check_names]}
 
 
 def _bound_wait(request: Any) -> None:      # an httpx2.Request, whose package is the library's own matter
+    """Give a request that has no limit of time the limit of downloads."""
     limits = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
     request.extensions["timeout"] = {what: constants.HF_HUB_DOWNLOAD_TIMEOUT if limit_s is None else limit_s
                                      for what, limit_s in limits.items()}
+
+
+def _check_names(response: Any) -> None:
+    """Raise HubError for a hash or a commit that is no plain name: the library makes paths of them, in the cache."""
+    if response.request.method != "HEAD":
+        return
+    for header in ("X-Linked-ETag", "ETag", "X-Repo-Commit"):
+        name = response.headers.get(header, "").removeprefix("W/").strip('"')
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise HubError(Reason.OUTSIDE, f"{header}: {name[:80]!r}")
 
 
 def _check(file: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,9 @@ class ModelScopeHub:
         for file in missing:
             stat = (folder / file.path).stat()
             compared[file.path] = ComparedFile(file.sha256, stat.st_size, stat.st_mtime_ns)
+        for name in set(names).intersection(compared).difference(files):        # the branch has them no more
+            del compared[name]
+            (folder / name).unlink(missing_ok=True)
         self._write_note(Note(folder, {name: file.sha256 for name, file in files.items()}, compared))
         return folder
 
@@ -102,7 +106,7 @@ class ModelScopeHub:
             return api.list_repo_files(self._repository, "model", revision=self._revision)
         except NotExistError as error:
             if self._revision is not None and api.repo_exists(self._repository, "model"):
-                raise HubError(Reason.NO_REVISION, str(error)) from error
+                raise HubError(Reason.NO_REVISION, redacted(_words(error), [self._token])) from None
             raise
 
     def cached(self, names: Sequence[str], at: Path | None = None) -> Path | None:
@@ -130,7 +134,7 @@ class ModelScopeHub:
             return None         # a node without notes compares once more
 
     def _write_note(self, note: Note) -> None:
-        unfinished = self._note_path.with_suffix(".unfinished")
+        unfinished = self._note_path.with_suffix(f".unfinished-{os.getpid()}")
         with contextlib.suppress(OSError):          # as above
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(TypeAdapter(Note).dump_json(note, indent=1))

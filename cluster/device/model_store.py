@@ -43,7 +43,7 @@ def locate_checkpoint(config: ModelConfig, part: Part, report: Report | None = N
     folder = platformdirs.user_cache_path("moesaic") / "hubs"
     digest = hashlib.sha256(f"{config.path} {config.revision}".encode()).hexdigest()
     hub = _hub_of(scheme, name, config.revision, folder)
-    fetch = CheckpointFetch(config.path, hub, folder / f"{digest[:24]}.lock", report or _log)
+    fetch = CheckpointFetch(config.path, hub, folder / digest[:24], report or _log)
     return fetch.facts() if part == "facts" else fetch.all_files()
 
 

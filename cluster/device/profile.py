@@ -13,7 +13,7 @@ import torch
 from cluster.device.backend import import_backend
 from cluster.device.facts import device_name, num_threads_of, return_free_memory
 from cluster.device.profile_store import Facts, ProfileStore
-from cluster.planner.device_curves import scaled
+from cluster.planner.costs.device_curves import scaled
 from model.args import ModelArgs
 from model.curve import Curve
 from model.device_probe import WAKING, DeviceProbe, DeviceTimes, Timings

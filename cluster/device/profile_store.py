@@ -16,7 +16,7 @@ import platformdirs
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.planner.profile_check import profile_fault
+from cluster.planner.costs.profile_check import profile_fault
 from serving.link.epoch import DeviceProfile
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class ProfileStore:
         unfinished = path.with_suffix(f".unfinished-{os.getpid()}")
         stored = StoredProfile(dict(facts), time.time(), profile, timings)
         try:
-            unfinished.write_text(json.dumps(asdict(stored), indent=1))
+            unfinished.write_text(json.dumps(asdict(stored), indent=1), encoding="utf-8")
             unfinished.replace(path)
         except OSError as error:
             logger.warning("profile_not_kept path=%s error=%s", path, error)

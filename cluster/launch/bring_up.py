@@ -13,17 +13,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.coordinator.coordinator import ClusterStatus
-from cluster.coordinator.membership import ShardState
+from cluster.coordinator.view import ClusterStatus, ShardState
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import PortTakenError, host_and_port, port_fault
 from cluster.launch.cluster_client import ClusterClient
 from cluster.launch.local_nodes import LocalNodes
-from cluster.launch.process_marks import are_alive, stop_processes
-from cluster.launch.state_file import NoClusterError, RunningCluster, read_state, remove_state, write_state
+from cluster.launch.process_marks import are_alive, end_process, mark_of, stop_processes
+from cluster.launch.state_file import (
+    NoClusterError,
+    RunningCluster,
+    StartingError,
+    StateDirError,
+    only_starter,
+    read_state,
+    remove_state,
+    require_alive,
+    write_state,
+)
 from serving.config import ServeConfig
 from serving.errors import ServingError
 from serving.served_model import read_served_model
@@ -31,6 +40,8 @@ from serving.served_model import read_served_model
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
+UNDO_S = 60.0           # longer than a start takes to undo itself
+_NODE_START_S = 30.0    # longer than a node without its head takes to give up
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -53,7 +64,9 @@ OnProgress = Callable[[Progress], None]
 class BringUp:
     """`moesaic up` without its terminal. Used once."""
 
-    def __init__(self, config: ServeConfig, state_dir: Path, on_progress: OnProgress) -> None:
+    def __init__(self, config: ServeConfig, state_dir: Path, on_progress: OnProgress,
+                 starter_pid: int | None = None) -> None:
+        """`starter_pid`: of the process that undoes this when it is told to end, where there is one."""
         self._config = config
         self._state_dir = state_dir
         self._on_progress = on_progress
@@ -61,44 +74,49 @@ class BringUp:
         self._nodes: list[str] = []
         self._node_errors: list[BaseException] = []
         self._grpc_address = ""
+        self._starter = mark_of(starter_pid) if starter_pid is not None else None
+        self._deploys_anew = False              # there was no such application before
         self._saving = threading.Lock()
         self._client = ClusterClient(config.application)
-        self._other_nodes = threading.Thread(target=self._start_other_nodes, name="local-nodes")
+        self._other_nodes = threading.Thread(target=self._start_other_nodes, name="local-nodes", daemon=True)
 
     def run(self) -> RunningCluster:
-        """Returns when the service answers. On any failure, Ctrl-C too, everything that was started is stopped."""
+        """Returns when the service answers. On any failure or signal everything that was started is stopped."""
         with self.running() as running:
             return running
 
     @contextlib.contextmanager
     def running(self) -> Iterator[RunningCluster]:
-        """The same; the block begins while this process still has its connection, whose end takes half a second."""
-        try:
-            yield self._start()
-        finally:
+        """The same; the block begins while this process still has its connection, whose end takes half a second.
+
+        An error in the block undoes the start too.
+        """
+        judge_model(self._config)
+        with only_starter(self._state_dir, self._config.application):
+            self._refuse_conflicts()
+            try:
+                yield self._start()
+            except BaseException:
+                self._undo()
+                raise
             self._client.disconnect()
 
     def _start(self) -> RunningCluster:
-        self._refuse_conflicts()
-        try:
-            self._start_nodes_and_application()
-            self._wait_until_healthy()
-            self._save()
-            return self._running()
-        except BaseException:
-            self._undo()
-            raise
+        self._start_nodes_and_application()
+        self._wait_until_healthy()
+        self._save()
+        return self._running()
 
     def _refuse_conflicts(self) -> None:
-        """Before anything is started. Raises StartError, PortTakenError and what read_served_model raises."""
+        """Before anything is started. Raises StartError, NoClusterError, PortTakenError, StateDirError."""
         config = self._config
-        judge_model(config)
         if not config.local_nodes:
             return
         running: RunningCluster | None = None
         with contextlib.suppress(NoClusterError):
             running = read_state(self._state_dir, config.application)
         if running is not None and are_alive(running.processes):
+            require_alive(running)
             raise StartError(f"application {config.application!r} runs already, at {running.http_url}",
                              fix="stop it with `moesaic down`, or set `application` to another name")
         fault = port_fault(config.http_host, config.http_port)
@@ -107,7 +125,7 @@ class BringUp:
                                  fix="set http_port to a port that is free, or http_host to an address of this machine")
 
     def _start_nodes_and_application(self) -> None:
-        imports = threading.Thread(target=importlib.import_module, args=("cluster.app",), name="imports")
+        imports = threading.Thread(target=importlib.import_module, args=("cluster.app",), name="imports", daemon=True)
         imports.start()
         if self._config.local_nodes:
             self._tell("starting Ray nodes")
@@ -117,6 +135,9 @@ class BringUp:
         imports.join()
         self._tell("starting Ray Serve")
         self._client.connect(self._local.address if self._config.local_nodes else None)
+        self._deploys_anew = not self._client.is_deployed()
+        if self._deploys_anew:
+            self._save()        # before the first trace of it
         self._client.deploy(self._config)
         self._save()
 
@@ -165,7 +186,8 @@ class BringUp:
         config, is_local = self._config, bool(self._config.local_nodes)
         return RunningCluster(config.application, self._local.address if is_local else "auto", http_url(config),
                               config.model.served_name, self._grpc_address,
-                              self._local.log_dir if is_local else "", self._local.marks() if is_local else ())
+                              self._local.log_dir if is_local else "", self._local.marks() if is_local else (),
+                              self._starter)
 
     def _save(self) -> None:
         """Called by both threads; what the later one knows must not be overwritten by what the earlier one knew."""
@@ -176,13 +198,16 @@ class BringUp:
         logger.info("start_undone application=%s", self._config.application)
         if self._config.local_nodes:
             self._client.disconnect()
-            if self._other_nodes.ident is not None:
-                self._other_nodes.join()        # or a node could start after all others were stopped
             stop_processes(self._local.marks())
-        else:
+            if self._other_nodes.ident is not None:     # a node may have started after all others were stopped
+                self._other_nodes.join(_NODE_START_S)
+                stop_processes(self._local.marks())
+        elif self._deploys_anew:
             with contextlib.suppress(Exception):    # what went wrong first is what counts
                 self._client.delete()
-        remove_state(self._state_dir, self._config.application)
+        if self._config.local_nodes or self._deploys_anew:
+            remove_state(self._state_dir, self._config.application)
+        self._client.disconnect()
 
 
 def judge_model(config: ServeConfig) -> None:
@@ -192,9 +217,23 @@ def judge_model(config: ServeConfig) -> None:
         read_served_model(locate_checkpoint(config.model, "facts"), config.model)
 
 
+def undo_start(state_dir: Path, application: str, starter_pid: int) -> None:
+    """Undo what a start that ended suddenly has noted; `starter_pid` as in BringUp. Its own processes are gone."""
+    with contextlib.suppress(NoClusterError, StateDirError):
+        running = read_state(state_dir, application)
+        if running.starter is not None and running.starter.pid == starter_pid:
+            take_down(replace(running, starter=None), state_dir)
+
+
 def take_down(running: RunningCluster, state_dir: Path) -> int:
-    """Stop the application and, if they were started for it, its nodes. Returns the number of processes stopped."""
+    """Stop the application and, if they were started for it, its nodes. Returns the number of processes stopped.
+
+    Who is still starting it is told to end, and undoes what it has begun. Raises StartingError when it does not.
+    """
     num_stopped = 0
+    if running.starter is not None and not end_process(running.starter, UNDO_S):
+        raise StartingError(f"`moesaic up` (process {running.starter.pid}) does not end",
+                            fix=f"end it with: kill -KILL {running.starter.pid}, then repeat this command")
     if running.processes:
         num_stopped = stop_processes(running.processes)
     else:

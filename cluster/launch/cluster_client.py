@@ -6,15 +6,15 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import cast
 
 from cluster.coordinator.client import CoordinatorUnavailableError
-from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus
-from cluster.coordinator.membership import GroupPhase, View
-from cluster.launch.state_file import NoClusterError, RunningCluster
+from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, View
+from cluster.launch.interruption import signals_kept
+from cluster.launch.state_file import NoClusterError, RunningCluster, require_alive
 from model.placement import Placement
 from serving.config import ServeConfig
 from serving.errors import ServingError
@@ -25,6 +25,20 @@ CALL_TIMEOUT_S = 5.0
 PLAN_TIMEOUT_S = 300.0      # exact plans of many different layers
 _FAILURE_EVERY = 3
 _CONTROLLER_POLL_S = 0.05
+
+
+def _in_thread(function: Callable[[], None]) -> Future[None]:
+    """Like a pool's submit, but neither an error beside it nor the end of the process waits for the thread."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            function()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+    threading.Thread(target=work, name="serve-start", daemon=True).start()
+    return future
 
 
 def _wait_for_controller(starting: Future[None]) -> None:
@@ -62,6 +76,8 @@ class ClusterClient:
     @staticmethod
     @contextlib.contextmanager
     def connected(running: RunningCluster) -> Iterator[ClusterClient]:
+        """A client of an application that was started from here. Raises NoClusterError, at once when it is gone."""
+        require_alive(running)
         client = ClusterClient(running.application)
         try:
             client.connect(None if running.address == "auto" else running.address)
@@ -72,10 +88,13 @@ class ClusterClient:
     def connect(self, address: str | None) -> None:
         """`address` of the GCS; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""
         import ray
+        from ray.job_config import JobConfig
 
+        # Else Ray puts the folder of this process in front of sys.path of every worker (it takes that for a client's).
+        job = JobConfig(ray_namespace="moesaic", _client_job=True)
         try:
-            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR,
-                     namespace="moesaic")
+            with signals_kept():        # ray.init takes SIGTERM for itself
+                ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR, job_config=job)
         except ConnectionError as error:
             raise NoClusterError(f"no Ray cluster answers at {address or 'RAY_ADDRESS or this machine'}: {error}",
                                  fix="start one with `ray start --head`, or give the config local_nodes") from error
@@ -99,13 +118,24 @@ class ClusterClient:
         # Nodes on one machine have one set of ports.
         location = "HeadOnly" if config.local_nodes else "EveryNode"
         options = {"host": config.http_host, "port": config.http_port}
-        with ThreadPoolExecutor(1) as pool:
-            # serve.start() waits for the HTTP proxy. The application need not: its replicas can start beside it.
-            starting = pool.submit(serve.start, proxy_location=location, http_options=options)
-            _wait_for_controller(starting)
-            serve.run_many([serve.RunTarget(build(config), config.application, config.route_prefix)],
-                           wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-            starting.result()
+        # serve.start() waits for the HTTP proxy. The application need not: its replicas can start beside it.
+        starting = _in_thread(lambda: serve.start(proxy_location=location, http_options=options))
+        _wait_for_controller(starting)
+        serve.run_many([serve.RunTarget(build(config), config.application, config.route_prefix)],
+                       wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        starting.result()
+
+    def is_deployed(self) -> bool:
+        """Whether Serve has this application now."""
+        import ray
+        from ray import serve
+        from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:
+            return False
+        return self._application in serve.status().applications
 
     def delete(self) -> None:
         from ray import serve

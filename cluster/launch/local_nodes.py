@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ray._private.node import Node
 from ray._private.parameter import RayParams
+from ray._private.services import ProcessInfo
 
 from cluster.device.node import NODE_LABEL
 from cluster.http_proxy import CALLBACK
@@ -22,16 +23,22 @@ _ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # Ray runs workers at 15, where anything else that runs on this machine all but stops them.
     "RAY_worker_niceness": "0",
+    # Nothing in the folder where the service is started may take the place of a module of the program.
+    "PYTHONSAFEPATH": "1",
+    # Ray's own gRPC would go through the user's proxy; to gRPC the empty one means none. Hubs are reached by HTTP.
+    "grpc_proxy": "",
     **CALLBACK,
 }
 _OBJECT_STORE_BYTES = 80 << 20      # about the least that Ray takes; tokens and weights never go through it
 
 
 class _LocalNode(Node):  # type: ignore[misc]
-    def __init__(self, params: RayParams, is_head: bool, started: list[Node],
+    def __init__(self, name: str, params: RayParams, is_head: bool, started: list[_LocalNode],
                  on_control_service: Callable[[], None] | None = None) -> None:
         # Before anything runs: a node that fails half-way has processes to stop too.
-        self.all_processes: dict[str, list[object]] = {}
+        self.all_processes: dict[str, list[ProcessInfo]] = {}
+        self.shown_name = name
+        self.is_vital = is_head
         self._on_control_service = on_control_service
         started.append(self)
         super().__init__(params, head=is_head, shutdown_at_exit=False, spawn_reaper=False)
@@ -50,7 +57,7 @@ class LocalNodes:
     begin when the head's control service runs."""
 
     def __init__(self) -> None:
-        self._nodes: list[Node] = []
+        self._nodes: list[_LocalNode] = []
 
     @property
     def address(self) -> str:
@@ -63,9 +70,10 @@ class LocalNodes:
 
     def marks(self) -> tuple[ProcessMark, ...]:
         """The processes started here. All others are their descendants."""
-        pids = [entry.process.pid for node in list(self._nodes) for entries in node.all_processes.values()
-                for entry in entries]
-        return tuple(mark for mark in map(mark_of, pids) if mark is not None)
+        marks = [mark_of(entry.process.pid, f"{kind} of {node.shown_name}", node.is_vital)
+                 for node in list(self._nodes) for kind, entries in list(node.all_processes.items())
+                 for entry in list(entries)]
+        return tuple(mark for mark in marks if mark is not None)
 
     def start_head(self, config: LocalNodeConfig, on_control_service: Callable[[], None] | None = None) -> None:
         """`on_control_service` is called when other nodes can join, while the head's own raylet starts."""
@@ -77,15 +85,15 @@ class LocalNodes:
             return
         sockets = f"{self._nodes[0].get_session_dir_path()}/sockets"
 
-        def start(config: LocalNodeConfig) -> None:
-            # Two nodes that start at once would choose the same names.
-            params = RayParams(gcs_address=self.address, raylet_socket_name=f"{sockets}/raylet.{config.name}",
-                               plasma_store_socket_name=f"{sockets}/plasma.{config.name}")
+        def start(number: int, config: LocalNodeConfig) -> None:
+            # Two nodes that start at once would choose the same names; those of the nodes may be too long for a path.
+            params = RayParams(gcs_address=self.address, raylet_socket_name=f"{sockets}/raylet.{number}",
+                               plasma_store_socket_name=f"{sockets}/plasma.{number}")
             self._start(config, params, False)
             on_started(config.name)
 
         with ThreadPoolExecutor(len(configs)) as pool:
-            list(pool.map(start, configs))
+            list(pool.map(start, range(1, len(configs) + 1), configs))
 
     def _start(self, config: LocalNodeConfig, params: RayParams, is_head: bool,
                on_control_service: Callable[[], None] | None = None) -> None:
@@ -93,4 +101,4 @@ class LocalNodes:
                       object_store_memory=_OBJECT_STORE_BYTES, node_name=config.name, labels={NODE_LABEL: config.name},
                       min_worker_port=0, max_worker_port=0, dashboard_agent_listen_port=None,
                       include_log_monitor=False, env_vars=_ENVIRONMENT)
-        _LocalNode(params, is_head, self._nodes, on_control_service)
+        _LocalNode(config.name, params, is_head, self._nodes, on_control_service)

@@ -20,12 +20,14 @@ class ProcessMark:
 
     pid: int
     create_time_s: float
+    name: str = ""          # for people
+    is_vital: bool = False  # without it nothing of its service answers
 
 
-def mark_of(pid: int) -> ProcessMark | None:
+def mark_of(pid: int, name: str = "", is_vital: bool = False) -> ProcessMark | None:
     """None when there is no such process any more."""
     try:
-        return ProcessMark(pid, psutil.Process(pid).create_time())
+        return ProcessMark(pid, psutil.Process(pid).create_time(), name, is_vital)
     except psutil.NoSuchProcess:
         return None
 
@@ -44,6 +46,16 @@ def are_alive(marks: Sequence[ProcessMark]) -> bool:
     return any(process_of(mark) is not None for mark in marks)
 
 
+def end_process(mark: ProcessMark, timeout_s: float) -> bool:
+    """Ask this process alone to end, by SIGTERM. Returns whether it has ended in time."""
+    process = process_of(mark)
+    if process is None:
+        return True
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.terminate()
+    return _have_ended([process], timeout_s)
+
+
 def stop_processes(marks: Sequence[ProcessMark]) -> int:
     """End exactly these processes and their descendants: ask, and after a while kill. Returns how many there were."""
     processes: list[psutil.Process] = []
@@ -51,13 +63,18 @@ def stop_processes(marks: Sequence[ProcessMark]) -> int:
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes += [*process.children(recursive=True), process]
+    end_all(processes)
+    return len(processes)
+
+
+def end_all(processes: Sequence[psutil.Process]) -> None:
+    """Ask, and after a while kill."""
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(process)
         if _have_ended(processes, _KILL_AFTER_S):
-            break
-    return len(processes)
+            return
 
 
 def _have_ended(processes: Sequence[psutil.Process], timeout_s: float) -> bool:

@@ -1,1 +1,1 @@
-"""Profiles, memory, loads -> roles, slots, holders, shares, times. Pure. May import: planner.layer."""
+"""Costs, memory, rules -> roles, slots, holders, shares, times. Pure. May import: planner.costs, planner.layer."""

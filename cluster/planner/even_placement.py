@@ -9,7 +9,10 @@ from cluster.planner.memory_plan import divide_over_layers
 
 
 def even_holders(max_slots_M: Sequence[int], num_layers: int, num_experts: int, num_copies: int) -> tuple[Holders, ...]:
-    """Equal numbers of experts as memory allows, contiguous. sum(max_slots_M) is enough for all copies."""
+    """Give all members equal numbers of experts, contiguous, as far as memory allows.
+
+    sum(max_slots_M) is enough for all copies.
+    """
     remaining = equal_slots(max_slots_M, num_layers * num_experts * num_copies)
     layers = []
     for layer in range(num_layers):
@@ -26,7 +29,7 @@ def even_holders(max_slots_M: Sequence[int], num_layers: int, num_experts: int, 
 
 
 def equal_slots(max_slots_M: Sequence[int], num_slots: int) -> list[int]:
-    """As equal as the limits allow: those with the least room first, the others share what is left."""
+    """Divide the slots as equally as the limits allow: first to the least room, the others share what is left."""
     slots = [0] * len(max_slots_M)
     left = num_slots
     by_room = sorted(range(len(max_slots_M)), key=lambda rank: (max_slots_M[rank], rank))

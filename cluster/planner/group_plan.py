@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from cluster.planner.cost_model import StepPrediction, predict_step
+from cluster.planner.costs.cost_model import StepPrediction, predict_step
+from cluster.planner.costs.rates_split import split_by_rates
+from cluster.planner.costs.step_costs import StepCosts, Workload
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.problem import Holders
 from cluster.planner.memory_plan import MemberMemory, RunningMembers
 from cluster.planner.placement import member_costs, plan_placement, predict_running, surviving_holders
 from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
 from cluster.planner.plan_rules import BestChange, PlanRules
-from cluster.planner.rates_split import split_by_rates
-from cluster.planner.step_costs import StepCosts, Workload
 from model.arrays import FloatArray
 from model.placement import ExpertRate, Placement
 from serving.link.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlacement, RequestShare

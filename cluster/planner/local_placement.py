@@ -18,7 +18,7 @@ BOUND_PART = 0.998      # the best shares are found on straight lines between kn
 
 @dataclass(frozen=True, slots=True)
 class LocalFit:
-    """Who takes requests, and the rows of each member."""
+    """The members that take requests, and the rows of each."""
 
     takes_requests: tuple[bool, ...]
     rows_M: FloatArray
@@ -27,7 +27,7 @@ class LocalFit:
 
 
 def choose_local(planner: MemoryPlanner) -> LocalFit | None:
-    """The best of: the fastest member that can hold everything, the fastest two, and so on. None when none can."""
+    """Choose the best of the fastest member that can hold everything, the fastest two, and so on. None: none can."""
     costs, demand = planner.costs, planner.demand
     probability_E = mean_probability(costs)
     can_M = [free_bytes(memory, demand) >= 0 and max_slots(memory, demand) == demand.num_slots

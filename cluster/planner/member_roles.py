@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cluster.planner.exchange_cost import exchange_seconds
+from cluster.planner.costs.exchange_cost import exchange_seconds
+from cluster.planner.costs.step_costs import StepCosts
 from cluster.planner.layer.linear_program import everything_open
 from cluster.planner.layer.problem import LayerProblem
 from cluster.planner.memory_plan import free_bytes
 from cluster.planner.request_shares import share_rows
 from cluster.planner.role_fit import MemoryPlanner, RoleFit, Roles, slots_of_layers
-from cluster.planner.step_costs import StepCosts
 from model.arrays import FloatArray
 
 MAX_CHOICES = 64            # of members, that are all tried
@@ -46,7 +46,7 @@ def choose_roles(planner: MemoryPlanner) -> RoleFit:
 
 def _best_of(planner: MemoryPlanner, now: tuple[RoleFit, float], options: list[tuple[RoleFit, float]],
              probability_E: FloatArray) -> tuple[RoleFit, float]:
-    """The best of the options that stay under their part of the time of now; now when none does."""
+    """Return the best of the options that stay under their part of the time of now; now when none does."""
     best = now
     for fit, limit in options:
         seconds = estimate_step(planner, fit, probability_E)
@@ -56,7 +56,7 @@ def _best_of(planner: MemoryPlanner, now: tuple[RoleFit, float], options: list[t
 
 
 def slowest_first(costs: StepCosts, probability_E: FloatArray) -> list[int]:
-    """Ranks by what an equal part of the work takes."""
+    """Return the ranks in the order of what an equal part of the work takes."""
     rows = costs.workload.num_rows / len(costs.profiles)
     seconds = [costs.args.num_moe_layers * costs.own_experts_s(rank, rows, probability_E) + costs.own_rows_s(rank, rows)
                for rank in range(len(costs.profiles))]
@@ -64,7 +64,7 @@ def slowest_first(costs: StepCosts, probability_E: FloatArray) -> list[int]:
 
 
 def _some_members(planner: MemoryPlanner, probability_E: FloatArray) -> Iterator[list[int]]:
-    """Ranks of a part of the members: every choice when they are few, else the fastest ones."""
+    """Yield the ranks of a part of the members: every choice when they are few, else the fastest ones."""
     kinds: dict[object, list[int]] = {}
     for rank, memory in enumerate(planner.memories):
         kind = (planner.costs.profiles[rank], memory.budget_bytes, memory.resident_bytes)
@@ -80,7 +80,7 @@ def _some_members(planner: MemoryPlanner, probability_E: FloatArray) -> Iterator
 
 
 def _fewer(planner: MemoryPlanner, roles: Roles) -> Iterator[tuple[Roles, float]]:
-    """Roles with one thing less, each with the part of the time that it must stay under. Of members alike only one."""
+    """Yield roles with one thing less, each with the part of the time to stay under. Of members alike only one."""
     seen: set[object] = set()
     for rank, (takes, holds) in enumerate(zip(roles.takes_requests, roles.holds_experts, strict=True)):
         memory = planner.memories[rank]
@@ -95,7 +95,7 @@ def _fewer(planner: MemoryPlanner, roles: Roles) -> Iterator[tuple[Roles, float]
 
 
 def _first_roles(planner: MemoryPlanner, ranks: Sequence[int]) -> Roles:
-    """Of these members alone: all that their memory allows, and requests where they do not slow the others."""
+    """Give these members alone all that their memory allows, and requests where they do not slow the others."""
     demand, everybody = planner.demand, range(len(planner.memories))
     takes = [rank in ranks and free_bytes(planner.memories[rank], demand) >= 0 for rank in everybody]
     holds = [rank in ranks and free_bytes(planner.memories[rank], demand, False) >= 0 for rank in everybody]
@@ -132,7 +132,7 @@ def mean_probability(costs: StepCosts) -> FloatArray:
 
 
 def estimate_step(planner: MemoryPlanner, fit: RoleFit, probability_E: FloatArray) -> float:
-    """Seconds of a step whose layers all are like the given one, with copies in fractions.
+    """Return the seconds of a step whose layers all are like the given one, with copies in fractions.
 
     Where the KV caches hold only a part of the rows, the rows take so many more steps.
     """

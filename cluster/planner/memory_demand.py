@@ -1,4 +1,4 @@
-"""What a checkpoint and a config ask of a member's memory. Pure: read before anything is loaded."""
+"""The memory that a checkpoint and a config ask of a member. Pure: read before anything is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def max_model_len(args: ModelArgs, config: ServeConfig) -> int:
 
 
 def min_kv_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
-    """The least KV cache of a member: what the pools ask for, else one sequence of moderate length."""
+    """Return the least KV cache of a member: what the pools ask for, else one sequence of moderate length."""
     asked = [pool.kv_cache for pool in config.pools if pool.kv_cache is not None]
     if asked:
         return max(asked)
@@ -40,7 +40,7 @@ def min_kv_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
 
 
 def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, dtype_bytes: int) -> int:
-    """Above weights and KV cache: the larger of what a step and what loading needs, and what a process grows by.
+    """Return the bytes above weights and KV cache: the larger of what a step and what loading needs, and growth.
 
     A step at its worst: every member computes a full batch and every row comes to one member's experts.
     Loading holds the largest tensor as it was read and, in another dtype than the checkpoint's, converted.

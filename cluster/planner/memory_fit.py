@@ -1,4 +1,4 @@
-"""Whether members can hold a model, and if not, what is missing where. Pure, and without SciPy.
+"""The answer whether members can hold a model, and if not, what is missing where. Pure, and without SciPy.
 
 One answer for whoever asks: the coordinator before it plans, `moesaic plan`, `moesaic doctor` before anything runs.
 """
@@ -63,7 +63,7 @@ def memory_fit(memories: Sequence[MemberMemory], demand: MemoryDemand, num_copie
 
 
 def _one_taker(memories: Sequence[MemberMemory], demand: MemoryDemand) -> list[tuple[bool, ...]]:
-    """Each member as the only one that takes requests. Of those with equal room only one."""
+    """Let each member be the only one that takes requests. Of those with equal room only one."""
     takers: dict[int, int] = {}
     for rank, memory in enumerate(memories):
         takers.setdefault(free_bytes(memory, demand), rank)
@@ -72,7 +72,7 @@ def _one_taker(memories: Sequence[MemberMemory], demand: MemoryDemand) -> list[t
 
 def _members(memories: Sequence[MemberMemory], takes_requests: Sequence[bool], demand: MemoryDemand, num_copies: int,
              policy: Policy) -> Iterator[list[MemberFit]]:
-    """With everybody, and without those who have no room even for experts alone."""
+    """Yield the members' fits with everybody, and without those who have no room even for experts alone."""
     everybody = list(range(len(memories)))
     useful = [rank for rank in everybody
               if takes_requests[rank] or free_bytes(memories[rank], demand, takes_requests=False) >= 0]
@@ -84,7 +84,7 @@ def _members(memories: Sequence[MemberMemory], takes_requests: Sequence[bool], d
 
 def _missing(memories: Sequence[MemberMemory], takes_requests: Sequence[bool], demand: MemoryDemand, num_copies: int,
              ranks: Sequence[int]) -> dict[int, int]:
-    """Bytes by rank. The copies that lack room are divided equally among the members that could hold more."""
+    """Return the bytes by rank. Copies that lack room are divided equally among the members that could hold more."""
     room = {rank: demand.num_slots - max_slots(memories[rank], demand, takes_requests[rank]) for rank in ranks}
     lacking = demand.num_slots * num_copies - sum(demand.num_slots - left for left in room.values())
     more = dict.fromkeys(ranks, 0)

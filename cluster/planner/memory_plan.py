@@ -1,4 +1,4 @@
-"""Where every byte of a member's memory goes, and what fits. Pure.
+"""The plan of a member's memory: where every byte goes, and what fits. Pure, and without SciPy.
 
 Copies are counted in experts of one layer ("slots"): L MoE layers of E experts are L * E slots, one copy each.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class MemoryDemand:
-    """What the model asks of its members, in bytes."""
+    """The bytes that the model asks of its members."""
 
     num_moe_layers: int
     num_experts: int            # of each MoE layer
@@ -47,7 +47,7 @@ class MemberMemory:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Where one member's bytes go. All of them add up to its budget."""
+    """The use of one member's bytes. All of them add up to its budget."""
 
     process_bytes: int
     shared_bytes: int           # weights other than experts
@@ -64,7 +64,7 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True)
 class RunningMembers:
-    """What stays while a group serves, by rank: who has attention weights and a KV cache, and the room for experts."""
+    """Roles and room, by rank, that stay while a group serves: attention weights and KV cache, slots for experts."""
 
     takes_requests: tuple[bool, ...]
     slots_M: tuple[int, ...]        # expert copies of all layers that a member may hold

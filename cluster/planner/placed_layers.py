@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.planner.alike_layers import for_each_layer
+from cluster.planner.costs.alike_layers import for_each_layer
+from cluster.planner.costs.exchange_cost import least_exchange_seconds
 from cluster.planner.even_placement import even_holders
-from cluster.planner.exchange_cost import least_exchange_seconds
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.exact import solve_exact
 from cluster.planner.layer.greedy import solve_greedy

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.planner.cost_model import StepPrediction, predict_step
-from cluster.planner.device_curves import expert_rate
-from cluster.planner.exchange_cost import collective_bytes
+from cluster.planner.costs.cost_model import StepPrediction, predict_step
+from cluster.planner.costs.device_curves import expert_rate
+from cluster.planner.costs.exchange_cost import collective_bytes
+from cluster.planner.costs.step_costs import StepCosts, Workload
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.problem import Holders
 from cluster.planner.local_placement import choose_local
@@ -19,7 +20,6 @@ from cluster.planner.placed_layers import PlacedLayers, best_layers, even_layers
 from cluster.planner.placement_plan import MemberPlan, PlacementPlan, PlannedMember, PlanOptions
 from cluster.planner.request_shares import request_shares, share_rows
 from cluster.planner.role_fit import MemoryPlanner
-from cluster.planner.step_costs import StepCosts, Workload
 from model.args import ModelArgs
 from model.placement import Placement
 from serving.link.epoch import RequestShare

@@ -1,11 +1,11 @@
-"""What a group's placement is planned for, and the plan. Pure."""
+"""The members and options of a group's plan, and the plan. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.planner.cost_model import StepPrediction
+from cluster.planner.costs.cost_model import StepPrediction
 from cluster.planner.layer.problem import Split
 from cluster.planner.memory_fit import Policy
 from cluster.planner.memory_plan import MemberMemory, MemoryUse, RunningMembers

@@ -23,13 +23,13 @@ class PlanRules:
     config: PlacementConfig
 
     def num_copies(self, num_members: int) -> int:
-        """The copies that every expert has at least, each on another member: a group of one has one."""
+        """Return the copies that every expert has at least, each on another member: a group of one has one."""
         return min(self.config.min_copies, num_members)
 
 
 @dataclass(frozen=True, slots=True)
 class BestChange:
-    """What the running members of an epoch can change to, and what a step takes as long as they do not."""
+    """The best that the running members of an epoch can change to, and what a step takes as long as they do not."""
 
     running_s: float
     target: PlannedPlacement

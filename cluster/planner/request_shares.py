@@ -1,4 +1,4 @@
-"""Who takes which part of the requests: attention work and KV memory. Pure."""
+"""The members' parts in the requests: attention work and KV memory. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cluster.planner.step_costs import StepCosts
+from cluster.planner.costs.step_costs import StepCosts
 from model.arrays import FloatArray
 from serving.link.epoch import RequestShare
 
@@ -18,7 +18,7 @@ MIN_TOKEN_BUDGET = 16
 
 def share_rows(costs: StepCosts, takes_M: Sequence[bool], max_rows_M: Sequence[float] | None = None,
                own_experts_s: OwnSeconds | None = None) -> tuple[FloatArray, float]:
-    """The rows of each member so that the slowest is done first: (rows, its seconds for its own rows of a step).
+    """Share the rows so that the slowest member is done first: (rows, its seconds for its own rows of a step).
 
     `max_rows_M`: what its KV memory can hold. Where all together hold less than the rows, they count in proportion. A
     member whose one row would take longer than others need for all gets none. No shares are faster. `own_experts_s`: of
@@ -44,7 +44,7 @@ def share_rows(costs: StepCosts, takes_M: Sequence[bool], max_rows_M: Sequence[f
 
 
 class _RowsWithin:
-    """The most rows, up to `cap`, that a member computes within a time. Its times are straight lines between knots."""
+    """Says how many rows, up to `cap`, a member computes within a time. Its times are straight lines between knots."""
 
     def __init__(self, costs: StepCosts, rank: int, cap: float, own_experts_s: OwnSeconds | None) -> None:
         profile = costs.profiles[rank]
@@ -68,7 +68,7 @@ class _RowsWithin:
 
 
 def request_shares(rows_M: Sequence[float], max_batch_tokens: int) -> tuple[RequestShare, ...]:
-    """Shares and token budgets in proportion to the rows; the largest share gets the whole budget."""
+    """Make shares and token budgets in proportion to the rows; the largest share gets the whole budget."""
     total, most = sum(rows_M), max(rows_M)
     least_budget = min(max_batch_tokens, MIN_TOKEN_BUDGET)
     return tuple(RequestShare(rows / total, max(least_budget, int(max_batch_tokens * rows / most)) if rows > 0 else 0)

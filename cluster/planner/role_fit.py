@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cluster.planner.cache_plan import sequence_bytes
+from cluster.planner.costs.step_costs import StepCosts
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, max_slots
 from cluster.planner.request_shares import share_rows
-from cluster.planner.step_costs import StepCosts
 
 KV_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)      # of the KV cache that the workload asks for: the most that leaves room
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
 from cluster.shard.process_group import ProcessGroup
+from model.dispatch.collectives import Collectives
 from model.pace import work_clock_of
 from serving.link.epoch import Link
-
-if TYPE_CHECKING:
-    from model.dispatch.collectives import Collectives
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +24,6 @@ def measure_link(group: ProcessGroup, device: torch.device) -> Link | None:
 
     The fastest of a few: a member that comes late makes a call longer for all, and some are late at first.
     """
-    from model.dispatch.collectives import Collectives  # deepspeed
-
     if group.num_members == 1:
         return None
     collectives = Collectives(group.group, group.rank, group.num_members, device)

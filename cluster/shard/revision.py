@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from cluster.coordinator.client import ViewFollower
-from cluster.coordinator.membership import View
+from cluster.coordinator.view import View
 from cluster.device.facts import trim_memory, used_memory_bytes
 from cluster.shard.executor import GroupExecutor, PreparedRevision
 from cluster.shard.loaded_model import LoadedModel

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
-from cluster.coordinator.membership import GroupPhase, ShardLifecycle, ShardState, View
+from cluster.coordinator.view import GroupPhase, ShardState, View
 from cluster.device.backend import import_backend
 from cluster.device.facts import measure_device, num_threads_of, resident_memory_bytes, return_free_memory
 from cluster.device.model_store import locate_checkpoint
@@ -28,6 +28,7 @@ from cluster.device.profile import profile_device
 from cluster.device.profile_store import ProfileStore, default_profile_dir
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
+from cluster.shard.lifecycle import ShardLifecycle
 from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model
 from cluster.shard.work_meter import WorkMeter
 from model.args import ModelArgs, read_model_args
@@ -191,11 +192,17 @@ class Shard:
 
         def load() -> LoadedModel:
             return_free_memory()        # what the epoch before has left: its engine's parts refer to each other
-            folder = locate_checkpoint(self._config.model, "all")
+            folder = locate_checkpoint(self._config.model, "all", self._note_fetch)
+            self._detail = ""
             loader = WeightLoader(folder, args, getattr(torch, self._config.model.dtype), kernels)
             return load_model(loader, epoch, rank, note)
         self._model = await self._in_thread(load)
         return self._model
+
+    def _note_fetch(self, line: str) -> None:
+        """Show in the status how far the checkpoint is, while it is fetched. Called on the model's thread."""
+        logger.info("checkpoint shard_id=%s %s", self.shard_id, line)
+        self._detail = line
 
     async def _fail(self, error: ModelError) -> None:
         """Tell the coordinator why, once, at once: this process ends."""

@@ -11,8 +11,8 @@ from itertools import chain
 
 import numpy as np
 
-from cluster.planner.device_curves import curve_seconds, seconds_at
-from cluster.planner.measured_profile import RATIO_RANGE
+from cluster.planner.costs.device_curves import curve_seconds, seconds_at
+from cluster.planner.costs.measured_profile import RATIO_RANGE
 from model.args import ModelArgs
 from model.arrays import FloatArray
 from model.step import ScheduledRequest, StepPlan, StepStats

@@ -1,4 +1,4 @@
-"""What `moesaic plan` answers: a placement on a cluster that need not exist, and what others would give. Pure."""
+"""The answer of `moesaic plan`: a placement on a cluster that need not exist, and what others would give. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cluster.planner.cache_plan import sequence_bytes
+from cluster.planner.costs.step_costs import Workload
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
 from cluster.planner.memory_fit import memory_fit
 from cluster.planner.memory_plan import MemoryDemand, free_bytes
 from cluster.planner.placement import member_costs, plan_placement
 from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
-from cluster.planner.step_costs import Workload
 from cluster.whatif.cluster_file import num_devices, planned_members, with_more_nodes
 from model.args import ModelArgs
 from serving.cluster_config import ClusterConfig, Dtype
@@ -37,7 +37,7 @@ class PlanQuestion:
 
     @property
     def figures(self) -> Literal["measured", "data-sheet"]:
-        """What the speeds of the devices are from; "measured" only when all are."""
+        """Say where the speeds of the devices are from; "measured" only when all are."""
         return "measured" if all(nodes.name in self.measured for nodes in self.cluster.nodes) else "data-sheet"
 
     def members(self, cluster: ClusterConfig) -> tuple[PlannedMember, ...]:
@@ -54,7 +54,7 @@ class PlanQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What another choice would give."""
+    """The speed that another choice would give."""
 
     what: str                       # "even", "held", or a kind of node of which there would be one more
     tokens_per_s: float | None      # None: it does not fit
@@ -64,7 +64,7 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What would make a model fit."""
+    """A change of the cluster that would make a model fit."""
 
     kind: str
     num_more_nodes: int | None      # None: MAX_MORE_NODES are not enough
@@ -72,7 +72,7 @@ class Remedy:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterPlan:
+class PlanAnswer:
     question: PlanQuestion
     demand: MemoryDemand
     members: tuple[PlannedMember, ...]
@@ -91,34 +91,34 @@ class ClusterPlan:
 
     @property
     def kv_tokens(self) -> int:
-        """That all KV caches together hold."""
+        """The tokens that all KV caches together hold."""
         used = sum(member.memory.kv_cache_bytes for member in self.plan.members) if self.plan else 0
         return used * self.question.workload.context_tokens // self.question.sequence_bytes
 
     @property
     def num_held_rows(self) -> int:
-        """Sequences of the workload's context that the KV caches hold at once."""
+        """The sequences of the workload's context that the KV caches hold at once."""
         return self.kv_tokens // self.question.workload.context_tokens
 
     @property
     def wanted_kv_tokens(self) -> int:
-        """Of the workload: every row with its context."""
+        """The tokens of the workload: every row with its context."""
         return self.question.workload.num_rows * self.question.workload.context_tokens
 
 
-def plan_cluster(question: PlanQuestion, say: Say) -> ClusterPlan:
-    """Raises PlacementError and ConfigError for what is wrong with the question, not for a model that is too large."""
+def answer_question(question: PlanQuestion, say: Say) -> PlanAnswer:
+    """Answer the question. Raises PlacementError and ConfigError for what is wrong with it, not for lack of memory."""
     cluster, demand = question.cluster, question.demand(question.cluster)
     members = question.members(cluster)
     missing = missing_bytes(question, cluster)
     if missing:
         say("what would make it fit")
         remedies = tuple(_remedy(question, nodes.name) for nodes in cluster.nodes)
-        return ClusterPlan(question, demand, members, None, missing, remedies=remedies,
+        return PlanAnswer(question, demand, members, None, missing, remedies=remedies,
                            fits_with_one_copy=not missing_bytes(question, cluster, min_copies=1),
                            fitting_batch_tokens=_fitting_batch_tokens(question))
     say("placement")
-    answer = ClusterPlan(question, demand, members, _plan(question, cluster, question.options), 0)
+    answer = PlanAnswer(question, demand, members, _plan(question, cluster, question.options), 0)
     held = even = None
     if 0 < answer.num_held_rows < question.workload.num_rows:
         say("fewer sequences")
@@ -169,7 +169,7 @@ def _fits(question: PlanQuestion, cluster: ClusterConfig) -> bool:
 
 
 def _remedy(question: PlanQuestion, kind: str) -> Remedy:
-    """Buffers grow with the members and with the tokens of a step: more nodes may be enough only with fewer tokens."""
+    """Find how many more nodes would do, with fewer tokens a step if need be: buffers grow with both."""
     scheduler = question.config.scheduler
     asked, least = scheduler.max_batch_tokens, scheduler.max_running_requests
     num_more = _nodes_to_fit(question, kind)
@@ -191,7 +191,7 @@ def _nodes_to_fit(question: PlanQuestion, kind: str) -> int | None:
 
 
 def _fitting_batch_tokens(question: PlanQuestion) -> int | None:
-    """Halved until it fits; never fewer than the scheduler's sequences."""
+    """Halve the tokens of a step until it fits; never to fewer than the scheduler's sequences."""
     scheduler = question.config.scheduler
     tokens = scheduler.max_batch_tokens // 2
     while tokens >= scheduler.max_running_requests:

@@ -17,7 +17,7 @@ from serving.link.epoch import DeviceProfile, Link
 
 def planned_members(cluster: ClusterConfig, args: ModelArgs, dtype: Dtype, measured: Mapping[str, DeviceProfile],
                     ) -> tuple[PlannedMember, ...]:
-    """One for each device, by kind in the file's order. `measured`: profiles by kind. Raises ConfigError."""
+    """Make one for each device, by kind in the file's order. `measured`: profiles by kind. Raises ConfigError."""
     members: list[PlannedMember] = []
     for nodes in cluster.nodes:
         figures = figures_of(nodes)
@@ -48,7 +48,7 @@ def vendors(cluster: ClusterConfig) -> tuple[str, ...]:
 
 
 def link_of(cluster: ClusterConfig, nodes: NodesConfig) -> Link | None:
-    """Of one device to all others, which get equal parts. None when it is alone. Raises ConfigError.
+    """Return the link of one device to all others, which get equal parts. None: it is alone. Raises ConfigError.
 
     What stays within the node and what leaves it travel at the same time. With several vendors no vendor's collectives
     work, and everything goes the way between nodes. Without a link between nodes they are linked as their devices are.
@@ -74,7 +74,7 @@ def link_of(cluster: ClusterConfig, nodes: NodesConfig) -> Link | None:
 
 
 def _way(link: LinkFigures, part: float, latency_s: float, assumed: AssumedFigures) -> Link:
-    """`part`: bytes over this link for each byte that leaves the device."""
+    """Make a link by its figures. `part`: bytes over it for each byte that leaves the device."""
     return Link(link.latency_s if link.latency_s is not None else latency_s,
                 link.bandwidth * assumed.link_efficiency / part)
 

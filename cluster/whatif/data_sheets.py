@@ -1,4 +1,4 @@
-"""Devices by their data sheets, and what those say of a model: a DeviceProfile that nobody measured. Pure.
+"""Devices by their data sheets, and the profiles that those give of a model, which nobody measured. Pure.
 
 A data sheet's memory of 80 GB is 80 GiB. Its links count both directions, ours one. Its FLOP/s with sparsity are twice
 the dense ones that are here.
@@ -30,7 +30,7 @@ _XGMI = LinkFigures(bandwidth=448 * _GB, source="7 Infinity Fabric links, 128 GB
 
 def _figures(vendor: str, memory_gib: int, read_gb_per_s: int, flops: dict[Dtype, float], link: LinkFigures,
              source: tuple[str, str]) -> DeviceFigures:
-    """`source`: document and address."""
+    """Make the figures from a data sheet's units. `source`: document and address."""
     return DeviceFigures(vendor=vendor, memory=memory_gib * _GIB, read_bandwidth=read_gb_per_s * _GB,
                          flops={dtype: rate * _TERA for dtype, rate in flops.items()}, link=link, source=source[0],
                          url=source[1])
@@ -66,7 +66,7 @@ DEVICE_SPECS: Mapping[str, DeviceFigures] = {
 
 
 def device_figures(kind: str) -> DeviceFigures:
-    """Raises ConfigError for a kind that is not known here."""
+    """Return the figures of a kind of device. Raises ConfigError for one that is not known here."""
     if kind not in DEVICE_SPECS:
         raise ConfigError(f"device {kind!r} is not known",
                           fix=f"known are {', '.join(sorted(DEVICE_SPECS))}; or give its figures there: vendor, "
@@ -75,7 +75,7 @@ def device_figures(kind: str) -> DeviceFigures:
 
 
 def compute_dtype(figures: DeviceFigures, dtype: Dtype) -> Dtype:
-    """What matrix products of `dtype` are computed in: a device without it converts to float32. Raises ConfigError."""
+    """Return what matrix products of `dtype` are computed in: where it lacks, in float32. Raises ConfigError."""
     if dtype in figures.flops:
         return dtype
     if "float32" not in figures.flops:
@@ -86,15 +86,15 @@ def compute_dtype(figures: DeviceFigures, dtype: Dtype) -> Dtype:
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """Of one device, after its efficiencies."""
+    """The rates of one device, after its efficiencies."""
 
     read_bytes_per_s: float
     flop_per_s: float
     dtype_bytes: int
 
     def curve(self, num_weights: int, bytes_per_row: float = 0.0) -> Curve:
-        """Products with so many weights: they are read once, and every row multiplies each and adds. A row may also
-        read and write a state of its own."""
+        """Time products with so many weights: they are read once, and every row multiplies each and adds. A row may
+        also read and write a state of its own."""
         read_s = num_weights * self.dtype_bytes / self.read_bytes_per_s
         row_s = 2 * num_weights / self.flop_per_s + bytes_per_row / self.read_bytes_per_s
         knee = max(2, round(read_s / row_s))
@@ -103,7 +103,7 @@ class _Rates:
 
 def data_sheet_profile(args: ModelArgs, dtype: Dtype, dtype_bytes: int, figures: DeviceFigures,
                        assumed: AssumedFigures) -> DeviceProfile:
-    """What the device would do with the model at the assumed efficiencies, without a link."""
+    """Return what the device would do with the model at the assumed efficiencies, without a link."""
     flop_per_s = figures.flops[compute_dtype(figures, dtype)] * assumed.flop_efficiency
     rates = _Rates(figures.read_bandwidth * assumed.read_efficiency, flop_per_s, dtype_bytes)
     expert = expert_bytes(args, 1)
@@ -119,7 +119,7 @@ def data_sheet_profile(args: ModelArgs, dtype: Dtype, dtype_bytes: int, figures:
 
 
 def _dense_weights(args: ModelArgs) -> int:
-    """Of a mean layer: projections of attention or gated DeltaNet, gate, shared expert."""
+    """Return the number of a mean layer's: projections of attention or gated DeltaNet, gate, shared expert."""
     heads_width, kv_width = args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
     attention = (3 if args.gated_attention else 2) * heads_width + 2 * kv_width
     linear, share = args.linear, len(args.linear_layers) / args.num_layers

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def expert_id_ranges(experts: Sequence[int]) -> str:
-    """Ascending ids: (0, 1, 2, 5) -> '0-2,5'."""
+    """Write ascending ids in short: (0, 1, 2, 5) -> '0-2,5'."""
     runs: list[list[int]] = []
     for expert in experts:
         if runs and expert == runs[-1][1] + 1:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.planner.placement_plan import MemberPlan, PlacementPlan
-from cluster.whatif.answer import ClusterPlan
+from cluster.whatif.answer import PlanAnswer
 from cluster.whatif.expert_ranges import expert_id_ranges
 from model.placement import Placement
 
@@ -15,7 +15,7 @@ _ALIKE = 0.1        # members whose expert copies differ by a smaller part share
 
 @dataclass(frozen=True, slots=True)
 class MemberGroup:
-    """`members` are the plans of `ranks`, ascending."""
+    """Members alike: `members` are the plans of `ranks`, ascending."""
 
     kind: str
     ranks: tuple[int, ...]
@@ -27,13 +27,13 @@ class MemberGroup:
 
     @property
     def num_copies(self) -> tuple[int, int]:
-        """Of one member: fewest and most."""
+        """The copies of one member: fewest and most."""
         copies = [member.num_expert_copies for member in self.members]
         return min(copies), max(copies)
 
 
-def member_groups(answer: ClusterPlan, plan: PlacementPlan) -> tuple[MemberGroup, ...]:
-    """By kind, those that take requests first. A group's members differ in a few expert copies at most."""
+def member_groups(answer: PlanAnswer, plan: PlacementPlan) -> tuple[MemberGroup, ...]:
+    """Group by kind, those that take requests first. A group's members differ in a few expert copies at most."""
     groups: list[list[int]] = []
     kinds = [member.pool for member in answer.members]
     by_share = sorted(range(len(kinds)), key=lambda rank: -plan.members[rank].share.fraction)
@@ -60,7 +60,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def experts_a_layer(placement: Placement, ranks: Sequence[int]) -> str:
-    """Ids where all layers have the same ones here, else how many each of `ranks` has: '0-15', '19-20 a layer'."""
+    """Write the ids where all layers have the same ones, else how many each rank has: '0-15', '19-20 a layer'."""
     of_layer = [tuple(sorted({expert for rank in ranks for expert in placement.experts_of(layer, rank)}))
                 for layer in range(placement.num_layers)]
     if not any(of_layer):

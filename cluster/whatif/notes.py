@@ -1,4 +1,4 @@
-"""What a reader of a plan must know of its figures. Pure."""
+"""Notes that a reader of a plan must know of its figures. Pure."""
 
 from __future__ import annotations
 

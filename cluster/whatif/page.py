@@ -7,7 +7,7 @@ import io
 from jinja2 import Environment, PackageLoader
 from rich.console import Console
 
-from cluster.whatif.answer import ClusterPlan
+from cluster.whatif.answer import PlanAnswer
 from cluster.whatif.cluster_file import cluster_name, figures_of
 from cluster.whatif.expert_ranges import expert_id_ranges
 from cluster.whatif.pictures import expert_map_png, memory_bars_png
@@ -16,8 +16,8 @@ from cluster.whatif.text import plan_view
 _WIDTH = 110        # columns of the text on the page
 
 
-def plan_page(answer: ClusterPlan) -> str:
-    """The HTML."""
+def plan_page(answer: PlanAnswer) -> str:
+    """Render the HTML."""
     loader = PackageLoader("cluster.whatif")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pictures = [("which device holds which expert", expert_map_png(answer, answer.plan)),
@@ -28,21 +28,21 @@ def plan_page(answer: ClusterPlan) -> str:
         layers=_layers(answer), members=[member.name for member in answer.members])
 
 
-def _sources(answer: ClusterPlan) -> list[tuple[str, str, str]]:
-    """(kind of node, document, address) of the data-sheet figures."""
+def _sources(answer: PlanAnswer) -> list[tuple[str, str, str]]:
+    """Return (kind of node, document, address) of the data-sheet figures."""
     return [(nodes.name, figures_of(nodes).source, figures_of(nodes).url) for nodes in answer.question.cluster.nodes
             if nodes.name not in answer.question.measured]
 
 
-def _text(answer: ClusterPlan) -> str:
+def _text(answer: PlanAnswer) -> str:
     console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
     with console.capture() as captured:
         console.print(plan_view(answer), highlight=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _layers(answer: ClusterPlan) -> list[list[str]]:
-    """Of each MoE layer: the ids of each member's experts."""
+def _layers(answer: PlanAnswer) -> list[list[str]]:
+    """Return the ids of each member's experts, of each MoE layer."""
     if answer.plan is None:
         return []
     placement = answer.plan.placement

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cluster.planner.placement_plan import PlacementPlan
-from cluster.whatif.answer import ClusterPlan
+from cluster.whatif.answer import PlanAnswer
 from cluster.whatif.text import MEMORY_PARTS
 
 Colour = tuple[float, float, float, float]
@@ -22,8 +22,8 @@ _PART_COLOURS = {"process": "#7f7f7f", "shared": "#4c72b0", "experts": "#dd8452"
 _DPI = 110
 
 
-def expert_map_png(answer: ClusterPlan, plan: PlacementPlan) -> str:
-    """MoE layers x experts, coloured by the holder. Base64 of a PNG."""
+def expert_map_png(answer: PlanAnswer, plan: PlacementPlan) -> str:
+    """Draw MoE layers x experts, coloured by the holder. Base64 of a PNG."""
     holders, names = plan.placement.holders, [member.name for member in answer.members]
     num_parts = max(len(ranks) for layer in holders for ranks in layer)
     cells_LX = np.array([[ranks[part * len(ranks) // num_parts] for ranks in layer for part in range(num_parts)]
@@ -41,8 +41,8 @@ def expert_map_png(answer: ClusterPlan, plan: PlacementPlan) -> str:
     return _png(figure)
 
 
-def memory_bars_png(answer: ClusterPlan, plan: PlacementPlan) -> str:
-    """Every device's budget, by what it is for. Base64 of a PNG."""
+def memory_bars_png(answer: PlanAnswer, plan: PlacementPlan) -> str:
+    """Draw every device's budget, by what it is for. Base64 of a PNG."""
     names = [member.name for member in answer.members]
     figure = Figure(figsize=(10, 1.4 + 0.28 * len(names)), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -61,8 +61,8 @@ def memory_bars_png(answer: ClusterPlan, plan: PlacementPlan) -> str:
     return _png(figure)
 
 
-def member_colours(answer: ClusterPlan) -> list[Colour]:
-    """A hue for each kind of node, a shade of it for each device."""
+def member_colours(answer: PlanAnswer) -> list[Colour]:
+    """Choose a hue for each kind of node, a shade of it for each device."""
     kinds = [nodes.name for nodes in answer.question.cluster.nodes]
     colours: list[Colour] = []
     for index, kind in enumerate(kinds):

@@ -6,14 +6,14 @@ import json
 from dataclasses import asdict
 
 from cluster.planner.placement_plan import PlacementPlan
-from cluster.whatif.answer import ClusterPlan, Outlook
+from cluster.whatif.answer import Outlook, PlanAnswer
 from cluster.whatif.cluster_file import cluster_name, figures_of
 from cluster.whatif.notes import notes
 
 Json = dict[str, object]
 
 
-def plan_json(answer: ClusterPlan) -> str:
+def plan_json(answer: PlanAnswer) -> str:
     question, workload = answer.question, answer.question.workload
     content: Json = {
         "model": question.model_name, "dtype": question.dtype, "cluster": cluster_name(question.cluster),
@@ -35,8 +35,8 @@ def plan_json(answer: ClusterPlan) -> str:
     return json.dumps(content)
 
 
-def _nodes(answer: ClusterPlan) -> list[Json]:
-    """By kind. `profile` is what one device is taken to do."""
+def _nodes(answer: PlanAnswer) -> list[Json]:
+    """Describe the nodes by kind. `profile` is what one device is taken to do."""
     nodes = []
     for kind in answer.question.cluster.nodes:
         figures = figures_of(kind)
@@ -48,7 +48,7 @@ def _nodes(answer: ClusterPlan) -> list[Json]:
     return nodes
 
 
-def _plan(answer: ClusterPlan, plan: PlacementPlan) -> Json:
+def _plan(answer: PlanAnswer, plan: PlacementPlan) -> Json:
     prediction = plan.prediction
     return {
         "tokens_per_s": prediction.tokens_per_s, "step_s": prediction.step_s, "token_latency_s": prediction.step_s,

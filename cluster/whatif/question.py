@@ -1,4 +1,4 @@
-"""What `moesaic plan` is asked: a model by folder, config.json or Moesaic config, a cluster file, a workload."""
+"""The question of `moesaic plan`: a model by folder, config.json or Moesaic config, a cluster file, a workload."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.profile_store import StoredProfile
+from cluster.planner.costs.profile_check import profile_fault
+from cluster.planner.costs.step_costs import Workload
 from cluster.planner.placement_plan import PlanOptions
-from cluster.planner.profile_check import profile_fault
-from cluster.planner.step_costs import Workload
 from cluster.whatif.answer import PlanQuestion
 from model.args import ModelArgs, parse_model_args, read_model_args
 from model.errors import CheckpointError
@@ -63,7 +63,7 @@ def read_question(request: PlanRequest) -> PlanQuestion:
 
 
 def _read_model(path: Path) -> tuple[str, ModelArgs, ServeConfig, bool]:
-    """(name, facts, config, whether the config is the user's)."""
+    """Return (name, facts, config, whether the config is the user's)."""
     path = path.expanduser()
     if path.suffix in (".yaml", ".yml"):
         config = load_config(path)
@@ -78,7 +78,7 @@ def _read_model(path: Path) -> tuple[str, ModelArgs, ServeConfig, bool]:
 
 def _read_json_object(path: Path) -> dict[str, object]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}",
                               fix="give a config.json, a folder with one, or a Moesaic config (.yaml)") from error
@@ -88,7 +88,7 @@ def _read_json_object(path: Path) -> dict[str, object]:
 
 
 def _with_arguments(config: ServeConfig, request: PlanRequest) -> ServeConfig:
-    """The arguments count before the config, and are checked as if they stood in it."""
+    """Put the arguments before the config, and check them as if they stood in it."""
     content = config.model_dump()
     for section, key, value in (("model", "dtype", request.dtype), ("placement", "min_copies", request.min_copies),
                                 ("scheduler", "max_batch_tokens", request.max_batch_tokens)):
@@ -98,7 +98,7 @@ def _with_arguments(config: ServeConfig, request: PlanRequest) -> ServeConfig:
 
 
 def _read_profiles(cluster: ClusterConfig, folder: Path, args: ModelArgs, dtype: str) -> dict[str, DeviceProfile]:
-    """By kind of node. Paths are relative to the cluster file's folder."""
+    """Read the profiles by kind of node. Paths are relative to the cluster file's folder."""
     return {nodes.name: _read_profile(nodes.name, folder / Path(nodes.profile).expanduser(), args, dtype)
             for nodes in cluster.nodes if nodes.profile is not None}
 
@@ -125,9 +125,9 @@ def _read_profile(kind: str, path: Path, args: ModelArgs, dtype: str) -> DeviceP
 
 
 def _read_expert_load(path: Path, args: ModelArgs) -> tuple[tuple[float, ...], ...]:
-    """A JSON array [MoE layers][experts] of numbers, relative within a layer."""
+    """Read a JSON array [MoE layers][experts] of numbers, relative within a layer."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"expert load {path} cannot be read as JSON: {error}",
                           fix="give an array of one array a MoE layer, with one number an expert") from error

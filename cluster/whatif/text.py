@@ -10,9 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cluster.planner.cost_model import StepPrediction
+from cluster.planner.costs.cost_model import StepPrediction
 from cluster.planner.placement_plan import PlacementPlan
-from cluster.whatif.answer import MAX_MORE_NODES, ClusterPlan, Outlook
+from cluster.whatif.answer import MAX_MORE_NODES, Outlook, PlanAnswer
 from cluster.whatif.cluster_file import cluster_name
 from cluster.whatif.member_groups import MemberGroup, experts_a_layer, mean, member_groups
 from cluster.whatif.notes import notes
@@ -23,7 +23,7 @@ MEMORY_PARTS = (("process", "process_bytes"), ("shared", "shared_bytes"), ("expe
                 ("KV cache", "kv_cache_bytes"), ("buffers", "buffer_bytes"), ("free", "free_bytes"))
 
 
-def plan_view(answer: ClusterPlan) -> Group:
+def plan_view(answer: PlanAnswer) -> Group:
     parts: list[RenderableType] = [*_head(answer)]
     if answer.plan is None:
         parts += _what_is_missing(answer)
@@ -36,7 +36,7 @@ def plan_view(answer: ClusterPlan) -> Group:
     return Group(*parts)
 
 
-def _head(answer: ClusterPlan) -> Iterator[RenderableType]:
+def _head(answer: PlanAnswer) -> Iterator[RenderableType]:
     question = answer.question
     yield Text(f"{question.model_name} in {question.dtype} on {cluster_name(question.cluster)}", style="bold")
     fits = Text("fits", style="green") if answer.plan else Text("does not fit", style="red")
@@ -54,7 +54,7 @@ def _title(text: str) -> Text:
     return Text(f"\n{text}", style="bold")
 
 
-def _figures_table(answer: ClusterPlan, plan: PlacementPlan) -> Padding:
+def _figures_table(answer: PlanAnswer, plan: PlacementPlan) -> Padding:
     question, prediction = answer.question, plan.prediction
     table = Table.grid(padding=(0, 2))
     table.add_column()
@@ -81,7 +81,7 @@ def _even_text(even: Outlook, tokens_per_s: float) -> str:
     return f"placing the same on every device: {even.tokens_per_s:,.0f} tokens/s ({part:.2f} x)"
 
 
-def _kv_text(answer: ClusterPlan) -> Text:
+def _kv_text(answer: PlanAnswer) -> Text:
     if answer.kv_tokens >= answer.wanted_kv_tokens:
         return Text(f"room for {answer.kv_tokens:,} tokens; the {answer.wanted_kv_tokens:,} asked for fit")
     text = f"room for {answer.kv_tokens:,} tokens of the {answer.wanted_kv_tokens:,} asked for: "
@@ -92,7 +92,7 @@ def _kv_text(answer: ClusterPlan) -> Text:
 
 
 def _step_parts(prediction: StepPrediction) -> str:
-    """Of the slowest member in each part: the others wait for it."""
+    """Write what the slowest member takes in each part: the others wait for it."""
     slowest = {name: max(getattr(times, field) for times in prediction.members) for name, field in STEP_PARTS}
     return ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in slowest.items())
 
@@ -127,7 +127,7 @@ def _roles_table(plan: PlacementPlan, groups: tuple[MemberGroup, ...]) -> Table:
     return table
 
 
-def _one_more(answer: ClusterPlan, plan: PlacementPlan) -> Iterator[RenderableType]:
+def _one_more(answer: PlanAnswer, plan: PlacementPlan) -> Iterator[RenderableType]:
     yield _title("one more node")
     table = Table.grid(padding=(0, 2))
     devices = {nodes.name: nodes.devices for nodes in answer.question.cluster.nodes}
@@ -141,7 +141,7 @@ def _one_more(answer: ClusterPlan, plan: PlacementPlan) -> Iterator[RenderableTy
     yield Padding(table, (0, 0, 0, 1))
 
 
-def _what_is_missing(answer: ClusterPlan) -> Iterator[RenderableType]:
+def _what_is_missing(answer: PlanAnswer) -> Iterator[RenderableType]:
     demand, num_members = answer.demand, len(answer.members)
     options, copies = answer.question.options, answer.question.options.min_copies
     yield Text(f"{answer.missing_bytes:,} bytes ({_gb(answer.missing_bytes)} GB) are missing", style="red")
@@ -167,7 +167,7 @@ def _what_is_missing(answer: ClusterPlan) -> Iterator[RenderableType]:
     yield _list(tuple(_remedies(answer)))
 
 
-def _remedies(answer: ClusterPlan) -> Iterator[str]:
+def _remedies(answer: PlanAnswer) -> Iterator[str]:
     for remedy in answer.remedies:
         if remedy.num_more_nodes is None:
             yield f"not more nodes of {remedy.kind} alone, up to {MAX_MORE_NODES} of them"

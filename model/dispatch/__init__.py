@@ -1,4 +1,4 @@
-"""How rows reach experts and come back: the protocol, its local reference, all-to-all, gather.
+"""Brings rows to experts and their outputs back: the protocol, its local reference, all-to-all, gather.
 
 May import: kernels, arrays, errors, pace, placement.
 """

@@ -1,4 +1,4 @@
-"""Ragged all-to-all dispatch: a row goes once to each member that holds any of its experts. For large batches.
+"""Dispatches by a ragged all-to-all: a row goes once to each member that holds any of its experts. For large batches.
 
 At most three collectives a layer: the expert ids of all rows to everybody, rows, expert outputs back. The ids cost a
 member 2 K bytes for each of its rows and each other member. From them every member knows how the rows of an expert are
@@ -57,7 +57,7 @@ class AllToAllDispatcher:
         return self._exchange.combine(rows_RD, weights_TK, handle)
 
     def _exchange_ids(self, expert_ids_TK: Tensor) -> IdArray:
-        """Everybody's expert ids [S, K], on the host."""
+        """Return everybody's expert ids [S, K], on the host."""
         num_tokens, num_per_token = expert_ids_TK.shape
         num_members = self._exchange.num_members
         sent = self._sent_ids.take(num_members * num_tokens, num_per_token, torch.int16)

@@ -29,7 +29,8 @@ COLLECTIVE_BYTES = 1 << 20
 
 def prefers_gather(num_tokens_of_member: tuple[int, ...], reach_of_member: tuple[float, ...], row_bytes: int,
                    fixed_shapes: bool, collective_bytes: int = COLLECTIVE_BYTES) -> bool:
-    """The cost rule above. Pure. With fixed shapes every member sends as many rows as the one that has the most."""
+    """Return whether the cost rule above says gather. Pure. With fixed shapes every member sends as many rows as the
+    one that has the most."""
     others = len(num_tokens_of_member) - 1
     most = max(num_tokens_of_member)
     wasted_rows = max(others * (most if fixed_shapes else num_tokens) - reach * num_tokens
@@ -89,6 +90,6 @@ class AutoDispatcher:
         return self._gather if gather else self._all_to_all
 
     def _mean_reach(self, num_experts_per_token: int) -> tuple[float, ...]:
-        """Reach of each owner, averaged over the layers."""
+        """Return the reach of each owner, averaged over the layers."""
         reaches = [reach_of(shares_MM, num_experts_per_token) for shares_MM in self._shares_LMM]
         return tuple(math.fsum(reach) / len(reaches) for reach in zip(*reaches, strict=True))

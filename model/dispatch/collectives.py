@@ -1,4 +1,4 @@
-"""The collectives of the MoE layers, over deepspeed.comm: counted, and every failure a GroupError.
+"""Runs the collectives of the MoE layers over deepspeed.comm: they are counted, and every failure is a GroupError.
 
 The only file of model/ that imports deepspeed; only the distributed dispatchers import it.
 """
@@ -20,7 +20,7 @@ FIX = "a member died or is too slow: wait for the next epoch, or raise group.col
 
 
 class Collectives:
-    """Collectives of one group. All members call the same ones in the same order."""
+    """Runs the collectives of one group. All members call the same ones in the same order."""
 
     def __init__(self, group: Group, rank: int, num_members: int, device: torch.device,
                  pace: Pace = UNTIMED) -> None:

@@ -1,4 +1,4 @@
-"""How rows reach their experts and come back: the protocol, and the local reference that is the oracle of the others.
+"""Says how rows reach their experts and come back: the protocol, and the local reference, the oracle of the others.
 
 T tokens of this member, D hidden size, K experts per token, E experts on this member (local slots),
 R rows to be computed on this member, sorted by local slot
@@ -19,7 +19,7 @@ from model.placement import Placement
 
 @dataclass(slots=True)
 class DispatchHandle:
-    """What `combine` must know about the `dispatch` before it. Implementations add their transport's state."""
+    """Holds what `combine` must know about the `dispatch` before it. Implementations add their transport's state."""
 
     num_rows_E: list[int]       # rows for each local expert slot, in slot order; adds up to R
     row_of_TK: Tensor           # int64 [T, K]: where token t's k-th expert output sits among the rows that come back
@@ -34,27 +34,27 @@ class Dispatcher(Protocol):
 
     @property
     def num_collectives(self) -> int:
-        """Since construction."""
+        """Return how many collectives were run since construction."""
 
     @property
     def bytes_sent(self) -> int:
-        """Payload that left this member since construction."""
+        """Return the payload that left this member since construction."""
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         """Take the agreed row counts of the step, index = rank."""
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
-        """Rows [R, D] for this member's experts, sorted by local slot. expert_ids int64, ascending along K.
+        """Return the rows [R, D] for this member's experts, sorted by local slot. expert_ids int64, ascending along K.
 
         `layer` counts MoE layers only. D and the dtype of x are the same on all members, also where T = 0.
         """
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
-        """Expert outputs [R, D] in the order of `dispatch` -> weighted sums [T, D] of this member's tokens."""
+        """Turn expert outputs [R, D], in the order of `dispatch`, into weighted sums [T, D] of this member's tokens."""
 
 
 def sort_by_expert(expert_ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Stable sort of N expert ids -> (order [N], place of each in that order [N], count of each expert).
+    """Sort N expert ids, stably -> (order [N], place of each in that order [N], count of each expert).
 
     The count is the one host synchronization of a layer on an accelerator.
     """
@@ -66,7 +66,7 @@ def sort_by_expert(expert_ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tens
 
 
 class LocalDispatcher:
-    """One member that holds every expert: rows are sorted, nothing travels. The oracle of the distributed ones."""
+    """Serves one member that holds every expert: rows are sorted, nothing travels. The others' oracle."""
 
     def __init__(self, kernels: Kernels, placement: Placement, pace: Pace = UNTIMED) -> None:
         if placement.num_members != 1:

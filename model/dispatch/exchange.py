@@ -25,7 +25,7 @@ from model.placement import Placement
 
 @dataclass(slots=True)
 class ExchangeHandle(DispatchHandle):
-    """`departure_R` None: nothing left this member, so nothing comes back."""
+    """Says what comes back. `departure_R` None: nothing left this member, so nothing does."""
 
     departure_R: Tensor | None = None
     num_departures_M: list[int] | None = None
@@ -33,14 +33,14 @@ class ExchangeHandle(DispatchHandle):
 
 
 class Scratch:
-    """Memory that is used again by every layer: fresh pages cost more than the copies into them."""
+    """Keeps memory that every layer uses again: fresh pages cost more than the copies into them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._elements: Tensor | None = None
 
     def take(self, num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """Uninitialized [num_rows, width], valid until the next take."""
+        """Return uninitialized [num_rows, width], valid until the next take."""
         num_elements = num_rows * width
         if self._elements is None or self._elements.dtype != dtype or self._elements.numel() < num_elements:
             self._elements = torch.empty(num_elements, dtype=dtype, device=self._device)
@@ -48,7 +48,7 @@ class Scratch:
 
 
 def pick_rows(rows_RD: Tensor, index_S: Tensor, picked_SD: Tensor) -> None:
-    """Rows by their numbers, which are on the device of the rows, into a buffer that may be elsewhere."""
+    """Copy rows by their numbers, which are on the device of the rows, into a buffer that may be elsewhere."""
     if picked_SD.device == rows_RD.device:
         torch.index_select(rows_RD, 0, index_S, out=picked_SD)
     else:
@@ -56,8 +56,8 @@ def pick_rows(rows_RD: Tensor, index_S: Tensor, picked_SD: Tensor) -> None:
 
 
 class RowExchange:
-    """One member's tables of a placement, and the steps of an exchange that do not depend on how rows travel. The
-    dispatchers of a member share it; in a step one of them uses it."""
+    """Holds one member's tables of a placement, and takes the steps of an exchange that do not depend on how rows
+    travel. The dispatchers of a member share it; in a step one of them uses it."""
 
     def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group, pace: Pace = UNTIMED) -> None:
         self.rank = rank
@@ -84,11 +84,11 @@ class RowExchange:
             self._travels_L = [bool((lacks_M & with_rows_M).any()) for lacks_M in self._lacks_LM]
 
     def travels(self, layer: int) -> bool:
-        """The same on all members."""
+        """Return whether rows of the layer leave their members: the same answer on all."""
         return self._travels_L[layer]
 
     def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
-        """`dispatch` of a layer whose rows do not travel: this member holds all that its rows need."""
+        """Dispatch a layer whose rows do not travel: this member holds all that its rows need."""
         self._pace.begin_experts()
         ids_TK: IntArray = expert_ids_TK.cpu().numpy()
         here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
@@ -99,14 +99,15 @@ class RowExchange:
         return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
 
     def plan(self, layer: int, ids_SK: IdArray, owner_S: IntArray, num_rows_M: list[int]) -> RowPlan:
-        """From here on this member works for experts, until `combine` has what comes back. num_rows_M: see `own`."""
+        """Plan a layer. From here on this member works for experts, until `combine` has what comes back. num_rows_M:
+        see `own`."""
         self._pace.begin_experts()
         plan = self.planners[layer].plan(ids_SK, owner_S, self.own(num_rows_M))
         self._pace.end_planning()
         return plan
 
     def own(self, num_rows_M: list[int]) -> slice:
-        """This member's tokens among the rows of all members, of which num_rows_M count the padding too."""
+        """Return where this member's tokens are among the rows of all; num_rows_M count the padding too."""
         first = sum(num_rows_M[:self.rank])
         return slice(first, first + self._num_tokens_M[self.rank])
 

@@ -1,4 +1,4 @@
-"""Gather dispatch: every member gets all rows and computes what its experts must. For small batches.
+"""Dispatches by a gather: every member gets all rows and computes what its experts must. For small batches.
 
 At most two collectives a layer: rows with their expert ids to everybody, expert outputs back. Nobody exchanges counts:
 they follow from the agreed row counts and the gathered expert ids.
@@ -22,7 +22,7 @@ _ID_BYTES = 2
 
 
 class WireBuffer:
-    """Rows [S, W] on the wire's device: each row, then its expert ids as raw int16."""
+    """Holds rows [S, W] on the wire's device: each row, then its expert ids as raw int16."""
 
     def __init__(self, scratch: Scratch, num_rows: int, x_TD: Tensor, num_experts_per_token: int) -> None:
         hidden_size = x_TD.shape[1]
@@ -33,13 +33,13 @@ class WireBuffer:
         self._ids_view_SK: IdArray | None = self.ids_SK.numpy() if self.ids_SK.device.type == "cpu" else None
 
     def ids_on_host(self) -> IdArray:
-        """The ids, valid until the next collective; waits for an accelerator."""
+        """Return the ids, valid until the next collective; wait for an accelerator."""
         return self.ids_SK.cpu().numpy() if self._ids_view_SK is None else self._ids_view_SK
 
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """Buffers of one step and the views into them. C copies of this member's rows: one for each member, or one."""
+    """Holds the buffers of one step and views. C copies of this member's rows: one for each member, or one."""
 
     kind: tuple[int, torch.dtype, int]      # hidden size, dtype, experts per token
     sent: WireBuffer

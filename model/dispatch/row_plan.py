@@ -1,4 +1,4 @@
-"""Which rows go to which member, and in what order their outputs come back. Pure: numpy, no torch, no collectives.
+"""Plans which rows go to which member, and in what order their outputs come back. Pure: numpy, no collectives.
 
 Every member computes these from the same facts, the expert ids of all rows, so sizes and orders need not be sent.
 The oracle of model/kernels/row_plan.h, which computes the same in C, and what runs where that is not built.
@@ -24,7 +24,7 @@ _LIKELY_ROWS = 10_000       # of each expert, owned by each member: many, so tha
 
 @dataclass(frozen=True, slots=True)
 class LayerRouting:
-    """One MoE layer as this member sees it. An expert with several copies has its first holder in the table."""
+    """Describes a MoE layer as this member sees it. An expert with several copies has its first holder in the table."""
 
     rank: int
     num_members: int
@@ -39,7 +39,7 @@ class LayerRouting:
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """What this member computes in a layer, and the order in which it sends the outputs to the rows' owners."""
+    """Says what this member computes in a layer, and in which order it sends the outputs to the rows' owners."""
 
     num_rows_E: list[int]           # pairs for each local slot
     source_row_R: IntArray          # row of each pair, sorted by slot
@@ -49,7 +49,7 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Returns:
-    """What comes back to this member for its own tokens: sorted by holder, then token, then expert."""
+    """Says what comes back to this member for its own tokens: sorted by holder, then token, then expert."""
 
     row_of_TK: IntArray
     num_returns_M: list[int]        # outputs from each holder
@@ -57,7 +57,7 @@ class Returns:
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """All that a member plans for one layer of a step. The gather has no use for what follows `returns`."""
+    """Holds all that a member plans for one layer of a step. The gather has no use for what follows `returns`."""
 
     arrivals: Arrivals
     returns: Returns
@@ -68,7 +68,7 @@ class RowPlan:
 
 
 def layer_routing(placement: Placement, layer: int, rank: int) -> LayerRouting:
-    """Tables of `layer` for the member `rank`. Raises ValueError when expert ids do not fit into 16 bits."""
+    """Return the tables of `layer` for the member `rank`. Raises ValueError when expert ids do not fit into 16 bits."""
     holders, num_members = placement.holders[layer], placement.num_members
     num_experts = len(holders)
     if num_experts > MAX_EXPERTS:
@@ -85,7 +85,7 @@ def layer_routing(placement: Placement, layer: int, rank: int) -> LayerRouting:
 
 
 def plan_rows(routing: LayerRouting, expert_ids_SK: IdArray, owner_S: IntArray, own: slice) -> RowPlan:
-    """The plan for the rows of the group, sorted by owner and then token; `own` are this member's, without padding."""
+    """Plan for the rows of the group, sorted by owner and then token; `own` are this member's, without padding."""
     holder_SK = choose_holders(routing, expert_ids_SK, owner_S)
     token_S, num_sent_M = plan_sends(routing, holder_SK[own])
     place_S, num_received_M = plan_receipts(routing, holder_SK, owner_S)
@@ -95,7 +95,7 @@ def plan_rows(routing: LayerRouting, expert_ids_SK: IdArray, owner_S: IntArray, 
 
 
 def choose_holders(routing: LayerRouting, expert_ids_SK: IdArray, owner_S: IntArray) -> IdArray:
-    """The rank that computes each (row, expert) of the whole group [S, K]; num_members for padding.
+    """Return the rank that computes each (row, expert) of the whole group [S, K]; num_members for padding.
 
     Rows are sorted by owner and then token. How many rows of an expert each holder computes is `split_rows`'s answer.
     Which ones: an owner that holds a copy keeps its own first rows, as many as it may compute; what is left, in order,
@@ -144,7 +144,7 @@ def plan_returns(routing: LayerRouting, holder_TK: IdArray) -> Returns:
 
 
 def plan_sends(routing: LayerRouting, holder_TK: IdArray) -> tuple[IntArray, list[int]]:
-    """Tokens to send, sorted by member and then token, each at most once a member; and their number for each member."""
+    """Return the tokens to send, by member and then token, each at most once a member; and how many for each member."""
     num_tokens = len(holder_TK)
     needed_MT = np.zeros((routing.num_members, num_tokens), dtype=np.bool_)
     needed_MT[holder_TK, np.arange(num_tokens)[:, None]] = True
@@ -152,15 +152,15 @@ def plan_sends(routing: LayerRouting, holder_TK: IdArray) -> tuple[IntArray, lis
 
 
 def plan_receipts(routing: LayerRouting, holder_SK: IdArray, owner_S: IntArray) -> tuple[IntArray, list[int]]:
-    """What all the others' `plan_sends` bring here: the place of each row of the group among those that arrive (of no
-    meaning for rows that do not), and how many arrive from each member.
+    """Plan what all the others' `plan_sends` bring here: the place of each row of the group among those that arrive (of
+    no meaning for rows that do not), and how many arrive from each member.
     """
     arrives_S = (holder_SK == routing.rank).any(axis=1)
     return arrives_S.cumsum() - 1, np.bincount(owner_S[arrives_S], minlength=routing.num_members).tolist()
 
 
 def expected_shares(routing: LayerRouting) -> FloatArray:
-    """[owner, member] the part of an owner's (row, expert) pairs that each member computes.
+    """Return [owner, member]: the part of an owner's (row, expert) pairs that each member computes.
 
     Expected when all experts are equally likely and all members have equally many rows, and those many: the rows of
     an expert are then split as the members' rates allow.
@@ -179,7 +179,7 @@ def expected_shares(routing: LayerRouting) -> FloatArray:
 
 
 def reach_of(shares_MM: FloatArray, num_experts_per_token: int) -> list[float]:
-    """For each owner, the expected number of other members that one of its rows must go to. The same on every CPU."""
+    """Return how many other members a row of each owner must go to, as expected. The same on every CPU."""
     missed_MM = np.ones_like(shares_MM)
     for _ in range(num_experts_per_token):
         missed_MM = missed_MM * (1.0 - shares_MM)

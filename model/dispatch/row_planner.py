@@ -18,7 +18,7 @@ class RowPlanner(Protocol):
     routing: LayerRouting
 
     def plan(self, expert_ids_SK: IdArray, owner_S: IntArray, own: slice) -> RowPlan:
-        """See plan_rows. `own` has a start and a stop; rows of expert_ids [S, K] may lie apart in memory."""
+        """Plan as plan_rows does. `own` has a start and a stop; rows of expert_ids [S, K] may lie apart in memory."""
 
 
 class NumpyRowPlanner:
@@ -32,7 +32,7 @@ class NumpyRowPlanner:
 
 
 def row_planners(placement: Placement, rank: int) -> list[RowPlanner]:
-    """One for each MoE layer."""
+    """Return a planner for each MoE layer."""
     routings = [layer_routing(placement, layer, rank) for layer in range(placement.num_layers)]
     try:
         library = KernelLibrary()

@@ -1,4 +1,4 @@
-"""How the rows of an expert are shared out over its copies in a step. Pure, no torch: the same answer on every member.
+"""Shares out the rows of an expert over its copies in a step. Pure, no torch: the same answer on every member.
 
 A member takes the sum of rate.seconds(rows) over its experts; the split is to make the slowest member done early. It
 uses only IEEE additions, multiplications, divisions and comparisons in a fixed order (not sum(), which differs between
@@ -28,7 +28,7 @@ CLOSE = 2e-3        # finish times are balanced when they differ by less than th
 
 @dataclass(frozen=True, slots=True)
 class LayerCopies:
-    """The holders of one layer's experts and the members' rates, in the form that `split_rows` needs."""
+    """Holds the holders of one layer's experts and the members' rates, in the form that `split_rows` needs."""
 
     num_members: int
     num_experts: int
@@ -47,7 +47,7 @@ class LayerCopies:
 
 
 def layer_copies(holders: Sequence[Sequence[int]], num_members: int, rates: Sequence[ExpertRate]) -> LayerCopies:
-    """`holders[expert]` = ascending ranks that hold a copy, at least one. `rates` by rank; empty: all alike."""
+    """Prepare `split_rows`. `holders[expert]`: ascending ranks of its copies. `rates` by rank; empty: all alike."""
     rates = rates or (UNKNOWN_RATE,) * num_members
     fixed = [expert for expert, ranks in enumerate(holders) if len(ranks) == 1]
     copied = [expert for expert, ranks in enumerate(holders) if len(ranks) > 1]
@@ -65,7 +65,7 @@ def layer_copies(holders: Sequence[Sequence[int]], num_members: int, rates: Sequ
 
 
 def split_rows(copies: LayerCopies, num_rows_E: IntArray) -> IntArray:
-    """Rows of each expert in a step, all owners together -> how many of them each member computes [E, M].
+    """Split the rows of each expert in a step, all owners together -> how many of them each member computes [E, M].
 
     Experts with one holder are fixed. The others, most rows first, go whole to the holder that is then done first, or
     are split so that several holders are done at once, if each has enough rows to be busy while it reads the weights.
@@ -91,7 +91,7 @@ def split_rows(copies: LayerCopies, num_rows_E: IntArray) -> IntArray:
 
 
 class _Balancer:
-    """The state of one split: what each member has to do so far, and the parts of every copied expert."""
+    """Holds the state of one split: what each member has to do so far, and the parts of every copied expert."""
 
     def __init__(self, copies: LayerCopies, num_rows_C: IntArray, finish_M: list[float]) -> None:
         self.parts_C: list[tuple[Part, ...]] = [()] * len(num_rows_C)
@@ -144,7 +144,7 @@ class _Balancer:
         return changed
 
     def _outcome(self, parts: tuple[Part, ...], others: tuple[Part, ...]) -> tuple[float, float]:
-        """Smaller is better: the latest finish among the members of both, then the seconds spent."""
+        """Judge, smaller is better: by the latest finish among the members of both, then by the seconds spent."""
         latest = max(max(self._finish_M[rank] + seconds for rank, _, seconds in parts),
                      max(self._finish_M[rank] for rank, _, _ in others))
         spent_s = 0.0
@@ -153,7 +153,7 @@ class _Balancer:
         return latest, spent_s
 
     def _place(self, c: int) -> tuple[Part, ...]:
-        """The best parts for an expert that nobody has yet; split only where no holder reads more than it computes."""
+        """Return the best parts for an expert that nobody has; split only where none reads more than it computes."""
         finish_M, seconds_M, num_rows = self._finish_M, self._whole_CM[c], self._num_rows_C[c]
         holders = self._copies.holders_C[c]
         best = holders[0]
@@ -169,7 +169,7 @@ class _Balancer:
         return ((best, num_rows, seconds_M[best]),)
 
     def _split(self, num_rows: int, holders: tuple[int, ...], limit_s: float, may_read_more: bool) -> tuple[Part, ...]:
-        """Parts for holders that are all done at once and before `limit_s`; none where that is not possible."""
+        """Return parts for holders that are all done at once and before `limit_s`; none where that is not possible."""
         finish_M, read_M, start_M, speed_M = self._finish_M, self._read_M, self._start_M, self._speed_M
         chosen: list[int] = []
         speed, behind, level_s = 0.0, float(num_rows), math.inf
@@ -186,7 +186,7 @@ class _Balancer:
         return self._parts(chosen, num_rows, level_s)
 
     def _parts(self, ranks: list[int], num_rows: int, level_s: float) -> tuple[Part, ...]:
-        """Whole rows for each of `ranks`, so that all are done at about `level_s`; the last may have less to do."""
+        """Give whole rows to each of `ranks`, so that all are done at about `level_s`; the last may have less to do."""
         row_M, read_M, start_M, speed_M = self._row_M, self._read_M, self._start_M, self._speed_M
         ready_M = {rank: self._finish_M[rank] + start_M[rank] for rank in ranks}
         shares, left = [], num_rows
@@ -208,8 +208,8 @@ class _Balancer:
                 break
 
     def _find_handover(self, slowest: int) -> bool:
-        """The slowest gives a whole expert to another holder, which may pass on one of its own to have time for it, and
-        so on. With experts that cost no more than reading, the step cannot be faster when this finds no way.
+        """Let the slowest give a whole expert to another holder, which may pass on one of its own to have time for it,
+        and so on. With experts that cost no more than reading, the step cannot be faster when this finds no way.
         """
         finish_M = self._finish_M
         latest_s = finish_M[slowest]

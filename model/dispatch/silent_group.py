@@ -1,4 +1,4 @@
-"""In place of a process group, to measure what a member computes around its collectives. Nothing leaves the process."""
+"""Stands in for a process group, to measure what a member computes around collectives. Nothing leaves the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ANSWER_S = 2e-4     # how long the caller sleeps in a collective: it wakes up sl
 
 
 class SilentGroup:
-    """The other members send zeros, after a moment, and take whatever they are sent."""
+    """Answers as members would that send zeros, after a moment, and take whatever they are sent."""
 
     def all_to_all(self, received: Tensor, sent: Tensor, num_received_M: list[int], num_sent_M: list[int],
                    rank: int) -> None:

@@ -1,1 +1,1 @@
-"""What a device computes: packed C and plain torch behind one protocol. May import: errors."""
+"""Computes what a device must: packed C and plain torch behind one protocol. May import: errors."""

@@ -9,17 +9,20 @@
 
 #include "packed_gemm.h"
 #include "packed_parallel.h"
+#include "shared_structs.h"
 
 enum { CHUNK = 64, MAX_HEAD_DIM = 256, TILE_PAIRS = 64, HEAD_LD = MAX_HEAD_DIM + 16, CHUNK_LD = CHUNK + 16 };
 
-typedef struct {
-    const char *q;              // [T, H, d], q_step bytes between tokens
-    const char *cache;
-    char *out;                  // [T, H, d]
-    const int32_t *query_starts, *context_lens, *block_tables;      // [S + 1], [S], [S, M]
-    long q_step, num_seqs, table_width, num_heads, num_kv_heads, head_dim, block_size, dtype, sliding_window;
-    float scale;
-} Attention;
+#define ATTENTION_FIELDS(FIELD) \
+    FIELD(const char *, q)              /* [T, H, d], q_step bytes between tokens */ \
+    FIELD(const char *, cache) \
+    FIELD(char *, out)                  /* [T, H, d] */ \
+    FIELD(const int32_t *, query_starts) FIELD(const int32_t *, context_lens)      /* [S + 1], [S] */ \
+    FIELD(const int32_t *, block_tables)                                            /* [S, M] */ \
+    FIELD(long, q_step) FIELD(long, num_seqs) FIELD(long, table_width) FIELD(long, num_heads) \
+    FIELD(long, num_kv_heads) FIELD(long, head_dim) FIELD(long, block_size) FIELD(long, dtype) \
+    FIELD(long, sliding_window) FIELD(float, scale)
+DEFINE_STRUCT(Attention, ATTENTION_FIELDS);
 
 // A tile: tokens [token, token + num_tokens) of one sequence with the query heads of one key/value head
 typedef struct { int32_t seq, kv_head, token, num_tokens, head, num_heads; } AttentionTask;

@@ -11,6 +11,7 @@
 #include "packed_parallel.h"
 #include "packed_rows.h"
 #include "row_plan.h"
+#include "shared_structs.h"
 
 #define EXPORT __attribute__((visibility("default")))
 enum { OK = 0, NO_MEMORY = 1, BAD_ID = 2 };
@@ -46,11 +47,13 @@ EXPORT void packed_pack(char *panels, const char *rows, long first_row, long num
     parallel_for(num_panels, num_threads, pack_panel, &packing);
 }
 
-EXPORT long packed_panel_bytes(long dtype, long k) { return panel_bytes(dtype, k); }
+// Of a weight [n, k] in panels
+EXPORT long packed_weight_bytes(long dtype, long n, long k) { return ceil_div(n, LANES) * panel_bytes(dtype, k); }
 
 // ---- linear
 
-typedef struct { const char *panels; long n, k, dtype; } Linear;        // filled by packed_cpu.py
+#define LINEAR_FIELDS(FIELD) FIELD(const char *, panels) FIELD(long, n) FIELD(long, k) FIELD(long, dtype)
+DEFINE_STRUCT(Linear, LINEAR_FIELDS);
 
 typedef struct {
     const Linear *weight;
@@ -104,7 +107,10 @@ EXPORT void packed_linear(const Linear *weight, const char *x, long x_step, long
 // ---- experts
 
 // gate_up: per expert, panels gate 0, up 0, gate 1, up 1, ... [2 * ceil(I/16)] over k = D; down: [ceil(D/16)] over k = I
-typedef struct { const char *gate_up, *down; long num_experts, intermediate, hidden, dtype; } Experts;
+#define EXPERTS_FIELDS(FIELD) \
+    FIELD(const char *, gate_up) FIELD(const char *, down) \
+    FIELD(long, num_experts) FIELD(long, intermediate) FIELD(long, hidden) FIELD(long, dtype)
+DEFINE_STRUCT(Experts, EXPERTS_FIELDS);
 
 typedef struct { long row, num_rows, panel, num_panels, expert; } ExpertTask;
 
@@ -254,21 +260,21 @@ EXPORT long packed_attention(const Attention *call, long num_threads) {
 
 // ---- gated DeltaNet: the structs are described in packed_delta_net.h
 
-EXPORT void packed_causal_conv(const ConvCall *given, long num_threads) {
-    ConvCall call = *given;
-    call.num_parts = ceil_div(call.width, CONV_CHANNELS);
-    long num_rows = call.seqs.num_seqs ? call.seqs.query_starts[call.seqs.num_seqs] : 0;
-    if (num_rows * call.width * call.kernel < CONV_TASK_ELEMENTS) num_threads = 1;
-    parallel_for(call.seqs.num_seqs * call.num_parts, num_threads, conv_task, &call);
+EXPORT void packed_causal_conv(const Conv *call, long num_threads) {
+    long num_seqs = call->seqs->num_seqs;
+    if (call->seqs->query_starts[num_seqs] * call->width * call->kernel < CONV_TASK_ELEMENTS) num_threads = 1;
+    parallel_for(num_seqs * num_conv_parts(call), num_threads, conv_task, call);
 }
 
-EXPORT void packed_gated_delta_rule(const DeltaCall *given, long num_threads) {
-    DeltaCall call = *given;
-    call.num_parts = ceil_div(call.value_dim, STATE_COLUMNS);
-    parallel_for(call.seqs.num_seqs * call.num_heads * call.num_parts, num_threads, delta_task, &call);
+EXPORT void packed_gated_delta_rule(const DeltaRule *call, long num_threads) {
+    parallel_for(call->seqs->num_seqs * call->num_heads * num_delta_parts(call), num_threads, delta_task, call);
 }
 
 // ---- rows of a MoE layer between members: model/dispatch/compiled_row_planner.py
+
+EXPORT void row_plan_offsets(const Routing *routing, long num_rows, long num_per_row, long own_count, RowPlanOffsets *at) {
+    *at = offsets_of_plan(routing, num_rows, num_per_row, own_count);
+}
 
 EXPORT long row_plan(const Routing *routing, const int16_t *ids, long ids_step, long num_rows, long num_per_row,
                      const int64_t *owner, long own_first, long own_count, int64_t *numbers) {
@@ -284,6 +290,16 @@ EXPORT long row_plan(const Routing *routing, const int16_t *ids, long ids_step, 
     plan_departures(routing, &rows, &space, &out);
     free(memory);
     return OK;
+}
+
+// ---- what Python must know of the structs above: packed_cpu_library.py
+
+EXPORT const char *shared_structs(void) {
+    return DESCRIBE_STRUCT(Linear, LINEAR_FIELDS) DESCRIBE_STRUCT(Experts, EXPERTS_FIELDS)
+        DESCRIBE_STRUCT(Attention, ATTENTION_FIELDS) DESCRIBE_STRUCT(Copies, COPIES_FIELDS)
+        DESCRIBE_STRUCT(Routing, ROUTING_FIELDS) DESCRIBE_STRUCT(RowPlanOffsets, ROW_PLAN_FIELDS)
+        DESCRIBE_STRUCT(Sequences, SEQUENCES_FIELDS) DESCRIBE_STRUCT(Conv, CONV_FIELDS)
+        DESCRIBE_STRUCT(DeltaRule, DELTA_RULE_FIELDS);
 }
 
 #ifdef __AVX512F__

@@ -1,4 +1,4 @@
-"""Kernels in C on packed weights, for CPUs (packed_cpu.c and its headers say how).
+"""Runs kernels in C on packed weights, for CPUs (packed_cpu.c and its headers say how).
 
 Every output element is one fp32 FMA chain in ascending k, so a row's result does not depend on the rows beside it, on
 threads, or on the CPU's vector width. Runs on torch.get_num_threads() threads of a pool of its own, one call at a time:
@@ -16,15 +16,7 @@ import torch
 from torch import Tensor
 
 from model.errors import OutOfMemoryError
-from model.kernels.packed_cpu_library import (
-    AttentionStruct,
-    ConvStruct,
-    DeltaStruct,
-    ExpertsStruct,
-    KernelLibrary,
-    LinearStruct,
-    SequencesStruct,
-)
+from model.kernels.packed_cpu_library import KernelLibrary
 from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState, ExpertWeights, LinearWeight
 
 _LANES = 16
@@ -36,17 +28,18 @@ _SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 
 
 class PackedLinear:
-    """Panels of 16 outputs, k ascending. Rows that were never loaded are zero."""
+    """Holds panels of 16 outputs, k ascending. Rows that were never loaded are zero."""
 
     def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, library: KernelLibrary) -> None:
         self.out_features = out_features
         self.in_features = in_features
         self.dtype = dtype
         self._library = library
-        panel_bytes = library.short.packed_panel_bytes(_CODES[dtype], in_features)
-        self.panels = torch.zeros(-(-out_features // _LANES) * panel_bytes, dtype=torch.uint8)
+        num_bytes = library.short.packed_weight_bytes(_CODES[dtype], out_features, in_features)
+        self.panels = torch.zeros(num_bytes, dtype=torch.uint8)
         self.nbytes = self.panels.nbytes
-        self._struct = LinearStruct(self.panels.data_ptr(), out_features, in_features, _CODES[dtype])
+        self._struct = library.new_struct("Linear", panels=self.panels.data_ptr(), n=out_features, k=in_features,
+                                          dtype=_CODES[dtype])
         self.address = ctypes.addressof(self._struct)
 
     def load_rows(self, first_row: int, weight_nK: Tensor) -> None:
@@ -57,7 +50,7 @@ class PackedLinear:
 
 
 class PackedExperts:
-    """Per expert: panels of gate and up alternating, then those of down."""
+    """Holds for each expert panels of gate and up alternating, then those of down."""
 
     def __init__(self, num_experts: int, intermediate_size: int, hidden_size: int, dtype: torch.dtype,
                  library: KernelLibrary) -> None:
@@ -66,15 +59,14 @@ class PackedExperts:
         self.hidden_size = hidden_size
         self.dtype = dtype
         self._library = library
-        up_bytes, down_bytes = (library.short.packed_panel_bytes(_CODES[dtype], k)
-                                for k in (hidden_size, intermediate_size))
-        self.gate_up, self.down = (
-            torch.zeros(num_experts, num_panels * panel_bytes, dtype=torch.uint8)
-            for num_panels, panel_bytes in ((2 * -(-intermediate_size // _LANES), up_bytes),
-                                            (-(-hidden_size // _LANES), down_bytes)))
+        up_bytes, down_bytes = (library.short.packed_weight_bytes(_CODES[dtype], n, k) for n, k in (
+            (intermediate_size, hidden_size), (hidden_size, intermediate_size)))
+        self.gate_up = torch.zeros(num_experts, 2 * up_bytes, dtype=torch.uint8)
+        self.down = torch.zeros(num_experts, down_bytes, dtype=torch.uint8)
         self.nbytes = self.gate_up.nbytes + self.down.nbytes
-        self._struct = ExpertsStruct(self.gate_up.data_ptr(), self.down.data_ptr(), num_experts, intermediate_size,
-                                     hidden_size, _CODES[dtype])
+        self._struct = library.new_struct(
+            "Experts", gate_up=self.gate_up.data_ptr(), down=self.down.data_ptr(), num_experts=num_experts,
+            intermediate=intermediate_size, hidden=hidden_size, dtype=_CODES[dtype])
         self.address = ctypes.addressof(self._struct)
         self.counts = ctypes.c_long * num_experts
 
@@ -103,7 +95,7 @@ class PackedExperts:
 
 
 class PackedCpuKernels:
-    """The Kernels protocol (model/kernels/protocol.py), where every method is described.
+    """Implements the Kernels protocol (model/kernels/protocol.py), where every method is described.
 
     Raises KernelLibraryError (an OSError) when no library fits this CPU.
     """
@@ -203,8 +195,11 @@ class PackedCpuKernels:
         assert x_TC.dtype is weight_KC.dtype is slots.dtype and weight_KC.is_contiguous() and slots.is_contiguous()
         assert weight_KC.shape == (slots.shape[1] + 1, x_TC.shape[1]) and slots.shape[2] == x_TC.shape[1]
         out_TC = torch.empty(x_TC.shape, dtype=x_TC.dtype)
-        call = ConvStruct(x_TC.data_ptr(), weight_KC.data_ptr(), slots.data_ptr(), out_TC.data_ptr(), step,
-                          x_TC.shape[1], weight_KC.shape[0], _CODES[x_TC.dtype], 0, _sequences(batch))
+        seqs = self._sequences(batch)
+        call = self._library.new_struct(
+            "Conv", x=x_TC.data_ptr(), weight=weight_KC.data_ptr(), slots=slots.data_ptr(), out=out_TC.data_ptr(),
+            step=step, width=x_TC.shape[1], kernel=weight_KC.shape[0], dtype=_CODES[x_TC.dtype],
+            seqs=ctypes.addressof(seqs))
         self._causal_conv(ctypes.addressof(call), torch.get_num_threads())
         return out_TC
 
@@ -218,9 +213,12 @@ class PackedCpuKernels:
         assert ba_TJ.shape == (qkv_TC.shape[0], 2 * num_heads) and ba_TJ.dtype is qkv_TC.dtype
         assert num_heads % num_key_heads == 0 and slots.is_contiguous() and slots.dtype is torch.float32
         out_THv = torch.empty((qkv_TC.shape[0], num_heads, value_dim), dtype=qkv_TC.dtype)
-        call = DeltaStruct(qkv_TC.data_ptr(), ba_TJ.data_ptr(), gates.rate_H.data_ptr(), gates.bias_H.data_ptr(),
-                           slots.data_ptr(), out_THv.data_ptr(), qkv_step, ba_step, num_key_heads, num_heads, key_dim,
-                           value_dim, _CODES[qkv_TC.dtype], 0, _sequences(batch))
+        seqs = self._sequences(batch)
+        call = self._library.new_struct(
+            "DeltaRule", qkv=qkv_TC.data_ptr(), ba=ba_TJ.data_ptr(), rate=gates.rate_H.data_ptr(),
+            bias=gates.bias_H.data_ptr(), slots=slots.data_ptr(), out=out_THv.data_ptr(), qkv_step=qkv_step,
+            ba_step=ba_step, num_key_heads=num_key_heads, num_heads=num_heads, key_dim=key_dim, value_dim=value_dim,
+            dtype=_CODES[qkv_TC.dtype], seqs=ctypes.addressof(seqs))
         self._gated_delta_rule(ctypes.addressof(call), torch.get_num_threads())
         return out_THv
 
@@ -237,7 +235,7 @@ class PackedCpuKernels:
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                      dtype: torch.dtype) -> Tensor:
-        """[layers, blocks, key or value, G, B, d] in shape; keys lie in memory as [d, B]."""
+        """Return [layers, blocks, key or value, G, B, d] in shape; keys lie in memory as [d, B]."""
         assert block_size in (1, 2, 4, 8) or block_size % _LANES == 0, "block size: 1, 2, 4, 8 or a multiple of 16"
         assert head_dim <= _MAX_HEAD_DIM
         return torch.zeros(num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim, dtype=dtype)
@@ -263,31 +261,34 @@ class PackedCpuKernels:
         assert tables_SM.dtype is torch.int32 and lens_S.dtype is torch.int32 and starts_S1.dtype is torch.int32
         assert tables_SM.is_contiguous() and lens_S.is_contiguous() and starts_S1.is_contiguous()
         out_THd = torch.empty((num_tokens, num_heads, head_dim), dtype=q_THd.dtype)
-        call = AttentionStruct(q_THd.data_ptr(), cache.data_ptr(), out_THd.data_ptr(), starts_S1.data_ptr(),
-                               lens_S.data_ptr(), tables_SM.data_ptr(), step, lens_S.shape[0], tables_SM.shape[1],
-                               num_heads, num_kv_heads, head_dim, block_size, _CODES[q_THd.dtype],
-                               _NO_WINDOW if sliding_window is None else sliding_window, scale)
+        call = self._library.new_struct(
+            "Attention", q=q_THd.data_ptr(), cache=cache.data_ptr(), out=out_THd.data_ptr(),
+            query_starts=starts_S1.data_ptr(), context_lens=lens_S.data_ptr(), block_tables=tables_SM.data_ptr(),
+            q_step=step, num_seqs=lens_S.shape[0], table_width=tables_SM.shape[1], num_heads=num_heads,
+            num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=_CODES[q_THd.dtype],
+            sliding_window=_NO_WINDOW if sliding_window is None else sliding_window, scale=scale)
         _check(self._attention(ctypes.addressof(call), torch.get_num_threads()))
         return out_THd
 
+    def _sequences(self, batch: AttentionBatch) -> ctypes.Structure:
+        starts_S1, reads_S, writes_S = batch.query_starts_S1, batch.state_reads_S, batch.state_writes_S
+        assert reads_S is not None and writes_S is not None and starts_S1.dtype is torch.int32
+        assert reads_S.dtype is writes_S.dtype is torch.int32 and reads_S.shape == writes_S.shape
+        kept = (batch.snapshot_starts_S1, batch.snapshot_rows_W, batch.snapshot_slots_W)
+        assert all(numbers is None or numbers.dtype is torch.int32 for numbers in kept)
+        starts, rows, slots = (None if numbers is None else numbers.data_ptr() for numbers in kept)
+        return self._library.new_struct(
+            "Sequences", query_starts=starts_S1.data_ptr(), reads=reads_S.data_ptr(), writes=writes_S.data_ptr(),
+            kept_starts=starts, kept_rows=rows, kept_slots=slots, num_seqs=reads_S.shape[0])
+
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """x with contiguous rows (copied if they are not), and the bytes from one row to the next."""
+    """Return x with contiguous rows (copied if they are not), and the bytes from one row to the next."""
     strides = x.stride()
     if strides[-1] != 1 or (len(strides) == 3 and strides[1] != x.shape[2]):
         x = x.contiguous()
         strides = x.stride()
     return x, strides[0] * _SIZES[x.dtype]
-
-
-def _sequences(batch: AttentionBatch) -> SequencesStruct:
-    starts_S1, reads_S, writes_S = batch.query_starts_S1, batch.state_reads_S, batch.state_writes_S
-    assert reads_S is not None and writes_S is not None and starts_S1.dtype is torch.int32
-    assert reads_S.dtype is writes_S.dtype is torch.int32 and reads_S.shape == writes_S.shape
-    kept = (batch.snapshot_starts_S1, batch.snapshot_rows_W, batch.snapshot_slots_W)
-    assert all(numbers is None or numbers.dtype is torch.int32 for numbers in kept)
-    return SequencesStruct(starts_S1.data_ptr(), reads_S.data_ptr(), writes_S.data_ptr(),
-                           *(None if numbers is None else numbers.data_ptr() for numbers in kept), reads_S.shape[0])
 
 
 def _check(status: int) -> None:

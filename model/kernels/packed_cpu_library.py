@@ -1,12 +1,14 @@
-"""The compiled kernels of this CPU, and what their C functions take.
+"""Loads the compiled kernels of this CPU, and says what their C functions take.
 
-Which library fits is known from the CPU's flags; all of them compute the same bits. Built by setup.py.
+Which library fits is known from the CPU's flags; all of them compute the same bits. Built by setup.py. The structs that
+C and Python share are described by the library itself: shared_structs.h.
 """
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import re
 from ctypes import c_float, c_long, c_void_p
 from pathlib import Path
 
@@ -15,7 +17,10 @@ from model.errors import ModelError
 _V3_FLAGS = {"avx2", "fma", "f16c", "bmi2"}
 _V4_FLAGS = _V3_FLAGS | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
 
-_Functions = dict[str, list[type[c_void_p] | type[c_long] | type[c_float]]]
+_CType = type[c_void_p] | type[c_long] | type[c_float]
+_Functions = dict[str, list[_CType]]
+_NUMBERS: dict[str, _CType] = {"long": c_long, "float": c_float}
+_BUILD = "build it here: python setup.py build_generated"
 
 # Pointers and counts, as the C declarations have them. Short functions keep the GIL: giving it up costs more.
 _SHORT_FUNCTIONS: _Functions = {
@@ -26,7 +31,8 @@ _SHORT_FUNCTIONS: _Functions = {
     "packed_rope": [c_void_p, c_long, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_long, c_long],
     "packed_combine": [c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long],
     "packed_write_kv": [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_long, c_long, c_long, c_long, c_long],
-    "packed_panel_bytes": [c_long, c_long],
+    "packed_weight_bytes": [c_long, c_long, c_long],
+    "row_plan_offsets": [c_void_p, c_long, c_long, c_long, c_void_p],
     "row_plan": [c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long, c_void_p],
 }
 _LONG_FUNCTIONS: _Functions = {
@@ -36,76 +42,15 @@ _LONG_FUNCTIONS: _Functions = {
     "packed_attention": [c_void_p, c_long],
     "packed_gated_delta_rule": [c_void_p, c_long],
 }
-_RETURNS_LONG = {"packed_panel_bytes", "packed_experts", "packed_attention", "row_plan"}
-
-
-class LinearStruct(ctypes.Structure):
-    """`Linear` of packed_cpu.c"""
-
-    _fields_ = [("panels", c_void_p), ("n", c_long), ("k", c_long), ("dtype", c_long)]
-
-
-class ExpertsStruct(ctypes.Structure):
-    """`Experts` of packed_cpu.c"""
-
-    _fields_ = [("gate_up", c_void_p), ("down", c_void_p), ("num_experts", c_long), ("intermediate", c_long),
-                ("hidden", c_long), ("dtype", c_long)]
-
-
-class AttentionStruct(ctypes.Structure):
-    """`Attention` of packed_attention.h"""
-
-    _fields_ = [("q", c_void_p), ("cache", c_void_p), ("out", c_void_p), ("query_starts", c_void_p),
-                ("context_lens", c_void_p), ("block_tables", c_void_p), ("q_step", c_long), ("num_seqs", c_long),
-                ("table_width", c_long), ("num_heads", c_long), ("num_kv_heads", c_long), ("head_dim", c_long),
-                ("block_size", c_long), ("dtype", c_long), ("sliding_window", c_long), ("scale", c_float)]
-
-
-class SequencesStruct(ctypes.Structure):
-    """`Sequences` of packed_delta_net.h"""
-
-    _fields_ = [("query_starts", c_void_p), ("reads", c_void_p), ("writes", c_void_p),
-                ("kept_starts", c_void_p), ("kept_rows", c_void_p), ("kept_slots", c_void_p), ("num_seqs", c_long)]
-
-
-class ConvStruct(ctypes.Structure):
-    """`ConvCall` of packed_delta_net.h"""
-
-    _fields_ = [*((name, c_void_p) for name in ("x", "weight", "slots", "out")),
-                *((name, c_long) for name in ("step", "width", "kernel", "dtype", "num_parts")),
-                ("seqs", SequencesStruct)]
-
-
-class DeltaStruct(ctypes.Structure):
-    """`DeltaCall` of packed_delta_net.h"""
-
-    _fields_ = [*((name, c_void_p) for name in ("qkv", "ba", "rate", "bias", "slots", "out")),
-                *((name, c_long) for name in ("qkv_step", "ba_step", "num_key_heads", "num_heads", "key_dim",
-                                              "value_dim", "dtype", "num_parts")), ("seqs", SequencesStruct)]
-
-
-class CopiesStruct(ctypes.Structure):
-    """`Copies` of row_split.h"""
-
-    _fields_ = [*((name, c_void_p) for name in ("fixed", "holder", "read_F", "row_F", "start_F", "copied",
-                                                "first_holder", "holders", "short_up_to", "splits_from", "read", "row",
-                                                "start")),
-                *((name, c_long) for name in ("num_members", "num_experts", "num_fixed", "num_copied"))]
-
-
-class RoutingStruct(ctypes.Structure):
-    """`Routing` of row_plan.h"""
-
-    _fields_ = [("copies", c_void_p), ("holder_of", c_void_p), ("slot_of", c_void_p), ("rank", c_long),
-                ("num_members", c_long), ("num_experts", c_long), ("num_slots", c_long)]
+_RETURNS_LONG = {"packed_weight_bytes", "packed_experts", "packed_attention", "row_plan"}
 
 
 class KernelLibraryError(ModelError, OSError):
-    """No compiled library for this CPU, or it does not load. TorchKernels runs anywhere."""
+    """There is no compiled library for this CPU, or it does not load. TorchKernels runs anywhere."""
 
 
 class KernelLibrary:
-    """The loaded functions: `long` ones release the GIL while they run, `short` ones do not."""
+    """Holds the loaded functions: `long` ones release the GIL while they run, `short` ones do not."""
 
     def __init__(self) -> None:
         path = library_path()
@@ -113,15 +58,52 @@ class KernelLibrary:
             raise KernelLibraryError(f"no packed CPU kernels for {platform.machine()} with this CPU's instructions",
                                      fix="use TorchKernels, or a CPU with AVX2 and FMA, or an aarch64 one")
         if not path.exists():
-            raise KernelLibraryError(f"{path} is not there", fix="build it: python setup.py build_generated")
+            raise KernelLibraryError(f"{path} is not there", fix=_BUILD)
         try:
             self.long = ctypes.CDLL(str(path))
             self.short = ctypes.PyDLL(str(path))
         except OSError as error:
-            raise KernelLibraryError(f"{path} does not load: {error}",
-                                     fix="build it here: python setup.py build_generated") from error
-        _declare(self.long, _LONG_FUNCTIONS)
-        _declare(self.short, _SHORT_FUNCTIONS)
+            raise KernelLibraryError(f"{path} does not load: {error}", fix=_BUILD) from error
+        try:
+            _declare(self.long, _LONG_FUNCTIONS)
+            _declare(self.short, _SHORT_FUNCTIONS)
+            self._structs = struct_types(_description(self.short))
+        except AttributeError as error:
+            raise KernelLibraryError(f"{path} was built from other sources: {error}", fix=_BUILD) from error
+
+    def new_struct(self, name: str, **values: float | None) -> ctypes.Structure:
+        """Return a struct of shared_structs.h's kind with a value for each of its fields; without values, all are 0."""
+        struct_type = self._structs.get(name)
+        if struct_type is None or (values and values.keys() != struct_type.field_names):
+            raise KernelLibraryError(f"the library was built from other sources: its struct {name} has other fields "
+                                     f"than {', '.join(values)}", fix=_BUILD)
+        return struct_type(**values)
+
+
+class _Struct(ctypes.Structure):
+    field_names: frozenset[str]
+
+
+def struct_types(description: str) -> dict[str, type[_Struct]]:
+    """Return the structs that are described so: `Name{type field;type field;}Name{...}`. Types as C writes them."""
+    types: dict[str, type[_Struct]] = {}
+    for name, fields in re.findall(r"(\w+)\{([^}]*)\}", description):
+        declared = [field.rsplit(" ", 1) for field in fields.split(";")[:-1]]
+        types[name] = type(name, (_Struct,), {
+            "_fields_": [(field, _ctype(c_type)) for c_type, field in declared],
+            "field_names": frozenset(field for _, field in declared)})
+    return types
+
+
+def _ctype(c_type: str) -> _CType:
+    return c_void_p if c_type.endswith("*") else _NUMBERS[c_type]
+
+
+def _description(library: ctypes.PyDLL) -> str:
+    describe = library.shared_structs
+    describe.argtypes, describe.restype = [], ctypes.c_char_p
+    described: bytes = describe()
+    return described.decode()
 
 
 def _declare(library: ctypes.CDLL, functions: _Functions) -> None:
@@ -132,15 +114,15 @@ def _declare(library: ctypes.CDLL, functions: _Functions) -> None:
 
 
 def library_path() -> Path | None:
-    """The library for this CPU, whether or not it was built; None when no CPU level fits."""
+    """Return the library for this CPU, whether or not it was built; None when no CPU level fits."""
     if platform.system() != "Linux":
         return None
-    level = cpu_level(platform.machine(), Path("/proc/cpuinfo").read_text())
+    level = cpu_level(platform.machine(), Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     return None if level is None else Path(__file__).with_name(f"packed_cpu.{level}.so")
 
 
 def cpu_level(machine: str, cpuinfo: str) -> str | None:
-    """Suffix of the library for a machine with this /proc/cpuinfo."""
+    """Return the suffix of the library for a machine with this /proc/cpuinfo."""
     if machine == "aarch64":
         return "aarch64"
     if machine != "x86_64":

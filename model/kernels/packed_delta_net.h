@@ -6,15 +6,17 @@
 #include "packed_parallel.h"
 #include "packed_rows.h"
 #include "packed_simd.h"
+#include "shared_structs.h"
 
 enum { MAX_KEY_DIM = 256, STATE_VECTORS = 4, STATE_COLUMNS = STATE_VECTORS * LANES, CONV_CHANNELS = 512,
        CONV_TASK_ELEMENTS = 1 << 13 };
 
-typedef struct {
-    const int32_t *query_starts, *reads, *writes;       // [S + 1], [S] and [S]: state slots; a read of -1 begins
-    const int32_t *kept_starts, *kept_rows, *kept_slots;    // [S + 1], [W], [W]: also kept after so many rows; or 0
-    long num_seqs;
-} Sequences;
+// query_starts [S + 1]; reads and writes [S]: state slots, a read of -1 begins; kept_starts [S + 1], kept_rows and
+// kept_slots [W]: the state is also kept after so many rows, or 0
+#define SEQUENCES_FIELDS(FIELD) FIELD(const int32_t *, query_starts) FIELD(const int32_t *, reads) \
+    FIELD(const int32_t *, writes) FIELD(const int32_t *, kept_starts) FIELD(const int32_t *, kept_rows) \
+    FIELD(const int32_t *, kept_slots) FIELD(long, num_seqs)
+DEFINE_STRUCT(Sequences, SEQUENCES_FIELDS);
 
 // Slots to write of one sequence: `next` counts those that it has passed.
 typedef struct { const int32_t *rows, *slots; long next, end, last_row, last_slot; } Writes;
@@ -33,24 +35,23 @@ INLINE long slot_after(Writes *writes, long num_rows) {
 
 // ---- convolution: weight [K, C] of the model's dtype, slots [N, K - 1, C], oldest row first
 
-typedef struct {
-    const char *x, *weight;
-    char *slots, *out;
-    long step, width, kernel, dtype, num_parts;
-    Sequences seqs;
-} ConvCall;
+#define CONV_FIELDS(FIELD) FIELD(const char *, x) FIELD(const char *, weight) FIELD(char *, slots) FIELD(char *, out) \
+    FIELD(long, step) FIELD(long, width) FIELD(long, kernel) FIELD(long, dtype) FIELD(const Sequences *, seqs)
+DEFINE_STRUCT(Conv, CONV_FIELDS);
+
+INLINE long num_conv_parts(const Conv *call) { return ceil_div(call->width, CONV_CHANNELS); }
 
 // The row that is `back` rows before row t of the call; rows before the call's are in the slot that is read.
-INLINE const char *conv_row(const ConvCall *call, long first, long t, long back, const char *before) {
+INLINE const char *conv_row(const Conv *call, long first, long t, long back, const char *before) {
     if (t - back >= 0) return call->x + (first + t - back) * call->step;
     return before ? before + (call->kernel - 1 + t - back) * call->width * dtype_bytes(call->dtype) : 0;
 }
 
-INLINE void conv_part(const Dtype dtype, const ConvCall *call, long seq, long channel, long end) {
+INLINE void conv_part(const Dtype dtype, const Conv *call, long seq, long channel, long end) {
     long bytes = dtype_bytes(dtype), row_bytes = call->width * bytes, slot_bytes = (call->kernel - 1) * row_bytes;
-    long first = call->seqs.query_starts[seq], num_rows = call->seqs.query_starts[seq + 1] - first;
-    const char *before = call->seqs.reads[seq] < 0 ? 0 : call->slots + call->seqs.reads[seq] * slot_bytes;
-    Writes writes = writes_of(&call->seqs, seq);
+    long first = call->seqs->query_starts[seq], num_rows = call->seqs->query_starts[seq + 1] - first;
+    const char *before = call->seqs->reads[seq] < 0 ? 0 : call->slots + call->seqs->reads[seq] * slot_bytes;
+    Writes writes = writes_of(call->seqs, seq);
     for (long t = 0; t < num_rows; t++) {
         for (long c = channel; c < end; c += LANES) {
             f32x16 sum = splat(0.0f);
@@ -72,8 +73,8 @@ INLINE void conv_part(const Dtype dtype, const ConvCall *call, long seq, long ch
 }
 
 static void conv_task(const void *context, long task) {
-    const ConvCall *call = context;
-    long seq = task / call->num_parts, channel = task % call->num_parts * CONV_CHANNELS;
+    const Conv *call = context;
+    long num_parts = num_conv_parts(call), seq = task / num_parts, channel = task % num_parts * CONV_CHANNELS;
     long end = min_long(call->width, channel + CONV_CHANNELS);
     if (call->dtype == BF16) conv_part(BF16, call, seq, channel, end);
     else if (call->dtype == F16) conv_part(F16, call, seq, channel, end);
@@ -82,14 +83,14 @@ static void conv_task(const void *context, long task) {
 
 // ---- recurrence
 
-typedef struct {
-    const char *qkv, *ba;               // [T, 2 * key heads * k + H * v], [T, 2 * H]
-    const float *rate, *bias;           // [H]
-    float *slots;                       // [N, H, k, v]
-    char *out;                          // [T, H, v]
-    long qkv_step, ba_step, num_key_heads, num_heads, key_dim, value_dim, dtype, num_parts;
-    Sequences seqs;
-} DeltaCall;
+// qkv [T, 2 * key heads * k + H * v], ba [T, 2 * H], rate and bias [H], slots [N, H, k, v], out [T, H, v]
+#define DELTA_RULE_FIELDS(FIELD) FIELD(const char *, qkv) FIELD(const char *, ba) FIELD(const float *, rate) \
+    FIELD(const float *, bias) FIELD(float *, slots) FIELD(char *, out) FIELD(long, qkv_step) FIELD(long, ba_step) \
+    FIELD(long, num_key_heads) FIELD(long, num_heads) FIELD(long, key_dim) FIELD(long, value_dim) FIELD(long, dtype) \
+    FIELD(const Sequences *, seqs)
+DEFINE_STRUCT(DeltaRule, DELTA_RULE_FIELDS);
+
+INLINE long num_delta_parts(const DeltaRule *call) { return ceil_div(call->value_dim, STATE_COLUMNS); }
 
 // log(1 + e^x), without overflow: max(x, 0) + log1p(e^-|x|), the latter by the series of 2 atanh(u / (2 + u))
 INLINE float softplus(float x) {
@@ -160,18 +161,18 @@ INLINE void store_state(const float *state, float *slot, long key_dim, long valu
             store_n(F32, slot + i * value_dim + j, load_f32(state + i * STATE_COLUMNS + j), columns - j);
 }
 
-INLINE void delta_part(const Dtype dtype, const DeltaCall *call, long seq, long head, long column) {
+INLINE void delta_part(const Dtype dtype, const DeltaRule *call, long seq, long head, long column) {
     float state[MAX_KEY_DIM * STATE_COLUMNS] __attribute__((aligned(64)));
     float q[MAX_KEY_DIM + LANES], k[MAX_KEY_DIM + LANES];
     long bytes = dtype_bytes(dtype), key_dim = call->key_dim, value_dim = call->value_dim;
     long columns = min_long(STATE_COLUMNS, value_dim - column), key_width = call->num_key_heads * key_dim;
     long key_head = head / (call->num_heads / call->num_key_heads), slot_size = call->num_heads * key_dim * value_dim;
     long at = head * key_dim * value_dim + column;
-    long read = call->seqs.reads[seq], first = call->seqs.query_starts[seq];
-    Writes writes = writes_of(&call->seqs, seq);
+    long read = call->seqs->reads[seq], first = call->seqs->query_starts[seq];
+    Writes writes = writes_of(call->seqs, seq);
     load_state(state, read < 0 ? 0 : call->slots + read * slot_size + at, key_dim, value_dim, columns);
     float scale = 1.0f / __builtin_sqrtf((float)key_dim);
-    for (long t = first; t < call->seqs.query_starts[seq + 1]; t++) {
+    for (long t = first; t < call->seqs->query_starts[seq + 1]; t++) {
         const char *row = call->qkv + t * call->qkv_step, *ba = call->ba + t * call->ba_step;
         normalize(dtype, row + key_head * key_dim * bytes, q, key_dim, scale);
         normalize(dtype, row + (key_width + key_head * key_dim) * bytes, k, key_dim, 1.0f);
@@ -193,9 +194,9 @@ INLINE void delta_part(const Dtype dtype, const DeltaCall *call, long seq, long 
 }
 
 static void delta_task(const void *context, long task) {
-    const DeltaCall *call = context;
-    long seq = task / (call->num_heads * call->num_parts), rest = task % (call->num_heads * call->num_parts);
-    long head = rest / call->num_parts, column = rest % call->num_parts * STATE_COLUMNS;
+    const DeltaRule *call = context;
+    long num_parts = num_delta_parts(call), seq = task / (call->num_heads * num_parts);
+    long head = task / num_parts % call->num_heads, column = task % num_parts * STATE_COLUMNS;
     if (call->dtype == BF16) delta_part(BF16, call, seq, head, column);
     else if (call->dtype == F16) delta_part(F16, call, seq, head, column);
     else delta_part(F32, call, seq, head, column);

@@ -1,4 +1,4 @@
-"""Elementwise functions whose result does not depend on an element's place in its tensor, on the CPU."""
+"""Computes functions of elements so that a result does not depend on the element's place in its tensor, on the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MULTIPLE = 64      # of every vector width and unrolling
 
 
 def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` of fp32 x in pieces that torch neither splits over threads nor ends with scalar code.
+    """Apply `function` to fp32 x in pieces that torch neither splits over threads nor ends with scalar code.
 
     torch's vector and scalar code for exp, silu and the like differ in the last bit.
     """

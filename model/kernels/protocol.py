@@ -1,4 +1,4 @@
-"""What a device must be able to compute. One Protocol, two implementations:
+"""Says what a device must be able to compute. One Protocol, two implementations:
 
 `TorchKernels` (model/kernels/torch_kernels.py): plain torch on any device; the oracle of the other.
 `PackedCpuKernels` (model/kernels/packed_cpu.py): C micro-kernels on packed weights, for CPUs; every output element is
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class LinearWeight(Protocol):
-    """A weight [N, K] in the layout that the kernels like. Filled once at load, some rows at a time (q, k, v fused)."""
+    """Holds a weight [N, K] in the kernels' layout. It is filled once at load, some rows at a time (q, k, v fused)."""
 
     out_features: int
     in_features: int
@@ -31,7 +31,7 @@ class LinearWeight(Protocol):
 
 
 class ExpertWeights(Protocol):
-    """The experts of one layer on this member: gate and up [E, I, D], down [E, D, I], slot by slot."""
+    """Holds the experts of one layer on this member: gate and up [E, I, D], down [E, D, I], slot by slot."""
 
     num_experts: int
     nbytes: int
@@ -48,7 +48,7 @@ class ExpertWeights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """Where the T rows of a step sit: S sequences, one after the other, in the order of the plan. All int32, on CPU.
+    """Says where the T rows of a step sit: S sequences, one after the other, in the plan's order. All int32, on CPU.
 
     Row i of sequence s is query position context_lens_S[s] - query_lens_S[s] + i; it sees keys 0..that position
     (or the last `sliding_window` of them).
@@ -90,27 +90,27 @@ class Kernels(Protocol):
 
     def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None,
                out_dtype: torch.dtype | None = None) -> Tensor:
-        """x [T, K] @ weight.T [K, N] (+ bias) -> [T, N], accumulated in fp32, in out_dtype or the dtype of x."""
+        """Compute x [T, K] @ weight.T [K, N] (+ bias) -> [T, N], accumulated in fp32, in out_dtype or that of x."""
 
     def new_experts(self, num_experts: int, intermediate_size: int, hidden_size: int,
                     dtype: torch.dtype) -> ExpertWeights: ...
 
     def experts(self, rows_RD: Tensor, num_rows_E: Sequence[int], weights: ExpertWeights) -> Tensor:
-        """SwiGLU of each row with its own expert: down(silu(gate(x)) * up(x)) -> [R, D], dtype of rows.
+        """Compute SwiGLU of each row with its own expert: down(silu(gate(x)) * up(x)) -> [R, D], dtype of rows.
 
         Rows are sorted by slot; num_rows_E[slot] says how many belong to each, zeros included.
         The product silu(gate) * up is made in fp32 and rounded once to the dtype of rows.
         """
 
     def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Weighted sum of each token's expert outputs: sum_k weights[t, k] * rows[row_of[t, k]] -> [T, D], as rows.
+        """Sum each token's expert outputs by weight: sum_k weights[t, k] * rows[row_of[t, k]] -> [T, D], as rows.
 
         Added in the order of the columns (the caller sorts them by expert id), in fp32, rounded once.
         rows [R, D], row_of int64 [T, K], weights fp32 [T, K].
         """
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """x * rsqrt(mean(x^2) + eps) in fp32, rounded to the dtype of x, then times weight. Last dim is normed.
+        """Compute x * rsqrt(mean(x^2) + eps) in fp32, rounded to the dtype of x, then times weight, over the last dim.
 
         As transformers' Qwen3MoeRMSNorm and MixtralRMSNorm compute it. x may be [T, H, d] (QK norm). An fp32 weight
         beside x of another dtype is multiplied before the rounding, as Qwen3NextRMSNorm does."""
@@ -143,18 +143,18 @@ class Kernels(Protocol):
         """
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-        """Rotate-half rotary embedding, x [T, H, d], cos and sin fp32 [T, d] (both halves)."""
+        """Apply the rotate-half rotary embedding to x [T, H, d]; cos and sin fp32 [T, d] (both halves)."""
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                      dtype: torch.dtype) -> Tensor:
-        """One tensor whose first dimension is the layer; the rest is the implementation's own layout. Zeroed."""
+        """Return a zeroed tensor whose first dimension is the layer; the rest is the implementation's own layout."""
 
     def write_kv(self, cache: Tensor, k_TGd: Tensor, v_TGd: Tensor, batch: AttentionBatch) -> None:
         """Store the keys and values of this step's rows. `cache` is one layer's slice of new_kv_cache()."""
 
     def attention(self, q_THd: Tensor, cache: Tensor, batch: AttentionBatch, scale: float,
                   sliding_window: int | None) -> Tensor:
-        """Causal attention of this step's rows over the cached keys -> [T, H, d], dtype of q.
+        """Compute causal attention of this step's rows over the cached keys -> [T, H, d], dtype of q.
 
         Keys are taken in position order with a split that depends on positions only, softmax and sums in fp32, so a
         row's result does not depend on chunking or on other sequences.

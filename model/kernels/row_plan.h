@@ -7,11 +7,12 @@
 
 #include "row_relief.h"
 
-typedef struct {                            // `LayerRouting` of model/dispatch/row_plan.py
-    const Copies *copies;                   // 0: every expert has one holder
-    const int16_t *holder_of, *slot_of;     // [E + 1], the last for padding
-    long rank, num_members, num_experts, num_slots;
-} Routing;
+// `LayerRouting` of model/dispatch/row_plan.py
+#define ROUTING_FIELDS(FIELD) \
+    FIELD(const Copies *, copies)           /* 0: every expert has one holder */ \
+    FIELD(const int16_t *, holder_of) FIELD(const int16_t *, slot_of)       /* [E + 1], the last for padding */ \
+    FIELD(long, rank) FIELD(long, num_members) FIELD(long, num_experts) FIELD(long, num_slots)
+DEFINE_STRUCT(Routing, ROUTING_FIELDS);
 
 typedef struct {
     const int16_t *ids;                     // [S, K], ids_step from row to row
@@ -19,12 +20,20 @@ typedef struct {
     long ids_step, num_rows, num_per_row, own_first, own_count;
 } StepRows;
 
-typedef struct {                            // `RowPlan` of model/dispatch/row_plan.py, in one array, in this order
-    int64_t *num_slot_rows;                 // [slots]
-    int64_t *num_departures, *num_returns, *num_sent, *num_received;        // [M]
-    int64_t *source_row, *place, *departure;        // room for S * K, R are filled
-    int64_t *row_of;                        // [own rows, K]
-    int64_t *sent_row;                      // room for own rows * M
+// `RowPlan` of model/dispatch/row_plan.py is written into one array of int64: where each part of it begins
+#define ROW_PLAN_FIELDS(FIELD) \
+    FIELD(long, num_slot_rows)              /* [slots] */ \
+    FIELD(long, num_departures) FIELD(long, num_returns) FIELD(long, num_sent) FIELD(long, num_received)    /* [M] */ \
+    FIELD(long, end_of_counts)              /* all that is above */ \
+    FIELD(long, source_row) FIELD(long, place) FIELD(long, departure)       /* room for S * K, R are filled */ \
+    FIELD(long, row_of)                     /* [own rows, K] */ \
+    FIELD(long, sent_row)                   /* room for own rows * M */ \
+    FIELD(long, end)
+DEFINE_STRUCT(RowPlanOffsets, ROW_PLAN_FIELDS);
+
+typedef struct {
+    int64_t *num_slot_rows, *num_departures, *num_returns, *num_sent, *num_received;
+    int64_t *source_row, *place, *departure, *row_of, *sent_row;
 } RowPlanOut;
 
 typedef struct {
@@ -59,18 +68,28 @@ static long lay_out(PlanSpace *s, const Routing *r, const StepRows *rows, char *
     return from - begin;
 }
 
+static RowPlanOffsets offsets_of_plan(const Routing *r, long num_rows, long num_per_row, long own_count) {
+    long M = r->num_members, num_pairs = num_rows * num_per_row;
+    RowPlanOffsets at = {.num_slot_rows = 0, .num_departures = r->num_slots};
+    at.num_returns = at.num_departures + M;
+    at.num_sent = at.num_returns + M;
+    at.num_received = at.num_sent + M;
+    at.source_row = at.end_of_counts = at.num_received + M;
+    at.place = at.source_row + num_pairs;
+    at.departure = at.place + num_pairs;
+    at.row_of = at.departure + num_pairs;
+    at.sent_row = at.row_of + own_count * num_per_row;
+    at.end = at.sent_row + own_count * M;
+    return at;
+}
+
 static RowPlanOut plan_out(const Routing *r, const StepRows *rows, int64_t *numbers) {
-    long M = r->num_members, num_pairs = rows->num_rows * rows->num_per_row;
-    RowPlanOut out = {.num_slot_rows = numbers, .num_departures = numbers + r->num_slots};
-    out.num_returns = out.num_departures + M;
-    out.num_sent = out.num_returns + M;
-    out.num_received = out.num_sent + M;
-    out.source_row = out.num_received + M;
-    out.place = out.source_row + num_pairs;
-    out.departure = out.place + num_pairs;
-    out.row_of = out.departure + num_pairs;
-    out.sent_row = out.row_of + rows->own_count * rows->num_per_row;
-    return out;
+    RowPlanOffsets at = offsets_of_plan(r, rows->num_rows, rows->num_per_row, rows->own_count);
+    return (RowPlanOut){
+        .num_slot_rows = numbers + at.num_slot_rows, .num_departures = numbers + at.num_departures,
+        .num_returns = numbers + at.num_returns, .num_sent = numbers + at.num_sent,
+        .num_received = numbers + at.num_received, .source_row = numbers + at.source_row, .place = numbers + at.place,
+        .departure = numbers + at.departure, .row_of = numbers + at.row_of, .sent_row = numbers + at.sent_row};
 }
 
 // Ids come from other members, and index memory here

@@ -7,19 +7,21 @@
 #include <math.h>
 
 #include "packed_simd.h"
+#include "shared_structs.h"
 
 enum { MAX_PASSES = 8 };
 #define CLOSE 2e-3
 
-typedef struct {                            // `LayerCopies` of model/dispatch/row_split.py
-    const int64_t *fixed, *holder;          // [F] expert, its holder
-    const double *read_F, *row_F, *start_F;
-    const int64_t *copied, *first_holder;   // [C] expert; [C + 1] where its holders begin
-    const int64_t *holders;                 // ascending within an expert
-    const double *short_up_to, *splits_from;        // [C]
-    const double *read, *row, *start;       // [M]
-    long num_members, num_experts, num_fixed, num_copied;
-} Copies;
+// `LayerCopies` of model/dispatch/row_split.py
+#define COPIES_FIELDS(FIELD) \
+    FIELD(const int64_t *, fixed) FIELD(const int64_t *, holder)            /* [F] expert, its holder */ \
+    FIELD(const double *, read_F) FIELD(const double *, row_F) FIELD(const double *, start_F) \
+    FIELD(const int64_t *, copied) FIELD(const int64_t *, first_holder)     /* [C] expert; [C + 1] its holders' begin */ \
+    FIELD(const int64_t *, holders)                                         /* ascending within an expert */ \
+    FIELD(const double *, short_up_to) FIELD(const double *, splits_from)   /* [C] */ \
+    FIELD(const double *, read) FIELD(const double *, row) FIELD(const double *, start)         /* [M] */ \
+    FIELD(long, num_members) FIELD(long, num_experts) FIELD(long, num_fixed) FIELD(long, num_copied)
+DEFINE_STRUCT(Copies, COPIES_FIELDS);
 
 typedef struct { long rank, num_rows; double seconds; } Part;
 

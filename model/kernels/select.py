@@ -1,4 +1,4 @@
-"""Which kernels a device gets."""
+"""Chooses the kernels that a device gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ logger = logging.getLogger(__name__)
 
 
 def select_kernels(device: str) -> Kernels:
-    """PackedCpuKernels on "cpu" when its library loads here, else TorchKernels ("cuda", "cuda:1", other CPUs)."""
+    """Return PackedCpuKernels on "cpu" when its library loads here, else TorchKernels ("cuda", "cuda:1", other
+    CPUs)."""
     if device != "cpu":
         return TorchKernels(device)
     try:

@@ -1,4 +1,4 @@
-"""Paged attention in plain torch: one version whose rows do not depend on their batch, and one on torch's own kernels.
+"""Computes paged attention in plain torch: with rows that do not depend on their batch, or by torch's own kernels.
 
 S sequences, n query rows of one tile, H query heads, G key/value heads, g = H / G, d head size, C keys of a block,
 b key blocks, M blocks of a block table, B block size of the KV cache
@@ -19,8 +19,8 @@ ROWS_PER_TILE = 32
 
 def attend_in_blocks(q_THd: Tensor, cache: Tensor, batch: AttentionBatch, scale: float,
                      sliding_window: int | None) -> Tensor:
-    """fp32 inside. Key blocks begin at multiples of 64 positions and are added in order; a block that a row may not see
-    adds exact zeros, so the longest row of a tile does not change the others."""
+    """Attend, fp32 inside. Key blocks begin at multiples of 64 positions and are added in order; a block that a row may
+    not see adds exact zeros, so the longest row of a tile does not change the others."""
     out_THd = torch.empty_like(q_THd)
     starts = batch.query_starts_S1.tolist()
     for sequence, context_len in enumerate(batch.context_lens_S.tolist()):
@@ -34,7 +34,7 @@ def attend_in_blocks(q_THd: Tensor, cache: Tensor, batch: AttentionBatch, scale:
 
 
 def _gather(cache: Tensor, block_table_M: Tensor, context_len: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of positions 0.. in fp32 [P, G, d], P padded with zeros to whole key blocks."""
+    """Return keys and values of positions 0.. in fp32 [P, G, d], P padded with zeros to whole key blocks."""
     block_size = cache.shape[2]
     blocks = block_table_M[:-(-context_len // block_size)].long()
     padding = (0, 0, 0, 0, 0, -context_len % KEYS_PER_BLOCK)
@@ -44,7 +44,7 @@ def _gather(cache: Tensor, block_table_M: Tensor, context_len: int) -> tuple[Ten
 
 def _attend_tile(q_nHd: Tensor, keys_PGd: Tensor, values_PGd: Tensor, first_position: int, scale: float,
                  sliding_window: int | None) -> Tensor:
-    """Rows at positions first_position, first_position + 1, ... Always a whole tile of GEMM rows."""
+    """Attend with rows at positions first_position, first_position + 1, ...: always a whole tile of GEMM rows."""
     num_rows, num_heads, head_dim = q_nHd.shape
     num_kv_heads = keys_PGd.shape[1]
     num_blocks = -(-(first_position + num_rows) // KEYS_PER_BLOCK)
@@ -69,7 +69,7 @@ def _attend_tile(q_nHd: Tensor, keys_PGd: Tensor, values_PGd: Tensor, first_posi
 
 
 def _visible(first_position: int, num_keys: int, sliding_window: int | None) -> Tensor:
-    """[tile rows, keys]: may the row see the key. A padding row may see none and become NaN; it is cut off."""
+    """Return [tile rows, keys]: may the row see the key. A padding row may see none and become NaN; it is cut off."""
     positions_n1 = torch.arange(first_position, first_position + ROWS_PER_TILE).unsqueeze(1)
     keys_P = torch.arange(num_keys)
     visible = keys_P <= positions_n1
@@ -80,7 +80,7 @@ def _visible(first_position: int, num_keys: int, sliding_window: int | None) -> 
 
 def attend_with_sdpa(q_THd: Tensor, cache: Tensor, batch: AttentionBatch, scale: float,
                      sliding_window: int | None) -> Tensor:
-    """Single-row sequences together in one padded call, each longer chunk in a call of its own."""
+    """Attend with single-row sequences together in one padded call, with each longer chunk in a call of its own."""
     out_THd = torch.empty_like(q_THd)
     query_lens = batch.query_starts_S1.diff()
     decodes = (query_lens == 1).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""Kernels in plain torch, for any device: the oracle of the packed ones, and what CUDA runs.
+"""Computes in plain torch, for any device: the oracle of the packed kernels, and what CUDA runs.
 
 On the CPU every row's result is independent of the rows beside it, which torch alone does not promise:
 * GEMMs run on a multiple of 4 rows (below, MKL picks kernels that add up in another order);
@@ -28,7 +28,7 @@ _VOCABULARY_PIECE = 4096
 
 
 class TorchLinear:
-    """A weight [N, K] as torch stores it."""
+    """Holds a weight [N, K] as torch stores it."""
 
     def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> None:
         self.out_features = out_features
@@ -41,7 +41,7 @@ class TorchLinear:
 
 
 class TorchExperts:
-    """gate and up fused [E, 2I, D], down [E, D, I]."""
+    """Holds gate and up fused [E, 2I, D], down [E, D, I]."""
 
     def __init__(self, num_experts: int, intermediate_size: int, hidden_size: int, dtype: torch.dtype,
                  device: torch.device) -> None:
@@ -67,7 +67,7 @@ class TorchExperts:
 
 
 class TorchKernels:
-    """The Kernels protocol (model/kernels/protocol.py), where every method is described."""
+    """Implements the Kernels protocol (model/kernels/protocol.py), where every method is described."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -167,7 +167,7 @@ class TorchKernels:
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                      dtype: torch.dtype) -> Tensor:
-        """[layers, key or value, blocks, B, G, d]"""
+        """Return [layers, key or value, blocks, B, G, d]."""
         return torch.zeros(num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim, dtype=dtype,
                            device=self.device)
 
@@ -177,7 +177,7 @@ class TorchKernels:
         cache[1].flatten(0, 1).index_copy_(0, slots_T, v_TGd)
 
     def _slots(self, batch: AttentionBatch) -> Tensor:
-        """slots_T on the device, sent once a step instead of once a layer."""
+        """Return slots_T on the device, sent once a step instead of once a layer."""
         if self._slots_of is None or self._slots_of[0] is not batch:
             self._slots_of = (batch, batch.slots_T.to(self.device))
         return self._slots_of[1]

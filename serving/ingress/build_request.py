@@ -6,24 +6,25 @@ else they are the OpenAI API's; max_tokens is the rest of the context for chats,
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError, UnsupportedFieldError
+from serving.errors import InvalidRequestError, UnsupportedFieldError
+from serving.ingress.body_bounds import MAX_TOKEN_IDS
+from serving.ingress.prompts import Conversation, Prompt, PromptEncoder
 from serving.router.generation import GenerationRequest, ModelCard, Service
+from serving.router.request_checks import LengthLimit, context_limit, served_card
 from serving.sampling_params import SamplingParams
 from serving.text.chat_template import ChatMessage
 from serving.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS_OF_BARE_PROMPT = 16
-_LONG_TEXT = 2048       # characters; from there a thread encodes it, below the switch costs more than it saves
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 # Of a list the first wrong entry is the error: findings about each would cost a hundred times their bytes.
@@ -60,27 +61,6 @@ class SamplingFields(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    messages: tuple[ChatMessage, ...]
-    add_generation_prompt: bool = True
-    variables: Mapping[str, JsonValue] = field(default_factory=dict)    # of the chat template
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    text: str
-    add_special_tokens: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class TokenIds:
-    token_ids: tuple[int, ...]
-
-
-Prompt = Conversation | Text | TokenIds
-
-
-@dataclass(frozen=True, slots=True)
 class Asked:
     """One request of a client, the prompt aside."""
 
@@ -96,61 +76,34 @@ class RequestBuilder:
     def __init__(self, service: Service, tokenizer: Tokenizer) -> None:
         self._service = service
         self._tokenizer = tokenizer
+        self._encoder = PromptEncoder(tokenizer)
 
     def card(self, model: str | None) -> ModelCard:
         """Return the served model of that name; without a name the first one. Raises ModelNotFoundError."""
-        cards = self._service.cards
-        for card in cards:
-            if model is None or card.name == model:
-                return card
-        raise ModelNotFoundError(f"model {model!r} is not served here", param="model",
-                                 fix=f"use one of: {', '.join(card.name for card in cards) or 'none is served yet'}")
+        return served_card(self._service.cards, model)
 
-    async def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the prompt's token ids. Long texts are encoded in a thread. Raises InvalidRequestError."""
-        if isinstance(prompt, TokenIds):
-            self.check_token_ids(prompt.token_ids, param="prompt")
-            return prompt.token_ids
-        if _num_characters(prompt) < _LONG_TEXT:
-            return self._encode_text(prompt)
-        return await asyncio.to_thread(self._encode_text, prompt)
+    async def count(self, prompt: Prompt, card: ModelCard) -> tuple[int, ...]:
+        """Return the token ids of a prompt that is not to be answered, so that it may be longer than the context."""
+        num_tokens = max(MAX_TOKEN_IDS, card.max_model_len)
+        limit = LengthLimit(num_tokens, f"at most {num_tokens} tokens of one text are counted")
+        return (await self._encoder.encode([prompt], limit))[0]
 
-    def check_token_ids(self, token_ids: Iterable[int], param: str) -> None:
-        """Raise InvalidRequestError for an id that the model has no embedding of."""
-        for token_id in token_ids:
-            if not 0 <= token_id < self._tokenizer.num_embeddings:
-                raise InvalidRequestError(f"token id {token_id} is not of this model", param=param,
-                                          fix=f"ids are 0 to {self._tokenizer.num_embeddings - 1}")
+    async def build(self, asked: Asked, prompts: Sequence[Prompt]) -> list[GenerationRequest]:
+        """Tokenize the prompts of one body and fill in defaults; the service checks what comes out.
 
-    async def build(self, asked: Asked, prompt: Prompt) -> GenerationRequest:
-        """Check everything and tokenize. Raises InvalidRequestError and its kinds, ModelNotFoundError."""
+        Raises InvalidRequestError and its kinds, ModelNotFoundError.
+        """
         card = self.card(asked.model)
         params = self._params(asked)        # cheap, so wrong values are told before a long prompt is tokenized
-        token_ids = await self.encode(prompt)
-        if not token_ids:
-            raise InvalidRequestError("the prompt is empty", fix="give at least one token", param="prompt")
-        if params.max_tokens is None and not isinstance(prompt, Conversation):
-            default = min(DEFAULT_MAX_TOKENS_OF_BARE_PROMPT, card.max_model_len - len(token_ids))
-            params = params.model_copy(update={"max_tokens": max(default, params.min_tokens, 1)})
-        _check_length(token_ids, params.max_tokens, card, isinstance(prompt, Conversation))
+        encoded = await self._encoder.encode(prompts, context_limit(card))
         # A client may send one id twice at a time; ours must not clash.
-        return GenerationRequest(request_id=f"{asked.request_id}-{uuid4().hex[:8]}", model=card.name,
-                                 prompt_token_ids=token_ids, params=params, tenant=asked.tenant,
-                                 deadline_s=asked.deadline_s)
-
-    def _encode_text(self, prompt: Conversation | Text) -> tuple[int, ...]:
-        tokenizer = self._tokenizer
-        if isinstance(prompt, Text):
-            token_ids = tokenizer.encode(prompt.text, prompt.add_special_tokens)
-        else:
-            text = tokenizer.apply_chat_template(prompt.messages, prompt.add_generation_prompt, prompt.variables)
-            token_ids = tokenizer.encode(text, add_special_tokens=False)      # the template wrote them
-        largest = max(token_ids, default=0)
-        if largest >= tokenizer.num_embeddings:
-            raise InvalidRequestError(f"the text has the token {tokenizer.token_name(largest)!r}, which this model has "
-                                      "no embedding of", fix="leave it out",
-                                      param="prompt" if isinstance(prompt, Text) else "messages")
-        return tuple(token_ids)
+        request_id = f"{asked.request_id}-{uuid4().hex[:8]}"
+        return [GenerationRequest(
+            request_id=request_id, model=card.name, prompt_token_ids=token_ids,
+            params=params if isinstance(prompt, Conversation) else _with_max_tokens(params, len(token_ids), card),
+            tenant=asked.tenant, deadline_s=asked.deadline_s,
+            prompt_field="messages" if isinstance(prompt, Conversation) else "prompt")
+            for prompt, token_ids in zip(prompts, encoded, strict=True)]
 
     def _params(self, asked: Asked) -> SamplingParams:
         given = asked.fields.model_dump(include=set(SamplingFields.model_fields), exclude_none=True)
@@ -161,11 +114,9 @@ class RequestBuilder:
         defaults = dataclasses.asdict(self._tokenizer.sampling_defaults)
         given = {name: value for name, value in defaults.items() if value is not None} | given
         try:
-            params = SamplingParams.model_validate(given | {"logprobs": asked.num_logprobs})
+            return SamplingParams.model_validate(given | {"logprobs": asked.num_logprobs})
         except ValidationError as error:
             raise invalid_request(error) from None
-        self.check_token_ids(params.logit_bias, param="logit_bias")
-        return params
 
 
 def chat_message(role: str, content: str, name: str | None = None, param: str = "messages",
@@ -191,10 +142,16 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
     kind = findings[0]["type"]
     if kind == "extra_forbidden":
         return InvalidRequestError(f"unknown field {param!r}", fix="remove it, or check its spelling", param=param)
-    if kind == "missing" or (findings[0]["input"] is None and findings[0]["loc"][:1] == (param,)):
+    is_null = findings[0]["input"] is None and _names_field(findings[0]["loc"])
+    if kind == "missing" or is_null:
         return InvalidRequestError(f"{param} is missing", fix="give it", param=param)
     shown = "" if kind == "value_error" else f", got {_SHORT.repr(findings[0]['input'])}"
     return InvalidRequestError(f"{param or 'the body'}: {' or '.join(reasons)}{shown}", param=param)
+
+
+def _names_field(path: Sequence[int | str]) -> bool:
+    """Return whether the path ends at a field of the body itself, or at one of the types that it may have."""
+    return len(path) == 1 or (len(path) == 2 and str(path[1]).startswith(("str", "list[")))
 
 
 def field_name(path: Sequence[int | str]) -> str | None:
@@ -208,19 +165,8 @@ def field_name(path: Sequence[int | str]) -> str | None:
     return name or None
 
 
-def _num_characters(prompt: Conversation | Text) -> int:
-    if isinstance(prompt, Text):
-        return len(prompt.text)
-    return sum(len(message.content) for message in prompt.messages)
-
-
-def _check_length(token_ids: Sequence[int], max_tokens: int | None, card: ModelCard, is_chat: bool) -> None:
-    num_asked = len(token_ids) + (max_tokens or 1)
-    if num_asked <= card.max_model_len:
-        return
-    room = card.max_model_len - len(token_ids)
-    raise ContextLengthError(
-        f"this model's maximum context length is {card.max_model_len} tokens, but {num_asked} were asked for: "
-        f"{len(token_ids)} of the prompt and {max_tokens or 1} to generate",
-        fix=f"ask for at most {room} tokens" if room > 0 else "shorten the prompt",
-        param="max_tokens" if room > 0 else "messages" if is_chat else "prompt")
+def _with_max_tokens(params: SamplingParams, num_prompt: int, card: ModelCard) -> SamplingParams:
+    if params.max_tokens is not None:
+        return params
+    default = min(DEFAULT_MAX_TOKENS_OF_BARE_PROMPT, card.max_model_len - num_prompt)
+    return params.model_copy(update={"max_tokens": max(default, params.min_tokens, 1)})

@@ -9,16 +9,9 @@ from pydantic import ValidationError
 
 from model.step import TokenLogprob
 from serving.errors import InvalidRequestError
-from serving.ingress.build_request import (
-    Conversation,
-    Prompt,
-    SamplingFields,
-    Text,
-    TokenIds,
-    chat_message,
-    invalid_request,
-)
+from serving.ingress.build_request import SamplingFields, chat_message, invalid_request
 from serving.ingress.collect import UsageCount
+from serving.ingress.prompts import Conversation, Prompt, Text, TokenIds
 from serving.proto import inference_pb2 as pb
 from serving.router.generation import GenerationDelta, ModelCard
 

@@ -65,7 +65,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[m
                 model=request.model or None, fields=to_fields(request.sampling), request_id=request_id,
                 tenant=choose_tenant(self._authenticate(context), request.tenant), deadline_s=context.time_remaining(),
                 num_logprobs=num_logprobs(request.sampling))
-            generation = await self._builder.build(asked, to_prompt(request))
+            (generation,) = await self._builder.build(asked, [to_prompt(request)])
             usage, num_open = UsageCount([generation]), generation.params.n
             # gRPC cancels this coroutine when the client cancels or its deadline passes, which closes the streams.
             async with open_stream(self._service, [generation]) as deltas:
@@ -93,7 +93,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[m
         try:
             self._authenticate(context)
             card = self._builder.card(request.model or None)
-            token_ids = await self._builder.encode(to_tokenize_prompt(request))
+            token_ids = await self._builder.count(to_tokenize_prompt(request), card)
             return pb.TokenizeResponse(token_ids=token_ids, max_model_len=card.max_model_len)
         except Exception as error:
             return await _abort(context, error, request_id)

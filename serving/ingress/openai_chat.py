@@ -37,7 +37,8 @@ class ChatEndpoint:
         if body.stream and body.prompt_logprobs is not None:
             raise InvalidRequestError("prompt_logprobs are not part of a stream", param="prompt_logprobs",
                                       fix="remove it, or set stream to false")
-        return await self._builder.build(asked, conversation)
+        (request,) = await self._builder.build(asked, [conversation])
+        return request
 
     async def answer(self, body: ChatCompletionBody, request: GenerationRequest, stamp: Stamp) -> ChatCompletion:
         """Return the whole answer. Raises ServingError."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,12 +9,13 @@ from contextlib import asynccontextmanager
 from serving.engine.request import FinishReason
 from serving.errors import InvalidRequestError
 from serving.ingress.body_bounds import MAX_CHOICES, MAX_PROMPTS
-from serving.ingress.build_request import Asked, Prompt, RequestBuilder, Text
+from serving.ingress.build_request import Asked, RequestBuilder
 from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import CompletionLogprobsWriter, prompt_logprobs
 from serving.ingress.openai_responses import Completion, CompletionChoice, CompletionLogprobs
 from serving.ingress.openai_schema import CompletionBody, to_prompts, wants_continuous_usage, wants_usage
+from serving.ingress.prompts import Prompt, Text
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
 from serving.text.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ class CompletionEndpoint:
             "prompt_logprobs": body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs})
         asked = Asked(model=body.model, fields=fields, request_id=caller.request_id, tenant=caller.tenant(body.user),
                       num_logprobs=body.logprobs)
-        requests = await asyncio.gather(*(self._builder.build(asked, prompt) for prompt in prompts))
+        requests = await self._builder.build(asked, prompts)
         return [PromptRequest(prompt, request) for prompt, request in zip(prompts, requests, strict=True)]
 
     async def answer(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> Completion:

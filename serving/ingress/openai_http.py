@@ -21,10 +21,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.config import RouterConfig
-from serving.errors import ClientGoneError, InvalidRequestError, NotReadyError
+from serving.errors import ClientGoneError, InvalidRequestError, NotReadyError, UnsupportedFieldError
 from serving.ingress.auth import tenant_of_header
 from serving.ingress.body_bounds import body_bounds
-from serving.ingress.build_request import RequestBuilder, Text
+from serving.ingress.build_request import RequestBuilder
 from serving.ingress.event_stream import EventStream
 from serving.ingress.http_request import (
     Caller,
@@ -54,8 +54,10 @@ from serving.ingress.openai_schema import (
     parse_body,
     to_conversation,
 )
+from serving.ingress.prompts import Text
 from serving.ingress.status import to_shared
 from serving.router.generation import ModelCard, Service
+from serving.router.request_checks import check_token_ids
 from serving.text.tokenizer import Tokenizer
 
 _LONG_BODY_BYTES = 16 * 2**10       # from there a thread parses it
@@ -170,11 +172,15 @@ class _HttpDoor:
         card = self._builder.card(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("give either prompt or messages", param="prompt")
+        if body.messages is not None and body.add_special_tokens:
+            raise UnsupportedFieldError("add_special_tokens is not for messages: a chat template writes its own",
+                                        fix="leave it out", param="add_special_tokens")
         if body.messages is not None:
             prompt = to_conversation(body.messages, body.add_generation_prompt, body.chat_template_kwargs)
-            token_ids = await self._builder.encode(prompt)
+            token_ids = await self._builder.count(prompt, card)
         else:
-            token_ids = await self._builder.encode(Text(body.prompt or "", body.add_special_tokens is not False))
+            text = Text(body.prompt or "", body.add_special_tokens is not False)
+            token_ids = await self._builder.count(text, card)
         names = [self._tokenizer.token_name(token_id) for token_id in token_ids] if body.return_token_strs else None
         return _json(Tokenized(count=len(token_ids), max_model_len=card.max_model_len, tokens=list(token_ids),
                                token_strs=names))
@@ -182,7 +188,7 @@ class _HttpDoor:
     async def detokenize(self, request: Request, caller: Caller) -> Response:
         body = await self._parse(request, DetokenizeBody)
         self._builder.card(body.model)
-        self._builder.check_token_ids(body.tokens, param="tokens")
+        check_token_ids("tokens", body.tokens, self._tokenizer.num_embeddings)
         return _json(Detokenized(prompt=self._tokenizer.decode(body.tokens, skip_special_tokens=False)))
 
     async def health(self, request: Request, caller: Caller) -> Response:
@@ -229,7 +235,8 @@ async def _answer_routing_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         detail = f"there is nothing at {request.url.path}. Ask one of {', '.join(_PATHS)}"
     else:
-        detail = f"{request.method} is not for {request.url.path}. Use {(error.headers or {}).get('Allow', 'another')}"
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))     # Starlette's is a set
+        detail = f"{request.method} is not for {request.url.path}. Use {allowed}"
     response = _http_error(HTTPException(error.status_code, detail, error.headers))
     response.headers["x-request-id"] = choose_request_id(request.headers.get("x-request-id"))
     return response

@@ -13,16 +13,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, Validati
 from serving.errors import InvalidRequestError, UnsupportedFieldError
 from serving.ingress.build_request import (
     FIRST_ERROR,
-    Conversation,
     Integers,
     SamplingFields,
     Strings,
-    Text,
-    TokenIds,
     chat_message,
     invalid_request,
 )
 from serving.ingress.json_reader import BodyBounds, read_json
+from serving.ingress.prompts import Conversation, Text, TokenIds
 from serving.ingress.unused_fields import CONTENT_PART_FIELDS, MESSAGE_FIELDS, REQUEST_FIELDS, Unused, refuse_unused
 from serving.text.chat_template import ChatMessage
 

@@ -1,4 +1,5 @@
-"""gRPC channel settings of the shard link: a dead peer is noticed within keepalive time + timeout."""
+"""gRPC channel settings: no channel of ours goes through a proxy; on the shard link a dead peer is noticed within
+keepalive time + timeout."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ KEEPALIVE_TIME_S = 10.0
 KEEPALIVE_TIMEOUT_S = 5.0
 
 Options = list[tuple[str, int]]
+
+# Our own parts reach each other directly, whatever http_proxy and its kin say: those are for the world outside.
+DIRECT: Options = [("grpc.enable_http_proxy", 0)]
 
 
 def channel_options(keepalive_time_s: float = KEEPALIVE_TIME_S, timeout_s: float = KEEPALIVE_TIMEOUT_S) -> Options:
@@ -31,6 +35,7 @@ def server_options(keepalive_time_s: float = KEEPALIVE_TIME_S, timeout_s: float 
 
 def _common_options(keepalive_time_s: float, timeout_s: float) -> Options:
     return [
+        *DIRECT,
         ("grpc.keepalive_time_ms", round(keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(timeout_s * 1000)),
         # gRPC core never acts on keepalive_timeout_ms, only on this one, whose default is 60 s (grpc/grpc#39239).

@@ -21,6 +21,7 @@ class GenerationRequest:
     params: SamplingParams
     tenant: str = "default"                     # admission is fair between tenants
     deadline_s: float | None = None             # seconds from now; None: the config's default
+    prompt_field: str = "prompt"                # as errors name what the prompt was made of
 
 
 @dataclass(frozen=True, slots=True)

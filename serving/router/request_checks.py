@@ -1,47 +1,107 @@
-"""What the service refuses before a request waits for anything. Limits of single fields are in sampling_params.py."""
+"""The one check of a request: name, ids and length. The doors use its parts before they pay for tokenizing.
+
+Limits of single fields are in sampling_params.py, those of a body's shape in the ingress.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from serving.router.generation import GenerationRequest, ModelCard
 
-
-def check_request(request: GenerationRequest, card: ModelCard, vocab_size: int, max_request_tokens: int | None) -> None:
-    """Raises ModelNotFoundError, InvalidRequestError or ContextLengthError. `max_request_tokens`: what the KV cache of
-    the largest shard holds; None when no shard is known yet."""
-    if request.model != card.name:
-        raise ModelNotFoundError(f"the model {request.model!r} does not exist here", fix=f"use {card.name!r}",
-                                 param="model")
-    if not request.prompt_token_ids:
-        raise InvalidRequestError("the prompt has no tokens", fix="send at least one", param="prompt")
-    params = request.params
-    _check_ids("prompt", request.prompt_token_ids, vocab_size)
-    _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
-    _check_ids("logit_bias", params.logit_bias, vocab_size)
-    _check_length(request, card.max_model_len, f"this model's maximum context length is {card.max_model_len} tokens")
-    if max_request_tokens is not None:
-        _check_length(request, max_request_tokens,
-                      f"the KV cache of this model's largest shard holds {max_request_tokens} tokens")
+# Of a prompt: tokens x (1 + prompt_logprobs). They travel in one message and are written into one answer.
+MAX_PROMPT_SCORES = 2**16
+MAX_REQUEST_SCORES = 2**18          # of all prompts and choices of a client's request
 
 
-def _check_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> None:
-    wrong = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
-    if wrong is not None:
-        raise InvalidRequestError(f"{param} holds the token id {wrong}, which is not in the vocabulary",
-                                  fix=f"token ids are 0 to {vocab_size - 1}", param=param)
+@dataclass(frozen=True, slots=True)
+class LengthLimit:
+    """The tokens that a prompt and its output may have together, and why."""
+
+    num_tokens: int
+    reason: str
 
 
-def _check_length(request: GenerationRequest, max_tokens: int, limit: str) -> None:
-    num_prompt, num_output = len(request.prompt_token_ids), request.params.max_tokens
-    if num_prompt + (num_output or 1) <= max_tokens:
+def served_card(cards: Sequence[ModelCard], model: str | None) -> ModelCard:
+    """Return the served model of that name; without a name the first one. Raises ModelNotFoundError."""
+    for card in cards:
+        if model is None or card.name == model:
+            return card
+    raise ModelNotFoundError(f"the model {(model or '')[:200]!r} is not served here", param="model",
+                             fix=f"use one of: {', '.join(card.name for card in cards) or 'none is served yet'}")
+
+
+def check_request(request: GenerationRequest, card: ModelCard, num_embeddings: int, kv_limit: int | None) -> None:
+    """Raise ModelNotFoundError, InvalidRequestError or ContextLengthError for what can never run here.
+
+    `kv_limit`: tokens that the KV cache of the largest shard holds; None when no shard is known yet.
+    """
+    served_card((card,), request.model)
+    prompt, params, field = request.prompt_token_ids, request.params, request.prompt_field
+    if not prompt:
+        raise InvalidRequestError("the prompt has no tokens", fix="send at least one", param=field)
+    check_token_ids(field, prompt, num_embeddings)
+    check_token_ids("stop_token_ids", params.stop_token_ids, num_embeddings)
+    check_token_ids("logit_bias", params.logit_bias, num_embeddings)
+    check_length(len(prompt), params.max_tokens, context_limit(card), field)
+    if kv_limit is not None:
+        check_length(len(prompt), params.max_tokens, kv_cache_limit(kv_limit), field)
+    if _num_scores(request) > MAX_PROMPT_SCORES * params.n:
+        raise InvalidRequestError(
+            f"prompt_logprobs={params.prompt_logprobs} of {len(prompt)} tokens are more than {MAX_PROMPT_SCORES} "
+            "log-probabilities", fix="ask for fewer, or send a shorter prompt", param="prompt_logprobs")
+
+
+def check_requests(requests: Sequence[GenerationRequest], card: ModelCard, num_embeddings: int,
+                   kv_limit: int | None) -> None:
+    """Check all parts of one client's request. Raises as check_request()."""
+    for request in requests:
+        check_request(request, card, num_embeddings, kv_limit)
+    num_scores = sum(map(_num_scores, requests))
+    if num_scores > MAX_REQUEST_SCORES:
+        raise InvalidRequestError(
+            f"the request asks for {num_scores} log-probabilities of prompts, at most {MAX_REQUEST_SCORES} may be",
+            fix="send fewer prompts, or ask for fewer choices", param="prompt_logprobs")
+
+
+def check_token_ids(param: str, token_ids: Collection[int], num_embeddings: int) -> None:
+    """Raise InvalidRequestError for an id that the model has no embedding of."""
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= num_embeddings):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < num_embeddings)
+        raise InvalidRequestError(f"{param} holds the token id {wrong}, which is not of this model",
+                                  fix=f"token ids are 0 to {num_embeddings - 1}", param=param)
+
+
+def context_limit(card: ModelCard) -> LengthLimit:
+    return LengthLimit(card.max_model_len, f"this model's maximum context length is {card.max_model_len} tokens")
+
+
+def kv_cache_limit(num_tokens: int) -> LengthLimit:
+    return LengthLimit(num_tokens, f"the KV cache of this model's largest shard holds {num_tokens} tokens")
+
+
+def check_length(num_prompt: int, num_output: int | None, limit: LengthLimit, field: str) -> None:
+    """Raise ContextLengthError when prompt and output are too long. `num_output` None: one token must be left."""
+    if num_prompt + (num_output or 1) <= limit.num_tokens:
         return
-    if num_output is None or num_prompt >= max_tokens:
-        raise ContextLengthError(
-            f"{limit}. However, your prompt has {num_prompt} tokens, and at least one must be left for the output",
-            fix=f"shorten the prompt to {max_tokens - 1} tokens", param="prompt")
+    if num_output is None or num_prompt >= limit.num_tokens:
+        raise prompt_too_long(f"{num_prompt}", limit, field)
     raise ContextLengthError(
-        f"{limit}. However, you requested {num_prompt + num_output} tokens ({num_prompt} in the prompt, {num_output} "
-        "in the completion)", fix=f"ask for at most {max_tokens - num_prompt} tokens, or shorten the prompt",
-        param="max_tokens")
+        f"{limit.reason}. However, you requested {num_prompt + num_output} tokens ({num_prompt} in the prompt, "
+        f"{num_output} in the completion)",
+        fix=f"ask for at most {limit.num_tokens - num_prompt} tokens, or shorten the prompt", param="max_tokens")
+
+
+def prompt_too_long(num_prompt: str, limit: LengthLimit, field: str) -> ContextLengthError:
+    """Return the error of a prompt that leaves no room. `num_prompt` may also be "more than 100"."""
+    return ContextLengthError(
+        f"{limit.reason}. However, your prompt has {num_prompt} tokens, and at least one must be left for the output",
+        fix=f"shorten the prompt to {limit.num_tokens - 1} tokens", param=field)
+
+
+def _num_scores(request: GenerationRequest) -> int:
+    if request.params.prompt_logprobs is None:
+        return 0
+    return request.params.n * len(request.prompt_token_ids) * (1 + request.params.prompt_logprobs)

@@ -22,7 +22,7 @@ from serving.router.choice import Choice
 from serving.router.generation import GenerationDelta, GenerationRequest, ModelCard
 from serving.router.journal import Journal
 from serving.router.open_request import OpenPart, OpenRequest, new_choices, new_submissions
-from serving.router.request_checks import check_request
+from serving.router.request_checks import check_requests
 from serving.router.shard_choice import block_hashes
 from serving.router.shard_links import CONNECT_WAIT_S, ShardLinks
 from serving.text.tokenizer import Tokenizer
@@ -110,9 +110,7 @@ class InferenceService:
                                   else first.deadline_s)
         open_request = OpenRequest(arrival_s, deadline_s)
         try:
-            max_request_tokens = self._links.max_request_tokens
-            for request in requests:
-                check_request(request, self._card, self._tokenizer.num_embeddings, max_request_tokens)
+            check_requests(requests, self._card, self._tokenizer.num_embeddings, self._links.max_request_tokens)
             if self._links.epoch is None:
                 raise NotReadyError("the shards are still starting", fix="try again; `moesaic status` shows them")
             await self._admit(open_request, first)

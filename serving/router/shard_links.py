@@ -12,10 +12,11 @@ from typing import Protocol
 
 from serving.engine.engine import ShardLoad
 from serving.engine.request import Submission, TokenEvent
-from serving.errors import ContextLengthError, NotReadyError, ShardFailedError
+from serving.errors import NotReadyError, ShardFailedError
 from serving.link.client import ShardLinkClient, SubmissionQueue
 from serving.link.epoch import Epoch
 from serving.metrics import ShardMetrics
+from serving.router.request_checks import check_length, kv_cache_limit
 from serving.router.shard_choice import (
     EXPECTED_OUTPUT_TOKENS,
     PrefixIndex,
@@ -150,9 +151,9 @@ class ShardLinks:
         request = RoutedRequest(hashes, num_known, num_output, at_least)
         chosen = choose_shard(request, shards, self._index, self._block_size)
         if chosen is None:
-            raise ContextLengthError(
-                f"{num_prompt} prompt tokens + max_tokens={submission.max_tokens} do not fit into any shard's KV cache "
-                f"of at most {largest} tokens", fix="shorten the prompt or lower max_tokens", param="max_tokens")
+            check_length(num_known if may_shorten else num_prompt, None if may_shorten else submission.max_tokens,
+                         kv_cache_limit(largest), "prompt")
+            raise NotReadyError("no connected shard takes requests", fix="try again; `moesaic status` shows the shards")
         if may_shorten:
             room = chosen.max_request_tokens(self._block_size) - num_prompt
             submission = replace(submission, max_tokens=min(submission.max_tokens, room))

@@ -81,6 +81,11 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        if operator == "+" and isinstance(left, str) and isinstance(right, str):    # most of what templates do
+            size = len(left) + len(right)
+            _budget.get().spend(1 + size // _SIZE_OF_STEP)
+            _refuse_size(size)
+            return left + right
         _budget.get().spend(1 + (_size(left) + _size(right)) // _SIZE_OF_STEP)
         _refuse_size(_size_of_result(operator, left, right))
         return super().call_binop(context, operator, left, right)

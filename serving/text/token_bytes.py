@@ -91,11 +91,11 @@ def read_decoder_style(decoder: JsonValue) -> DecoderStyle:
         return DecoderStyle(Style.WORDS, FirstSpace.ONE_DROPPED)
     steps = decoder.get("decoders") if isinstance(decoder, dict) and decoder.get("type") == "Sequence" else [decoder]
     assert isinstance(steps, list)
-    kinds = [step.get("type") if isinstance(step, dict) else None for step in steps]
+    kinds = [str(step.get("type") if isinstance(step, dict) else None) for step in steps]
     if set(kinds) == {"ByteLevel"}:
         return DecoderStyle(Style.BYTE_LEVEL)
     if not set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
-        raise TokenizerError(f"tokenizer.json has the decoder {' + '.join(map(str, kinds))}",
+        raise TokenizerError(f"tokenizer.json has the decoder {' + '.join(kinds)}",
                              fix="known are ByteLevel, Metaspace, and Replace + ByteFallback + Fuse + Strip")
     return _metaspace_style([step for step in steps if isinstance(step, dict)])
 

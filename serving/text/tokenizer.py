@@ -7,7 +7,7 @@ Which special tokens go around a text is tokenizer.json's word alone: like trans
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,13 +16,17 @@ import tokenizers
 from pydantic import JsonValue
 
 from model.errors import CheckpointError
-from model.json_file import read_json_object
+from model.json_file import read_json_object, shown
 from serving.errors import InvalidRequestError
 from serving.text.chat_template import ChatMessage, ChatTemplate, read_chat_template
 from serving.text.generation_config import SamplingDefaults, sampling_defaults, stated_eos_token_ids, unused_fields
 from serving.text.token_bytes import DecoderStyle, TokenizerError, read_decoder_style
 
+_WINDOW = 16_384            # characters
+_MAX_NORMALIZED = 4         # characters that become one when a text is normalized
+_MAX_CUT_TOKENS = 16        # that a window may have more than its part of the whole text
 JsonObject = Mapping[str, JsonValue]
+_MAX_VOCAB_SIZE = 1 << 24       # a hundred times those in use; ids are kept in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Tokenizer:
         self._backend = backend
         self._bytes_of_id = {token_id: style.bytes_of(token) for token, token_id in backend.get_vocab().items()}
         self._chat_template = chat_template
+        self._longest_token = max(map(len, self._bytes_of_id.values()), default=1) or 1     # bytes
+        self._ids = tuple(range(num_embeddings))
         self.style = style
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.num_embeddings = num_embeddings        # a prompt may hold ids below it; the model draws such
@@ -63,8 +69,7 @@ class Tokenizer:
         source = read_chat_template(folder, config.get("chat_template"))
         model_config = _read_json(folder / "config.json")
         generation_config = _read_json(folder / "generation_config.json")
-        stated_size = model_config.get("vocab_size")
-        num_embeddings = stated_size if isinstance(stated_size, int) else max(backend.get_vocab().values()) + 1
+        num_embeddings = _num_embeddings(model_config, backend)
         eos_token_ids = _eos_token_ids(backend, stated_eos_token_ids(generation_config, model_config),
                                        special_tokens.get("eos_token"))
         _check_eos(eos_token_ids, num_embeddings)
@@ -80,6 +85,26 @@ class Tokenizer:
         loop."""
         # One text as a batch: `encode` itself holds the GIL to the end. "fast" leaves out character offsets only.
         return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+    def has_more_tokens(self, text: str, number: int) -> bool:
+        """Return True when the text certainly has more tokens than that, at a cost that its length does not raise.
+
+        Encoding takes a hundred bytes for each token: a long text is encoded in windows, until enough were counted. A
+        window's ends may cut tokens in two, which is allowed for.
+        """
+        if len(text) > number * self._longest_token * _MAX_NORMALIZED:
+            return True
+        num_counted = 0
+        for start in range(0, len(text) if len(text) > max(number, _WINDOW) else 0, _WINDOW):
+            num_counted += len(self.encode(text[start:start + _WINDOW], False)) - _MAX_CUT_TOKENS
+            if num_counted > number:
+                return True
+        return False
+
+    def shared_ids(self, token_ids: Iterable[int]) -> tuple[int, ...]:
+        """Return the ids as objects that all prompts share: 8 bytes for each and not 40. Wrong ids stay as they are."""
+        known, shared = len(self._ids), self._ids
+        return tuple([shared[token_id] if 0 <= token_id < known else token_id for token_id in token_ids])
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text. Bytes that are no UTF-8 become U+FFFD; ids without a token are left out."""
@@ -161,9 +186,30 @@ def _add_special_tokens(backend: tokenizers.Tokenizer, config: JsonObject, speci
         assert isinstance(entry, dict)
         flags = {key: bool(entry[key]) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
                  if key in entry}
-        backend.add_tokens([tokenizers.AddedToken(str(entry["content"]), **flags)])
+        backend.add_tokens([tokenizers.AddedToken(_encodable(str(entry["content"])), **flags)])
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    backend.add_special_tokens([token for token in special_tokens.values() if token not in known])
+    backend.add_special_tokens([_encodable(token) for token in special_tokens.values() if token not in known])
+
+
+def _encodable(token: str) -> str:
+    """Return the token. Raises TokenizerError where it is half of a character, as JSON can write one."""
+    try:
+        token.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"tokenizer_config.json: the token {token!r} is no text: {error}",
+                             fix="write whole characters") from error
+    return token
+
+
+def _num_embeddings(model_config: JsonObject, backend: tokenizers.Tokenizer) -> int:
+    """Return how many token ids the model has: config.json's `vocab_size`, or as many as the tokenizer has."""
+    stated = model_config.get("vocab_size")
+    if stated is None:
+        return max(backend.get_vocab().values(), default=0) + 1
+    if not isinstance(stated, int) or isinstance(stated, bool) or not 1 <= stated <= _MAX_VOCAB_SIZE:
+        raise TokenizerError(f"config.json: vocab_size={shown(stated)} is not a whole number from 1 to "
+                             f"{_MAX_VOCAB_SIZE}", fix="correct it, or fetch it again")
+    return stated
 
 
 def _eos_token_ids(backend: tokenizers.Tokenizer, stated: tuple[int, ...], eos_token: str | None) -> tuple[int, ...]:

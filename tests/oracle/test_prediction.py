@@ -12,8 +12,8 @@ import torch
 
 from cluster.device.profile import profile_device
 from cluster.device.profile_store import ProfileStore
-from cluster.planner.cost_model import predict_step
-from cluster.planner.step_costs import StepCosts, Workload
+from cluster.planner.costs.cost_model import predict_step
+from cluster.planner.costs.step_costs import StepCosts, Workload
 from model.args import ModelArgs, parse_model_args
 from model.decoder import Decoder
 from model.dispatch.dispatcher import LocalDispatcher

@@ -19,19 +19,21 @@ from serving.config import RouterConfig
 from serving.engine.request import Submission
 from serving.errors import InvalidRequestError
 from serving.ingress.body_bounds import body_bounds
-from serving.ingress.build_request import Asked, RequestBuilder, TokenIds
+from serving.ingress.build_request import Asked, RequestBuilder, SamplingFields
 from serving.ingress.grpc_messages import num_logprobs, to_fields, to_prompt
 from serving.ingress.http_request import Caller
 from serving.ingress.openai_chat import ChatEndpoint
 from serving.ingress.openai_completions import CompletionEndpoint
 from serving.ingress.openai_http import build_http_app
 from serving.ingress.openai_schema import ChatCompletionBody, CompletionBody, parse_body
+from serving.ingress.prompts import TokenIds
 from serving.link.messages import decode_submission, encode_submission
 from serving.proto import inference_pb2 as pb
 from serving.proto import shard_pb2
 from serving.router.admission import Ticket
 from serving.router.generation import GenerationRequest
 from serving.router.open_request import OpenPart, OpenRequest, new_choices, new_submissions
+from serving.router.request_checks import check_request, check_requests
 from serving.sampling_params import SamplingParams
 from serving.text.tokenizer import Tokenizer
 from tests.serving.ingress.conftest import FakeService
@@ -127,6 +129,7 @@ async def test_a_number_of_a_body_is_sent_whole_or_refused(kind: Any, name: str,
                     requests = [await chat.build(body, Caller("id", None))]
                 else:
                     requests = [part.request for part in await completions.build(body, Caller("id", None))]
+                check_requests(requests, service.cards[0], tokenizer.num_embeddings, None)
             except InvalidRequestError as error:
                 assert len(str(error)) < 500
                 continue
@@ -156,7 +159,8 @@ async def test_a_number_of_a_message_is_sent_whole_or_refused(field: FieldDescri
         message = pb.GenerateRequest(model="tiny", text="a", sampling=sampling)
         try:
             asked = Asked("tiny", to_fields(message.sampling), "id", "t", num_logprobs(message.sampling))
-            request = await RequestBuilder(service, tokenizer).build(asked, to_prompt(message))
+            (request,) = await RequestBuilder(service, tokenizer).build(asked, [to_prompt(message)])
+            check_request(request, service.cards[0], tokenizer.num_embeddings, None)
         except InvalidRequestError as error:
             assert error.param is not None
             continue
@@ -193,8 +197,10 @@ def test_every_number_of_the_link_can_hold_what_the_limits_allow(tokenizer: Toke
 async def test_token_ids_of_any_width_are_refused_by_name(service: FakeService, tokenizer: Tokenizer) -> None:
     builder = RequestBuilder(service, tokenizer)
     for token_id in (-1, tokenizer.num_embeddings, 2**32, 10**30):
-        with pytest.raises(InvalidRequestError, match="token id"):
-            await builder.encode(TokenIds((token_id,)))
+        asked = Asked("tiny", SamplingFields(), "id", "t")
+        requests = await builder.build(asked, [TokenIds((token_id,))])
+        with pytest.raises(InvalidRequestError, match=f"prompt holds the token id {token_id}"):
+            check_requests(requests, service.cards[0], tokenizer.num_embeddings, None)
 
 
 @pytest.mark.parametrize("text", ["9" * 100_000, "-" + "9" * 100_000, "1e" + "9" * 1000, "0." + "1" * 100_000])

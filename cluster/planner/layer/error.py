@@ -1,4 +1,4 @@
-"""What the planner raises."""
+"""The error of all planning. Pure."""
 
 from __future__ import annotations
 

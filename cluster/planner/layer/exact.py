@@ -24,10 +24,10 @@ FREE_EXPERTS = 24           # that a small program decides anew, at most half of
 
 
 def solve_exact(problem: LayerProblem, time_limit_s: float = 3.0) -> LayerSolution:
-    """Within GOOD of the bound, or the best found in the time. Never slower than solve_greedy."""
+    """Come within GOOD of the bound, or find the best in the time. Its step is never slower than solve_greedy's."""
     if not len(problem.costs_EM):
-        return empty_solution("exact")
-    best = replace(solve_greedy(problem), solver="exact")
+        return empty_solution()
+    best = solve_greedy(problem)
     if problem.previous is not None:
         best = replace(best, bound_s=min(best.step_s, lower_bound(problem)))
     if _is_done(problem, best):
@@ -49,14 +49,14 @@ def _is_done(problem: LayerProblem, solution: LayerSolution) -> bool:
 
 
 def _better(problem: LayerProblem, best: LayerSolution, held_EM: BoolArray, bound_s: float = 0.0) -> LayerSolution:
-    other = make_solution(problem, held_EM, max(best.bound_s, bound_s), "exact")
+    other = make_solution(problem, held_EM, max(best.bound_s, bound_s))
     if other.step_s < best.step_s * (1 - 1e-9):
         return other
     return replace(best, bound_s=min(best.step_s, other.bound_s))
 
 
 def _rounded(problem: LayerProblem, best: LayerSolution) -> LayerSolution:
-    """The relaxed placement, with the experts that it splits decided by a program of their own."""
+    """Round the relaxed placement, and take it where it is better."""
     relaxed = everything_open(problem, MOVE_COST if problem.previous is not None else 0.0).relaxed()
     assert relaxed is not None, "LayerProblem checks that there is room"
     return _better(problem, best, round_copies(problem, relaxed, max_moves=problem.costs_EM.size))
@@ -81,7 +81,7 @@ def _split_experts(relaxed: Solved) -> BoolArray:
 
 
 def _experts_to_free(problem: LayerProblem, best: LayerSolution, turn: int) -> BoolArray:
-    """Those of the slowest members and those in several copies come first, then chance decides."""
+    """Choose those of the slowest members and those in several copies first, then by chance."""
     random = np.random.default_rng(turn)
     held_EM = holders_mask(best.holders, problem.costs_EM.shape[1])
     fraction_EM = split_matrix(best.holders, best.split, problem.costs_EM.shape[1])
@@ -110,11 +110,11 @@ def _whole_layer(problem: LayerProblem, best: LayerSolution, time_limit_s: float
 
 
 def _with_fewer_moves(problem: LayerProblem, best: LayerSolution, time_limit_s: float) -> LayerSolution:
-    """As fast, with fewer copies to load."""
+    """Look for a placement that is as fast, with fewer copies to load."""
     everything = everything_open(problem)
     model = replace(everything, max_step_s=best.step_s * KEEPS_TIME)
     solved = model.integral(time_limit_s, gap=1e-3)
     if solved is None:
         return best
-    other = make_solution(problem, solved.copies_EM >= 0.5, best.bound_s, "exact")
+    other = make_solution(problem, solved.copies_EM >= 0.5, best.bound_s)
     return other if other.num_moved < best.num_moved and other.step_s <= best.step_s * 1.001 else best

@@ -6,7 +6,6 @@ For replans: what is there stays, and no more than 1.1 times the least possible 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -21,30 +20,28 @@ WORTH_MOVING = 1.005        # a placement that loses nothing is left only for on
 HARDLY_USED = 0.02          # of its expert's rows: such a copy goes, if the step takes at most KEEPS_TIME times as long
 KEEPS_TIME = 1.0005
 
-Solver = Literal["exact", "greedy"]
-
 
 def solve_greedy(problem: LayerProblem) -> LayerSolution:
     if not len(problem.costs_EM):
-        return empty_solution("greedy")
+        return empty_solution()
     if problem.previous is None:
         solved = everything_open(problem).relaxed()
         assert solved is not None, "LayerProblem checks that there is room"
         held_EM = round_copies(problem, solved, max_moves=problem.costs_EM.size)
-        return make_solution(problem, held_EM, solved.bound_s, "greedy")
+        return make_solution(problem, held_EM, solved.bound_s)
     is_overfull = bool((problem.previous_EM().sum(axis=0) > problem.room_M).any())
     if problem.num_lost() or is_overfull:
         # One copy of each takes no longer than more, and its bound a third of the time to find.
         bound_s = lower_bound(replace(problem, min_copies=1))
-        return make_solution(problem, _restore(problem), bound_s, "greedy")
+        return make_solution(problem, _restore(problem), bound_s)
     return _improve_where_it_pays(problem, lower_bound(problem))
 
 
-def empty_solution(solver: Solver) -> LayerSolution:
-    return LayerSolution((), (), 0.0, 0.0, solver, 0)
+def empty_solution() -> LayerSolution:
+    return LayerSolution((), (), 0.0, 0.0, 0)
 
 
-def make_solution(problem: LayerProblem, held_EM: BoolArray, bound_s: float, solver: Solver) -> LayerSolution:
+def make_solution(problem: LayerProblem, held_EM: BoolArray, bound_s: float) -> LayerSolution:
     """Split the rows at best, and drop new copies that are hardly used."""
     step_s, fraction_EM = best_split(problem, held_EM)
     fewer_EM = _without_unused(problem, held_EM, fraction_EM, HARDLY_USED)
@@ -55,7 +52,7 @@ def make_solution(problem: LayerProblem, held_EM: BoolArray, bound_s: float, sol
     holders = mask_holders(held_EM)
     split = tuple(tuple(fraction_EM[expert, list(ranks)].tolist()) for expert, ranks in enumerate(holders))
     num_moved = int((held_EM & ~problem.previous_EM()).sum())
-    return LayerSolution(holders, split, step_s, min(bound_s, step_s), solver, num_moved)
+    return LayerSolution(holders, split, step_s, min(bound_s, step_s), num_moved)
 
 
 def _without_unused(problem: LayerProblem, held_EM: BoolArray, fraction_EM: FloatArray, part: float) -> BoolArray:
@@ -78,7 +75,7 @@ def _restore(problem: LayerProblem) -> BoolArray:
 
 
 def replan_model(problem: LayerProblem) -> LayerModel:
-    """Copies stay, those of lost experts are to be found. Where slots lack, redundant ones may go."""
+    """Let copies stay and find those of lost experts. Where slots lack, redundant ones may go."""
     previous_EM, room_M = problem.previous_EM(), problem.room_M
     num_copies_E = previous_EM.sum(axis=1)
     lacking_E = np.maximum(0, problem.min_copies - num_copies_E)
@@ -95,11 +92,11 @@ def replan_model(problem: LayerProblem) -> LayerModel:
 
 
 def _improve_where_it_pays(problem: LayerProblem, bound_s: float) -> LayerSolution:
-    """Nothing is lost. Keep what is there, unless another placement is clearly faster."""
-    kept = make_solution(problem, problem.previous_EM(), bound_s, "greedy")
+    """Keep what is there, as nothing is lost, unless another placement is clearly faster."""
+    kept = make_solution(problem, problem.previous_EM(), bound_s)
     if kept.step_s <= bound_s * WORTH_MOVING:
         return kept
     solved = everything_open(problem, MOVE_COST).relaxed()
     assert solved is not None, "LayerProblem checks that there is room"
-    other = make_solution(problem, round_copies(problem, solved, max_moves=problem.costs_EM.size), bound_s, "greedy")
+    other = make_solution(problem, round_copies(problem, solved, max_moves=problem.costs_EM.size), bound_s)
     return other if other.step_s * WORTH_MOVING < kept.step_s else kept

@@ -20,7 +20,7 @@ SLACK = 1e-6            # HiGHS' tolerance: a bound is lowered by so much, relat
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """Of one solve: seconds, and per (expert, member) the fractions described above."""
+    """The seconds that one solve found, and per (expert, member) the fractions described above."""
 
     fraction_EM: FloatArray
     copies_EM: FloatArray
@@ -30,7 +30,7 @@ class Solved:
 
 @dataclass(frozen=True, slots=True)
 class LayerModel:
-    """What a solve may decide: `held_EM` copies are there, `open_EM` copies may be added. Disjoint."""
+    """The question of a solve: `held_EM` copies are there, `open_EM` copies may be added. Disjoint."""
 
     problem: LayerProblem
     held_EM: BoolArray
@@ -40,11 +40,11 @@ class LayerModel:
     max_step_s: float | None = None     # minimize the moves alone, within this time
 
     def relaxed(self) -> Solved | None:
-        """Copies may be fractions. None when not even that is possible."""
+        """Solve with copies in fractions. None when not even that is possible."""
         return self._solve(is_integral=False, time_limit_s=60.0, gap=0.0)
 
     def integral(self, time_limit_s: float, gap: float = 5e-4) -> Solved | None:
-        """Whole copies: the best found in the time. None when none was found."""
+        """Solve with whole copies: the best found in the time. None when none was found."""
         # Measured on small layers: HiGHS finds and proves the best two to three times faster without its presolve.
         return self._solve(is_integral=True, time_limit_s=time_limit_s, gap=gap)
 
@@ -75,7 +75,7 @@ class LayerModel:
 
 
 def time_scale(problem: LayerProblem) -> float:
-    """Seconds: about what the slowest member takes."""
+    """Return about the seconds that the slowest member takes."""
     spread = problem.costs_EM.min(axis=1).sum() / len(problem.slots_M)
     return max(float(spread), 1e-30)
 
@@ -91,7 +91,7 @@ def everything_open(problem: LayerProblem, move_cost: float = 0.0) -> LayerModel
 
 
 def lower_bound(problem: LayerProblem) -> float:
-    """Seconds that no placement in these slots can beat: copies may be fractions."""
+    """Return the seconds that no placement in these slots can beat: copies may be fractions."""
     if not len(problem.costs_EM):
         return 0.0
     solved = everything_open(problem).relaxed()
@@ -100,14 +100,14 @@ def lower_bound(problem: LayerProblem) -> float:
 
 
 def best_split(problem: LayerProblem, held_EM: BoolArray) -> tuple[float, FloatArray]:
-    """Given the copies: (seconds of the slowest member, fraction_EM)."""
+    """Split the rows over given copies: (seconds of the slowest member, fraction_EM)."""
     solved = LayerModel(problem, held_EM, np.zeros_like(held_EM)).relaxed()
     assert solved is not None, "every expert has a holder"
     return solved.step_s, solved.fraction_EM
 
 
 class _Layout:
-    """Which column and which row of the program is what.
+    """The columns and rows of the program.
 
     Columns: rows of each pair that may compute, copies of each open pair (left out when a copy is as much as its rows),
     T. An expert with one held copy and no open one is a constant.

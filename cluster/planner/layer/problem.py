@@ -1,4 +1,4 @@
-"""One MoE layer: what is to be decided and what was decided. Pure.
+"""One MoE layer: the problem and the solution. Pure.
 
 E experts, M members. A copy is one (expert, member) pair.
 """
@@ -6,7 +6,6 @@ E experts, M members. A copy is one (expert, member) pair.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ Split = tuple[tuple[float, ...], ...]       # of each expert's rows, a fraction 
 
 @dataclass(frozen=True, slots=True)
 class LayerProblem:
-    """Place the experts of one layer so that the slowest member finishes first. PlacementError when they cannot be."""
+    """Place the experts of one layer so that the slowest member is done first. Raises PlacementError."""
 
     costs_EM: FloatArray                    # seconds that member m takes for all rows of expert e in a step
     slots_M: tuple[int, ...]                # copies that a member can hold
@@ -46,15 +45,15 @@ class LayerProblem:
 
     @property
     def room_M(self) -> NDArray[np.int64]:
-        """Slots that can be of use: one copy of every expert is all that a member can hold."""
+        """The slots that can be of use: one copy of every expert is all that a member can hold."""
         return np.clip(np.array(self.slots_M, dtype=np.int64), 0, self.costs_EM.shape[0])
 
     def previous_EM(self) -> BoolArray:
-        """True where a copy is now."""
+        """Return True where a copy is now."""
         return holders_mask(self.previous or ((),) * len(self.costs_EM), self.costs_EM.shape[1])
 
     def num_lost(self) -> int:
-        """Copies that must be loaded at the very least so that every expert has min_copies holders."""
+        """Return the copies that must be loaded at the very least so that every expert has min_copies holders."""
         held_EM = self.previous_EM()
         lacking = int(np.maximum(0, self.min_copies - held_EM.sum(axis=1)).sum())
         kept = int(np.minimum(held_EM.sum(axis=0), self.room_M).sum())
@@ -69,12 +68,7 @@ class LayerSolution:
     split: Split                            # who is expected to compute how much of each expert's rows
     step_s: float                           # of the slowest member
     bound_s: float                          # no placement in these slots is faster
-    solver: Literal["exact", "greedy"]
     num_moved: int                          # copies to be loaded that `previous` has not
-
-    @property
-    def ratio(self) -> float:
-        return self.step_s / self.bound_s if self.bound_s > 0 else 1.0
 
 
 def holders_mask(holders: Holders, num_members: int) -> BoolArray:
@@ -85,7 +79,7 @@ def holders_mask(holders: Holders, num_members: int) -> BoolArray:
 
 
 def split_matrix(holders: Holders, split: Split, num_members: int) -> FloatArray:
-    """fraction_EM: the part of each expert's rows that each member computes."""
+    """Return fraction_EM, the part of each expert's rows that each member computes."""
     fraction_EM = np.zeros((len(holders), num_members))
     for expert, (ranks, parts) in enumerate(zip(holders, split, strict=True)):
         fraction_EM[expert, list(ranks)] = parts

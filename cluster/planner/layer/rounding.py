@@ -1,4 +1,4 @@
-"""From a relaxed placement of one layer to whole copies, by rules that take milliseconds. Pure."""
+"""The way from a relaxed placement of one layer to whole copies, by rules that take milliseconds. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ CLOSE = 1.001           # to the bound: no more copies are tried
 
 
 def round_copies(problem: LayerProblem, solved: Solved, max_moves: int) -> BoolArray:
-    """Whole copies near the relaxed ones, in the slots, every expert in min_copies. At most max_moves new ones, where
-    that is possible."""
+    """Find whole copies near the relaxed ones, in the slots, every expert in min_copies.
+
+    At most max_moves are new, where that is possible.
+    """
     held_EM = solved.copies_EM >= WHOLE
     wished_EM = np.where(held_EM, 0.0, np.maximum(solved.fraction_EM * problem.costs_EM, 1e-12 * solved.copies_EM))
     most_first = np.argsort(-(solved.fraction_EM * problem.costs_EM).sum(axis=1), kind="stable")
@@ -32,7 +34,7 @@ def round_copies(problem: LayerProblem, solved: Solved, max_moves: int) -> BoolA
 
 
 def add_copy(problem: LayerProblem, held_EM: BoolArray, expert: int, wished_M: FloatArray) -> None:
-    """One more copy of the expert, in place: where it is wished, else where it costs least. Makes room when it must."""
+    """Add a copy of the expert where it is wished, else where it costs least. In place; makes room when it must."""
     free_M = problem.room_M - held_EM.sum(axis=0)
     allowed_M = (free_M > 0) & ~held_EM[expert]
     if not allowed_M.any():
@@ -45,7 +47,7 @@ def add_copy(problem: LayerProblem, held_EM: BoolArray, expert: int, wished_M: F
 
 
 def _make_room(held_EM: BoolArray, free_M: FloatArray, expert: int) -> None:
-    """Every free slot is on a holder of the expert: move another expert's copy from a member that is none to there."""
+    """Move another expert's copy from a member that does not hold this one to a free slot, as all of those do."""
     for target in np.flatnonzero(free_M > 0):
         for source in np.flatnonzero(~held_EM[expert]):
             movable = np.flatnonzero(held_EM[:, source] & ~held_EM[:, target])
@@ -64,7 +66,7 @@ class _Swap:
 
 
 def swap_copies(problem: LayerProblem, held_EM: BoolArray, num_swaps: int) -> BoolArray:
-    """In place: exchange a copy of the slowest member with another's, or move it to a free slot, while that helps.
+    """Exchange a copy of the slowest member with another's, or move it to a free slot, while that helps. In place.
 
     Only experts with one copy, and no copies that are there already.
     """
@@ -81,7 +83,7 @@ def swap_copies(problem: LayerProblem, held_EM: BoolArray, num_swaps: int) -> Bo
 
 
 def _swaps(problem: LayerProblem, held_EM: BoolArray, load_M: FloatArray, slowest: int) -> Iterator[_Swap]:
-    """The best swap and the best move with each other member."""
+    """Yield the best swap and the best move with each other member."""
     costs_EM = problem.costs_EM
     is_movable_EM = held_EM & ~problem.previous_EM() & (held_EM.sum(axis=1) == 1)[:, None]
     own = np.flatnonzero(is_movable_EM[:, slowest])
@@ -102,7 +104,7 @@ def _swaps(problem: LayerProblem, held_EM: BoolArray, load_M: FloatArray, slowes
 
 
 def _add_wished(problem: LayerProblem, held_EM: BoolArray, wished_EM: FloatArray, max_moves: int) -> None:
-    """In place: the copies over which the relaxed placement splits rows, the largest parts first, while slots last."""
+    """Add the copies over which the relaxed placement splits rows, largest parts first, while slots last. In place."""
     previous_EM = problem.previous_EM()
     num_moves = int((held_EM & ~previous_EM).sum())
     pairs = np.argwhere((wished_EM > 1e-9 * max(float(wished_EM.max()), 1e-30)) & ~held_EM)
@@ -127,7 +129,7 @@ def _add_where_it_helps(problem: LayerProblem, held_EM: BoolArray, goal_s: float
 
 
 def _relieve(problem: LayerProblem, held_EM: BoolArray, fraction_EM: FloatArray, max_moves: int) -> bool:
-    """In place: one more copy for each of the slowest members. False when there was none to give."""
+    """Give one more copy to an expert of each of the slowest members, in place. False when there was none to give."""
     costs_EM, load_M = problem.costs_EM, member_seconds(problem, fraction_EM)
     step_s, is_changed = load_M.max(), False
     for slowest in np.flatnonzero(load_M >= step_s * (1 - 1e-6)):

@@ -23,8 +23,9 @@ SPARE_PART = 1 / 8      # of a layer's experts, and one for each holder: more co
 
 def add_spare_copies(holders: Holders, slots_M: Sequence[int], probability_E: FloatArray, before: Holders | None,
                      may_load: bool) -> Holders:
-    """One layer with more copies in free slots: all that `before` had, as they need not be loaded, and others, if those
-    may be loaded, up to SPARE_PART.
+    """Add copies of one layer's experts in free slots.
+
+    All that `before` had come first, as they need not be loaded, then others, if those may be, up to SPARE_PART.
 
     Of the others, a member takes an expert with the fewest copies, from the member with which it shares the least, and
     of those the hottest. A member without experts stays without.
@@ -45,7 +46,7 @@ def add_spare_copies(holders: Holders, slots_M: Sequence[int], probability_E: Fl
 
 def _load_more(held: list[set[int]], num_held: Counter[int], slots_M: Sequence[int],
                hottest_first: Sequence[int]) -> None:
-    """In place."""
+    """Add those that must be loaded. In place."""
     shared = Counter(pair for ranks in held for pair in itertools.combinations(sorted(ranks), 2))
     num_more = round(SPARE_PART * len(held)) + len(num_held) - (num_held.total() - len(held))
     for rank in itertools.islice(_takers(num_held, slots_M), max(0, num_more)):
@@ -58,12 +59,12 @@ def _load_more(held: list[set[int]], num_held: Counter[int], slots_M: Sequence[i
 
 
 def _takers(num_held: Counter[int], slots_M: Sequence[int]) -> list[int]:
-    """A rank for each free slot, such that copies are in proportion to what the members hold, and mix."""
+    """Return a rank for each free slot, such that copies are in proportion to what the members hold, and mix."""
     turns = [((turn + 0.5) / count, rank) for rank, count in num_held.items() for turn in range(slots_M[rank] - count)]
     return [rank for _, rank in sorted(turns)]
 
 
 def spare_split(split: Split, holders: Holders, more: Holders) -> Split:
-    """The expected parts of the holders, for as many as there are now: the new ones are expected to compute nothing."""
+    """Return the expected parts of all holders that there are now: the new ones are expected to compute nothing."""
     parts = [dict(zip(ranks, fractions, strict=True)) for ranks, fractions in zip(holders, split, strict=True)]
     return tuple(tuple(part.get(rank, 0.0) for rank in ranks) for part, ranks in zip(parts, more, strict=True))

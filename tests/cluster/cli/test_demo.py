@@ -19,7 +19,7 @@ def test_a_checkpoint_that_is_there_is_served(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "moesaic" / "SmolLM2-8x135M-Instruct"
     folder.mkdir(parents=True)
-    prepared = prepare_demo(Console(file=io.StringIO()), CONFIG)
+    prepared = prepare_demo(Console(file=io.StringIO()), load_config(CONFIG))
     assert prepared.model.path == str(folder)
     config = load_config(CONFIG)
     assert prepared.model_copy(update={"model": config.model}) == config       # nothing else has changed
@@ -30,4 +30,4 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ConfigError, match=r"needs the package gguf.*pip install 'moesaic\[demo\]'"):
-        prepare_demo(Console(file=io.StringIO()), CONFIG)
+        prepare_demo(Console(file=io.StringIO()), load_config(CONFIG))

@@ -22,7 +22,7 @@ from tests.cluster.profiles import PROFILE
 ARGS = model_args()
 ALL_COPIES = ARGS.num_moe_layers * ARGS.num_experts
 PROCESS_BYTES = 300 * MB
-MACHINE = Machine(PROCESS_BYTES, available_bytes=8000 * MB)
+MACHINE = Machine(PROCESS_BYTES, available_bytes=8000 * MB, process_varies_bytes=0)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def test_they_agree_on_any_config(some: list[Pool], num_fewer: int, min_copies: 
                                   available_bytes: int) -> None:
     num_members = max(1, sum(pool.replicas for pool in some) - num_fewer)
     asked = config(*some, members=num_members, min_copies=min_copies, policy=policy)
-    machine = Machine(PROCESS_BYTES, available_bytes)
+    machine = replace(MACHINE, available_bytes=available_bytes)
     assert coordinator_serves(asked, machine) == (doctor(asked, machine).verdict is not Verdict.FAIL)
 
 
@@ -118,6 +118,11 @@ def test_what_is_missing_is_said_where() -> None:
     assert "raise memory_budget" in check.fix and "min_copies" not in check.fix
     twice = doctor(config(Pool(ALL_COPIES // 4, replicas=2), min_copies=2))
     assert "2 copies of experts" in twice.found and "set placement.min_copies to 1" in twice.fix
+
+
+def test_what_fits_only_just_is_a_warning() -> None:
+    check = doctor(config(Pool(ALL_COPIES)), replace(MACHINE, process_varies_bytes=1))
+    assert check.verdict is Verdict.WARN and "only just" in check.found
 
 
 def test_more_members_than_replicas_can_never_start() -> None:
@@ -135,7 +140,7 @@ def test_budgets_of_gpus_are_not_guessed() -> None:
 def test_local_nodes_share_this_machine() -> None:
     some = config(Pool(ALL_COPIES, replicas=2), is_local=True)
     given = sum(pool.replicas * (pool.memory_budget or 0) for pool in some.pools)
-    verdicts = [list(memory_checks(some, ARGS, Machine(PROCESS_BYTES, available)))[1].verdict
+    verdicts = [list(memory_checks(some, ARGS, replace(MACHINE, available_bytes=available)))[1].verdict
                 for available in (2 * PROCESS_BYTES, given - 1, given)]
     assert verdicts == [Verdict.FAIL, Verdict.WARN, Verdict.OK]
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from cluster.cli.placement_view import experts_view, history_view, placement_json, placement_view, read_placement
-from cluster.coordinator.coordinator import PlacementStatus
+from cluster.coordinator.view import PlacementStatus
 from cluster.planner.layer.error import PlacementError
 from model.placement import Placement
 from serving.engine.expert_load import ExpertLoad

@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from cluster.cli.start_display import StartDisplay
-from cluster.coordinator.coordinator import ClusterStatus
-from cluster.coordinator.membership import GroupPhase, ShardState, View
+from cluster.coordinator.view import ClusterStatus, GroupPhase, ShardState, View
 from cluster.launch.bring_up import Progress
 from serving.config import ServeConfig, load_config
 from serving.link.epoch import ShardStatus

@@ -10,8 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from cluster.cli.status_table import expert_ranges, status_json, status_view
-from cluster.coordinator.coordinator import ClusterStatus, PlacementStatus, RouterReport
-from cluster.coordinator.membership import GroupPhase, ShardState, View
+from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, RouterReport, ShardState, View
 from model.placement import Placement
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, ShardStatus, WorkRatio

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.coordinator.membership import GroupRules, Report, ShardState
+from cluster.coordinator.membership import GroupRules, Report
+from cluster.coordinator.view import ShardState
 from cluster.planner.memory_plan import MemoryDemand
 from cluster.planner.plan_rules import PlanRules
 from model.args import parse_model_args

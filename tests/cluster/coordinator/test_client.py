@@ -9,8 +9,8 @@ import pytest
 
 from cluster.coordinator import client as coordinator_client
 from cluster.coordinator.client import CoordinatorUnavailableError, Reporter, ViewFollower
-from cluster.coordinator.coordinator import ClusterStatus, Coordinator, RouterReport
-from cluster.coordinator.membership import GroupPhase, View
+from cluster.coordinator.coordinator import Coordinator
+from cluster.coordinator.view import ClusterStatus, GroupPhase, RouterReport, View
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
 from tests.cluster.coordinator.group_reports import member, rules, status_of

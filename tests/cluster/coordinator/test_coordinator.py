@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.coordinator.coordinator import Coordinator, RouterReport
-from cluster.coordinator.membership import GroupPhase, ShardState
+from cluster.coordinator.coordinator import Coordinator
 from cluster.coordinator.placement_change import find
+from cluster.coordinator.view import GroupPhase, RouterReport, ShardState
+from cluster.planner.costs.rates_split import split_by_rates
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.problem import split_matrix
-from cluster.planner.rates_split import split_by_rates
 from model.placement import Placement
 from serving.config import PlacementConfig
 from serving.engine.expert_load import ExpertLoad

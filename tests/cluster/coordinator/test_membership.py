@@ -6,18 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.coordinator.membership import (
-    NEXT,
-    GroupPhase,
-    GroupSnapshot,
-    IllegalTransition,
-    Report,
-    ShardLifecycle,
-    ShardState,
-    View,
-    decide,
-)
+from cluster.coordinator.membership import GroupSnapshot, Report, decide
 from cluster.coordinator.planning import plan_members
+from cluster.coordinator.view import GroupPhase, ShardState, View
 from serving.link.epoch import Epoch
 from tests.cluster.coordinator.group_reports import member, report, rules
 
@@ -28,11 +19,12 @@ def decided(reports: list[Report], epoch: Epoch | None = None, highest: int = 0,
             num_members: int = 3) -> View:
     """With a placement, should one be needed: the coordinator makes it beside its work."""
     snapshot = GroupSnapshot(tuple(reports), epoch, highest, highest, now_s)
-    view = decide(snapshot, rules(num_members))
-    if not view.to_plan:
-        return view
-    assert view.epoch is None and "is planned" in view.why
-    return decide(replace(snapshot, planned=plan_members(view.to_plan, rules(num_members), epoch)), rules(num_members))
+    decision = decide(snapshot, rules(num_members))
+    if not decision.to_plan:
+        return decision.view
+    assert decision.view.epoch is None and "is planned" in decision.view.why
+    planned = plan_members(decision.to_plan, rules(num_members), epoch)
+    return decide(replace(snapshot, planned=planned), rules(num_members)).view
 
 
 def first_epoch() -> Epoch:
@@ -112,7 +104,8 @@ def test_the_next_epoch_is_numbered_above_all_seen() -> None:
 
 def test_nothing_is_planned_over_an_epoch_that_runs_unknown() -> None:
     reports = tuple(report(one, ShardState.READY, epoch_number=4) for one in (A, B, C))
-    view = decide(GroupSnapshot(reports, None, highest_epoch_number=4, known_epoch_number=3, now_s=0.0), rules())
+    view = decide(GroupSnapshot(reports, None, highest_epoch_number=4, known_epoch_number=3, now_s=0.0),
+                  rules()).view
     assert view.epoch is None and "epoch 4 runs" in view.why
 
 
@@ -127,19 +120,6 @@ def test_views_of_one_epoch_are_told_apart_by_what_runs_and_what_comes() -> None
     views = [View(GroupPhase.READY, epoch), View(GroupPhase.READY, epoch, next=later),
              View(GroupPhase.READY, epoch, next=replace(epoch, revision=2)), View(GroupPhase.READY, later)]
     assert len({view.key for view in views}) == 4
-
-
-@pytest.mark.parametrize("state", ShardState)
-def test_only_listed_moves_are_legal(state: ShardState) -> None:
-    for to in ShardState:
-        lifecycle = ShardLifecycle("s")
-        lifecycle.state = state
-        if to in NEXT[state]:
-            lifecycle.advance(to, "test")
-            assert lifecycle.state is to
-        else:
-            with pytest.raises(IllegalTransition, match="allowed next"):
-                lifecycle.advance(to, "test")
 
 
 def test_a_plan_of_other_members_is_not_used() -> None:

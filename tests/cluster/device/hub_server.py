@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -39,11 +41,14 @@ class FakeHub:
     needs_token: bool = False
     echoes_token: bool = False                                  # in its errors, as it should not
     cuts: dict[str, int] = field(default_factory=dict)          # file -> bytes after which the connection ends, once
+    resets: Counter[str] = field(default_factory=Counter)       # file -> how often the connection is reset in its midst
     spoiled: set[str] = field(default_factory=set)              # files whose bytes are wrong, their sizes right
     lengthened: set[str] = field(default_factory=set)           # files that are longer than listed
     failures: list[Failure] = field(default_factory=list)
+    etag: str | None = None                                     # of small files, in place of the right one
     is_silent: bool = False                                     # accepts, and never answers
-    gate: threading.Event | None = None                         # files come when it is set
+    gate: threading.Event | None = None                         # files come when it is set,
+    gated: str = ""                                             # those with this in their names
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)    # method, path, range
     bytes_sent: Counter[str] = field(default_factory=Counter)
     tokens_at_storage: list[str] = field(default_factory=list)  # given to the place that needs none
@@ -166,7 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
                                     "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"',
                                     "Location": f"{self.hub.storage_url}/{commit}/{name}?X-Amz-Signature=secretsig"})
         else:
-            self._file(name, self.hub.commits[commit], {"X-Repo-Commit": commit, "ETag": f'"{git_hash(content)}"'})
+            etag = self.hub.etag or git_hash(content)
+            self._file(name, self.hub.commits[commit], {"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
 
     # ---- ModelScope: /api/v1 as its library speaks it ----
 
@@ -193,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None or name not in files:
             self._answer(404, b"{}", {})
             return
-        if self.hub.gate is not None and self.command == "GET":
+        if self.hub.gate is not None and self.hub.gated in name and self.command == "GET":
             self.hub.waiting.release()
             self.hub.gate.wait(60)
         content = bytes(byte ^ 1 for byte in files[name]) if name in self.hub.spoiled else files[name]
@@ -216,6 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         cut = self.hub.cuts.pop(name, None)
+        if self.hub.resets[name] > 0:
+            self.hub.resets[name] -= 1
+            cut = len(body) // 2
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sent = body if cut is None else body[:cut]
         self.wfile.write(sent)
         self.hub.bytes_sent[name] += len(sent)

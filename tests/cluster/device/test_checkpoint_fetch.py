@@ -11,8 +11,8 @@ from threading import Event
 
 import pytest
 
-from tests.cluster.device.hub_nodes import CHECKPOINT, Node, a_hub, finish
-from tests.cluster.device.hub_server import Failure, FakeHub, running
+from tests.cluster.device.hub_nodes import CHECKPOINT, INDEX, Node, a_hub, finish
+from tests.cluster.device.hub_server import COMMIT, Failure, FakeHub, running
 
 _WAIT_S = 60
 
@@ -65,11 +65,39 @@ def test_the_lock_of_a_process_that_was_killed_is_free(node: Node, hub: FakeHub)
     assert finish(second).files == set(CHECKPOINT)
 
 
+def test_who_needs_facts_only_does_not_wait_for_weights(node: Node, hub: FakeHub) -> None:
+    hub.gate, hub.gated = Event(), "model-1"
+    first = _start(node)
+    assert hub.waiting.acquire(timeout=_WAIT_S)
+    assert node.fetch(["facts"]).folder.is_dir() and first.poll() is None
+    hub.gate.set()
+    assert finish(first).files == set(CHECKPOINT)
+    assert hub.num_fetches("config.json") == 1
+
+
 def test_a_failure_of_one_is_tried_again_by_the_next(node: Node, hub: FakeHub) -> None:
     hub.failures = [Failure("model-1", 403)]
     assert "may not read it" in node.fetch().error
     hub.failures = []
     assert node.fetch().files == set(CHECKPOINT)
+
+
+def test_a_connection_that_is_reset_is_made_again_as_long_as_files_come(node: Node, hub: FakeHub) -> None:
+    hub.resets.update({name: 2 for name in CHECKPOINT})
+    whole = node.fetch()
+    assert whole.answer["files"] == {name: content.decode() for name, content in CHECKPOINT.items()}
+
+
+def test_an_index_that_leads_elsewhere_is_refused(node: Node, hub: FakeHub) -> None:
+    hub.commits[COMMIT] = CHECKPOINT | {INDEX: b'{"weight_map": {"a": "../../outside.safetensors"}}'}
+    assert "not within the checkpoint's folder" in node.fetch().error
+    assert hub.fetched() == {"config.json", "tokenizer.json", INDEX}
+
+
+def test_a_repository_without_safetensors_is_named(node: Node, hub: FakeHub) -> None:
+    hub.commits[COMMIT] = {"config.json": b"{}", "pytorch_model.bin": b"b"}
+    error = node.fetch().error
+    assert "lacks a file (model.safetensors)" in error and "safetensors format" in error
 
 
 @pytest.mark.skipif(os.getuid() == 0 and not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -77,12 +78,20 @@ def test_a_wrong_size_is_named(node: Node, hub: FakeHub) -> None:
 
 
 def test_a_process_killed_before_it_compared_leaves_that_to_the_next(node: Node, hub: FakeHub) -> None:
-    folder = node.fetch().folder
-    blob = (folder / "model-1.safetensors").resolve()
-    blob.write_bytes(b"x" * 5000)
-    next(node.home.rglob("blobs")).with_name(f".unchecked-{COMMIT}").touch()
+    hub.gate, hub.gated = Event(), "model-2"
+    first = node.start()
+    assert hub.waiting.acquire(timeout=60)
+    while not list(node.home.rglob("model-1.safetensors")):         # comes on another thread of that process
+        assert first.poll() is None
+        Event().wait(0.01)
+    first.kill()
+    first.communicate()
+    hub.gate.set()
+    spoiled = next(node.home.rglob("model-1.safetensors"))
+    spoiled.resolve().write_bytes(b"x" * 5000)
+    left = next(node.home.rglob(f".unchecked-{COMMIT}-*"))
     assert node.fetch(["all"]).answer["files"]["model-1.safetensors"] == "1" * 5000
-    assert not list(node.home.rglob(".unchecked*"))
+    assert not left.exists()
 
 
 def test_gated_without_a_token_says_what_to_do(node: Node, hub: FakeHub) -> None:
@@ -200,4 +209,10 @@ def test_a_hub_that_never_answers_is_named(node: Node, hub: FakeHub) -> None:
 def test_a_commit_that_leads_elsewhere_is_refused(node: Node, hub: FakeHub) -> None:
     hub.commits["../../outside"] = CHECKPOINT
     hub.branches["main"] = "../../outside"
-    assert "a commit" in node.fetch().error and not list(node.home.rglob("config.json"))
+    assert "leads out of its folder" in node.fetch().error and not list(node.home.rglob("config.json"))
+
+
+@pytest.mark.parametrize("etag", ["../../../../outside", "/tmp/outside", "..", "a\\b"])
+def test_a_hash_that_leads_elsewhere_is_refused(node: Node, hub: FakeHub, etag: str) -> None:
+    hub.etag = etag
+    assert "leads out of its folder" in node.fetch().error and not list(node.home.rglob("outside*"))

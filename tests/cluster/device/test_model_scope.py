@@ -113,6 +113,13 @@ def test_a_branch_that_moved_is_fetched_again_where_it_differs(node: Node, hub: 
     assert hub.fetched() == {"model-1.safetensors"}
 
 
+def test_a_file_that_the_branch_has_no_more_is_read_no_more(node: Node, hub: FakeHub) -> None:
+    hub.commits[COMMIT] = CHECKPOINT | {"chat_template.jinja": b"{{ messages }}"}
+    assert "chat_template.jinja" in node.fetch().files
+    hub.commits[COMMIT] = CHECKPOINT
+    assert node.fetch().files == set(CHECKPOINT)
+
+
 def test_a_revision_has_a_folder_of_its_own(node: Node, hub: FakeHub) -> None:
     hub.commits[OTHER_COMMIT] = CHECKPOINT | {"config.json": b'{"model_type": "other"}'}
     hub.branches["v2"] = OTHER_COMMIT

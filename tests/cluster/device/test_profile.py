@@ -14,7 +14,7 @@ import torch
 from cluster.device import profile as device_profile
 from cluster.device.profile import emulated, measure_until_steady, profile_device, profile_facts, spread_of
 from cluster.device.profile_store import ProfileStore
-from cluster.planner.profile_check import profile_fault
+from cluster.planner.costs.profile_check import profile_fault
 from model import device_probe, probe_work
 from model.args import ModelArgs, parse_model_args
 from model.device_probe import Timings

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from cluster.planner.costs.step_costs import StepCosts, Workload
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand
 from cluster.planner.placement_plan import PlannedMember
-from cluster.planner.step_costs import StepCosts, Workload
 from model.args import ModelArgs, parse_model_args
 from model.curve import Curve
 from model.memory import expert_bytes, shared_bytes

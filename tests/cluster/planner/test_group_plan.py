@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.planner.device_curves import expert_rate
+from cluster.planner.costs.device_curves import expert_rate
+from cluster.planner.costs.measured_profile import corrected
 from cluster.planner.group_plan import best_change, group_costs, slowdown_of_rates
-from cluster.planner.measured_profile import corrected
 from model.arrays import FloatArray
 from model.placement import ExpertRate, Placement
 from serving.link.epoch import Epoch, RequestShare, WorkRatio

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.planner.costs.step_costs import StepCosts, Workload
 from cluster.planner.local_placement import choose_local
 from cluster.planner.placement_plan import PlannedMember
 from cluster.planner.role_fit import MemoryPlanner
-from cluster.planner.step_costs import StepCosts, Workload
 from tests.cluster.planner.planned_members import budget, demand, member, model_args
 
 ARGS = model_args()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.planner.costs.step_costs import StepCosts, Workload
 from cluster.planner.member_roles import choose_roles
 from cluster.planner.placement_plan import PlannedMember
 from cluster.planner.role_fit import MemoryPlanner, Roles, slots_of_layers
-from cluster.planner.step_costs import StepCosts, Workload
 from tests.cluster.planner.planned_members import MB, budget, demand, member, model_args
 
 ARGS = model_args()

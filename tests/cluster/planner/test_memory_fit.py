@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.planner.costs.step_costs import Workload
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_fit import MemoryFit, Policy, does_not_fit, memory_fit
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand, max_slots
 from cluster.planner.placement import member_costs, plan_placement
 from cluster.planner.placement_plan import PlannedMember, PlanOptions
-from cluster.planner.step_costs import Workload
 from tests.cluster.planner.planned_members import MB, budget, demand, member, model_args
 
 DEMAND = MemoryDemand(num_moe_layers=5, num_experts=8, expert_bytes=100, shared_bytes=1000, kv_cache_bytes=300,

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.planner.costs.step_costs import Workload
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.problem import Holders
 from cluster.planner.layer.spare_copies import SPARE_PART
 from cluster.planner.memory_plan import RunningMembers
 from cluster.planner.placement import member_costs, plan_placement, predict_running, surviving_holders
 from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
-from cluster.planner.step_costs import Workload
 from model.placement import Placement
 from tests.cluster.planner.planned_members import budget, demand, member, model_args, profile
 from tests.placements import contiguous_placement

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from cluster.coordinator.client import ViewFollower
-from cluster.coordinator.coordinator import ClusterStatus, RouterReport
-from cluster.coordinator.membership import GroupPhase, View
+from cluster.coordinator.view import ClusterStatus, GroupPhase, RouterReport, View
 from cluster.planner.cache_plan import CacheSizes
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters

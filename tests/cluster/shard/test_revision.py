@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import save_file
 
 from cluster.coordinator.client import ViewFollower
-from cluster.coordinator.membership import GroupPhase, View
+from cluster.coordinator.view import GroupPhase, View
 from cluster.shard.executor import GroupExecutor, PreparedRevision
 from cluster.shard.loaded_model import LoadedModel
 from cluster.shard.revision import RevisionError, RevisionFollower, RevisionMaker, refuse_what_needs_an_epoch

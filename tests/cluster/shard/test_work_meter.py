@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.planner.measured_profile import RATIO_RANGE, corrected
+from cluster.planner.costs.measured_profile import RATIO_RANGE, corrected
 from cluster.shard.work_meter import MIN_STEPS, WorkMeter
 from model.step import SamplingSpec, ScheduledRequest, StepPlan, StepStats, StepWork
 from serving.link.epoch import WorkRatio

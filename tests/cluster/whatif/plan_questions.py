@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.whatif.answer import ClusterPlan, PlanQuestion, plan_cluster
+from cluster.whatif.answer import PlanAnswer, PlanQuestion, answer_question
 from cluster.whatif.question import PlanRequest, read_question
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -22,5 +22,5 @@ def question(folder: Path, cluster: str, model: Path = SMALL_MODEL, batch: int |
 
 
 def answer(folder: Path, cluster: str, model: Path = SMALL_MODEL, batch: int | None = None,
-           context_tokens: int | None = None, min_copies: int | None = None) -> ClusterPlan:
-    return plan_cluster(question(folder, cluster, model, batch, context_tokens, min_copies), lambda what: None)
+           context_tokens: int | None = None, min_copies: int | None = None) -> PlanAnswer:
+    return answer_question(question(folder, cluster, model, batch, context_tokens, min_copies), lambda what: None)

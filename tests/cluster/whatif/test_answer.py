@@ -7,7 +7,7 @@ import pytest
 
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_fit import memory_fit
-from cluster.whatif.answer import ClusterPlan, plan_cluster
+from cluster.whatif.answer import PlanAnswer, answer_question
 from cluster.whatif.cluster_file import with_more_nodes
 from cluster.whatif.question import PlanRequest, read_question
 from tests.cluster.whatif.plan_questions import EXAMPLES, HUGE_MODEL, MANY_EXPERTS, answer, question
@@ -17,10 +17,10 @@ TWO_T4 = "{nodes: [{name: t4, device: t4, devices: 2}], link: {bandwidth: 12.5GB
 
 
 @pytest.fixture(scope="module")
-def huge() -> ClusterPlan:
+def huge() -> PlanAnswer:
     """235 billion parameters on 12 devices of two kinds."""
-    return plan_cluster(read_question(PlanRequest(HUGE_MODEL, EXAMPLES / "clusters/4xH100-8xA100-40G.yaml", fast=True)),
-                        lambda what: None)
+    request = PlanRequest(HUGE_MODEL, EXAMPLES / "clusters/4xH100-8xA100-40G.yaml", fast=True)
+    return answer_question(read_question(request), lambda what: None)
 
 
 def test_one_sequence_on_one_device_takes_the_reading_of_the_weights_it_activates(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_one_sequence_on_one_device_takes_the_reading_of_the_weights_it_activate
     assert found.prediction.tokens_per_s == pytest.approx(251, rel=0.01)
 
 
-def test_the_bytes_of_every_member_add_up_to_its_budget(huge: ClusterPlan) -> None:
+def test_the_bytes_of_every_member_add_up_to_its_budget(huge: PlanAnswer) -> None:
     assert huge.plan is not None
     for member, planned in zip(huge.plan.members, huge.members, strict=True):
         assert member.memory.budget_bytes == planned.memory.budget_bytes
@@ -43,13 +43,13 @@ def test_the_bytes_of_every_member_add_up_to_its_budget(huge: ClusterPlan) -> No
         assert member.memory.expert_bytes == member.num_expert_copies * huge.demand.expert_bytes
 
 
-def test_a_plan_is_never_slower_than_even_placement_and_never_faster_than_the_bound(huge: ClusterPlan) -> None:
+def test_a_plan_is_never_slower_than_even_placement_and_never_faster_than_the_bound(huge: PlanAnswer) -> None:
     assert huge.plan is not None and huge.even is not None
     assert huge.even.tokens_per_s is None or huge.even.tokens_per_s <= huge.plan.prediction.tokens_per_s * 1.001
     assert huge.plan.ratio >= 1
 
 
-def test_one_more_node_of_each_kind_is_planned(huge: ClusterPlan) -> None:
+def test_one_more_node_of_each_kind_is_planned(huge: PlanAnswer) -> None:
     assert huge.plan is not None
     assert [outlook.what for outlook in huge.one_more] == ["h100", "a100"]
     assert all(outlook.tokens_per_s and outlook.tokens_per_s >= 0.99 * huge.plan.prediction.tokens_per_s
@@ -64,8 +64,8 @@ def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
     assert remedy.num_more_nodes is not None
     enough, too_few = (with_more_nodes(asked.cluster, "t4", number)
                        for number in (remedy.num_more_nodes, remedy.num_more_nodes - 1))
-    assert plan_cluster(replace(asked, cluster=enough), lambda what: None).plan is not None
-    assert plan_cluster(replace(asked, cluster=too_few), lambda what: None).plan is None
+    assert answer_question(replace(asked, cluster=enough), lambda what: None).plan is not None
+    assert answer_question(replace(asked, cluster=too_few), lambda what: None).plan is None
 
 
 def test_the_missing_bytes_are_enough(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_fewer_tokens_a_step_can_make_it_fit(tmp_path: Path) -> None:
     assert tight.plan is None and tight.fitting_batch_tokens == 1024
     scheduler = asked.config.scheduler.model_copy(update={"max_batch_tokens": 1024})
     smaller = replace(tight.question, config=asked.config.model_copy(update={"scheduler": scheduler}))
-    assert plan_cluster(smaller, lambda what: None).plan is not None
+    assert answer_question(smaller, lambda what: None).plan is not None
 
 
 def test_a_kv_cache_that_is_too_small_gives_the_speed_of_what_it_holds(tmp_path: Path) -> None:
@@ -127,6 +127,6 @@ def test_equal_parts_that_do_not_fit_say_what_is_missing(tmp_path: Path) -> None
     cluster = ("{nodes: [{name: big, device: h200-sxm}, {name: small, device: t4, memory_budget: 2GB}], "
                "link: {bandwidth: 10GB/s}}")
     asked = question(tmp_path, cluster)
-    even = plan_cluster(replace(asked, options=replace(asked.options, policy="even")), lambda what: None)
-    assert plan_cluster(asked, lambda what: None).plan is not None
+    even = answer_question(replace(asked, options=replace(asked.options, policy="even")), lambda what: None)
+    assert answer_question(asked, lambda what: None).plan is not None
     assert even.plan is None and even.missing_bytes > 0 and even.fitting_batch_tokens is None

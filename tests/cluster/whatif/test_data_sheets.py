@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.planner.device_curves import expert_rate
-from cluster.planner.profile_check import profile_fault
+from cluster.planner.costs.device_curves import expert_rate
+from cluster.planner.costs.profile_check import profile_fault
 from cluster.whatif.data_sheets import DEVICE_SPECS, compute_dtype, data_sheet_profile, device_figures
 from cluster.whatif.question import PlanRequest, read_question
 from model.args import ModelArgs

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.whatif.answer import ClusterPlan, plan_cluster
+from cluster.whatif.answer import PlanAnswer, answer_question
 from cluster.whatif.question import PlanRequest, read_question
 from cluster.whatif.text import plan_view
 from tests.cluster.whatif.plan_questions import EXAMPLES, MANY_EXPERTS, answer
 
 
-def shown(plan: ClusterPlan) -> str:
+def shown(plan: PlanAnswer) -> str:
     console = Console(file=io.StringIO(), width=80, color_system=None)
     with console.capture() as captured:
         console.print(plan_view(plan), highlight=False)
@@ -21,7 +21,7 @@ def shown(plan: ClusterPlan) -> str:
 
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_answered_within_80_columns(path: Path) -> None:
-    plan = plan_cluster(read_question(PlanRequest(MANY_EXPERTS, path, fast=True)), lambda what: None)
+    plan = answer_question(read_question(PlanRequest(MANY_EXPERTS, path, fast=True)), lambda what: None)
     text = shown(plan)
     assert plan.plan is not None and "it fits; figures: data-sheet" in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80

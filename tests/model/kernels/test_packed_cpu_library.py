@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
+import numpy._core._multiarray_umath
 import pytest
 
 from model.errors import ModelError
 from model.kernels import packed_cpu_library
-from model.kernels.packed_cpu_library import KernelLibrary, KernelLibraryError, cpu_level
+from model.kernels.packed_cpu_library import KernelLibrary, KernelLibraryError, cpu_level, struct_types
 
 V3 = "fpu avx avx2 fma f16c bmi2"
 V4 = f"{V3} avx512f avx512bw avx512dq avx512vl avx512cd"
@@ -39,4 +41,28 @@ def test_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, t
 def test_unknown_cpu_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_cpu_library, "library_path", lambda: None)
     with pytest.raises(ModelError, match="use TorchKernels"):
+        KernelLibrary()
+
+
+def test_structs_are_made_of_what_c_says_of_them() -> None:
+    types = struct_types("Pair{const char * begin;long count;}One{float scale;}")
+    assert [name for name in types] == ["Pair", "One"]
+    pair = types["Pair"](begin=None, count=-7)
+    assert (pair.begin, pair.count, ctypes.sizeof(types["Pair"]), ctypes.sizeof(types["One"])) == (None, -7, 16, 4)
+
+
+def test_a_struct_takes_a_value_for_each_of_its_fields() -> None:
+    library = KernelLibrary()
+    linear = library.new_struct("Linear", panels=None, n=3, k=4, dtype=1)
+    assert (linear.n, linear.k, linear.dtype) == (3, 4, 1) and library.new_struct("Linear").n == 0
+    for name, values in (("Linear", {"n": 3}), ("Linear", {"panels": 0, "n": 3, "k": 4, "dtype": 1, "rows": 2}),
+                         ("Absent", {})):
+        with pytest.raises(KernelLibraryError, match="built from other sources.*setup.py build_generated"):
+            library.new_struct(name, **values)
+
+
+def test_a_library_of_other_sources_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    another = Path(numpy._core._multiarray_umath.__file__)
+    monkeypatch.setattr(packed_cpu_library, "library_path", lambda: another)
+    with pytest.raises(KernelLibraryError, match="built from other sources.*setup.py build_generated"):
         KernelLibrary()

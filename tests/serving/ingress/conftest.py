@@ -18,6 +18,7 @@ from serving.engine.request import FinishReason
 from serving.errors import NotReadyError
 from serving.ingress.openai_http import build_http_app
 from serving.router.generation import GenerationDelta, GenerationRequest, ModelCard
+from serving.router.request_checks import check_requests
 from serving.text.detokenizer import Detokenizer
 from serving.text.tokenizer import Tokenizer
 
@@ -43,6 +44,7 @@ class FakeService:
         return self.ready
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, GenerationDelta]]:
+        check_requests(requests, self.cards[0], self.tokenizer.num_embeddings, None)        # as the real one does
         self.requests += requests
         try:
             if not self.ready:

@@ -185,6 +185,10 @@ async def test_tokenize_and_detokenize(http: httpx.AsyncClient, tokenizer: Token
     chat = (await http.post("/tokenize", json={"messages": CHAT["messages"]})).json()
     assert tokenizer.decode(chat["tokens"], False).startswith("<|im_start|>user\nhi")
     await refused(http, "/tokenize", {"model": "tiny"})
+    assert (await refused(http, "/tokenize", {"messages": CHAT["messages"], "add_special_tokens": True}))["param"] == (
+        "add_special_tokens")
+    assert (await http.post("/tokenize", json={"prompt": "a", "model": None, "messages": None, "tools": None,
+                                               "chat_template": None, "return_token_strs": None})).status_code == 200
     assert (await refused(http, "/detokenize", {"tokens": [10**6]}))["param"] == "tokens"
 
 

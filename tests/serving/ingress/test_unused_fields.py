@@ -76,6 +76,12 @@ async def test_a_required_field_that_is_null_is_missing(http: httpx.AsyncClient)
         assert "missing" in response.json()["error"]["message"]
 
 
+async def test_a_null_inside_of_a_field_is_a_wrong_value(http: httpx.AsyncClient) -> None:
+    for change in ({"logit_bias": {"5": None}}, {"stop": [None]}, {"stop_token_ids": [None]}):
+        error = (await http.post("/v1/completions", json=TEXT | change)).json()["error"]
+        assert str(error["param"]).startswith(next(iter(change))) and "missing" not in error["message"]
+
+
 @pytest.mark.parametrize("path", BODIES)
 async def test_fields_of_the_other_path_say_nothing_as_null(http: httpx.AsyncClient, path: str) -> None:
     other = next(body for where, body in BODIES.items() if where != path)

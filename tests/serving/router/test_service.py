@@ -400,7 +400,7 @@ async def test_a_consumer_that_does_not_read_holds_only_itself(start: Start) -> 
 
 
 @pytest.mark.parametrize(("request_", "error", "message"), [
-    (GenerationRequest("id", "other", PROMPT, SamplingParams()), ModelNotFoundError, "'other' does not exist.*use 'm'"),
+    (GenerationRequest("id", "other", PROMPT, SamplingParams()), ModelNotFoundError, "'other' is not.*use one of: m"),
     (ask(prompt=()), InvalidRequestError, "no tokens"),
     (ask(prompt=(1, 512)), InvalidRequestError, "token id 512, .*0 to 511"),
     (ask(logit_bias={600: 1.0}), InvalidRequestError, "logit_bias holds the token id 600"),

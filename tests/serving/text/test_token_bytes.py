@@ -59,3 +59,9 @@ def test_without_a_decoder_tokens_are_words() -> None:
 def test_other_decoders_are_refused_by_name(decoder: JsonValue, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         read_decoder_style(decoder)
+
+
+@pytest.mark.parametrize("decoder", [{"type": ["ByteLevel"]}, {"type": {}}, 7, {"type": "Sequence", "decoders": [[]]}])
+def test_a_decoder_of_a_wrong_type_is_named(decoder: JsonValue) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json has the decoder"):
+        read_decoder_style(decoder)

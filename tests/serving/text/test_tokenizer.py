@@ -162,6 +162,19 @@ def test_files_beside_the_tokenizer_are_objects_or_named(tmp_path: Path, byte_le
         Tokenizer.from_dir(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("config.json", {"vocab_size": 10**30}, "vocab_size"), ("config.json", {"vocab_size": 0}, "vocab_size"),
+    ("config.json", {"vocab_size": "512"}, "vocab_size"), ("config.json", {"vocab_size": True}, "vocab_size"),
+    ("tokenizer_config.json", {"eos_token": "\ud800"}, "is no text"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "\ud800"}}}, "is no text")])
+def test_wrong_values_beside_the_tokenizer_are_named(tmp_path: Path, byte_level_dir: Path, name: str,
+                                                     content: dict[str, object], message: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_dir / "tokenizer.json").read_bytes())
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=rf"{name}: .*{message}"):
+        Tokenizer.from_dir(tmp_path)
+
+
 def test_unknown_decoder_is_refused_by_name(tmp_path: Path, byte_level_dir: Path) -> None:
     content = json.loads((byte_level_dir / "tokenizer.json").read_text()) | {"decoder": {"type": "CTC", "pad_token": "",
                          "word_delimiter_token": "|", "cleanup": True}}
@@ -184,3 +197,30 @@ def test_encoding_a_long_text_lets_other_threads_run(byte_level_dir: Path) -> No
         turns += 1
     thread.join()
     assert turns > 100
+
+
+@settings(deadline=None, max_examples=200)
+@given(words=st.lists(st.sampled_from(["hello", " ", "\n", "é", "x", "  ", "世界", "0123456789", "<|im_end|>"]),
+                      max_size=60),
+       number=st.integers(0, 80), window=st.integers(17, 60))
+@pytest.mark.parametrize("style", ["byte_level_dir", "metaspace_dir"])
+def test_a_text_is_said_to_be_long_only_when_it_is(style: str, request: pytest.FixtureRequest, words: list[str],
+                                                   number: int, window: int) -> None:
+    tokenizer = Tokenizer.from_dir(request.getfixturevalue(style))
+    text = "".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.text.tokenizer._WINDOW", window)
+        if tokenizer.has_more_tokens(text, number):
+            assert len(tokenizer.encode(text, False)) > number
+
+
+def test_a_long_text_is_found_out(byte_level_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(byte_level_dir)
+    assert tokenizer.has_more_tokens("~x" * 40_000, 20_000)
+    assert not tokenizer.has_more_tokens("~x" * 40_000, 80_000)
+
+
+def test_prompts_share_their_ids(byte_level_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(byte_level_dir)
+    one, other = (tokenizer.shared_ids([int("400"), -1, 10**9]) for _ in range(2))
+    assert one == (400, -1, 10**9) and one[0] is other[0]

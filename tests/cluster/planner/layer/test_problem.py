@@ -10,7 +10,6 @@ import pytest
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.problem import (
     LayerProblem,
-    LayerSolution,
     holders_mask,
     mask_holders,
     split_matrix,
@@ -57,8 +56,3 @@ def test_holders_and_masks_say_the_same() -> None:
     assert split_matrix(HOLDERS, split, 2).tolist() == [[1.0, 0.0], [0.25, 0.75], [0.0, 1.0]]
     with pytest.raises(ValueError, match="shorter"):
         split_matrix(HOLDERS, split[:2], 2)
-
-
-def test_a_ratio_to_no_bound_is_one() -> None:
-    assert LayerSolution(HOLDERS, (), 0.0, 0.0, "greedy", 0).ratio == 1.0
-    assert LayerSolution(HOLDERS, (), 1.5, 1.0, "greedy", 0).ratio == 1.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cluster.planner.costs.step_costs import StepCosts, Workload
 from cluster.planner.layer.error import PlacementError
-from cluster.planner.step_costs import StepCosts, Workload
 from tests.cluster.planner.planned_members import model_args, profile, step_costs
 
 

@@ -1,4 +1,4 @@
-"""How a group splits the rows of an expert over its copies in a step of mean loads: as its members do. Pure.
+"""The split of an expert's rows over its copies in a step of mean loads, as the members do it. Pure.
 
 L MoE layers, E experts of a layer, M members
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cluster.planner.alike_layers import for_each_layer
+from cluster.planner.costs.alike_layers import for_each_layer
 from cluster.planner.layer.problem import Split
 from model.dispatch.row_split import layer_copies, split_rows
 from model.placement import Placement

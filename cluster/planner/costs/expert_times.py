@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaln
 
-from cluster.planner.device_curves import seconds_at
+from cluster.planner.costs.device_curves import seconds_at
 from model.arrays import FloatArray
 from model.curve import Curve
 
@@ -51,7 +51,7 @@ def expert_times(curve: Curve, num_rows: int) -> ExpertTimes:
 
 
 def chosen_probability(load_E: Sequence[float], num_chosen: int) -> FloatArray:
-    """The chance that a row chooses each expert, in proportion to the loads, at most 1, in all `num_chosen`.
+    """Return the chance that a row chooses each expert, in proportion to the loads, at most 1, in all `num_chosen`.
 
     Equal chances where all loads are zero.
     """

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.planner.device_curves import curve_seconds, expert_rate, fit_rate, seconds_at
+from cluster.planner.costs.device_curves import curve_seconds, expert_rate, fit_rate, seconds_at
 from tests.cluster.planner.planned_members import curve, profile
 
 CURVE = ((1, 10.0), (4, 10.0), (8, 20.0))

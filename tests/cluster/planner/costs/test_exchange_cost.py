@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.planner.exchange_cost import collective_bytes, exchange_seconds, least_exchange_seconds
+from cluster.planner.costs.exchange_cost import collective_bytes, exchange_seconds, least_exchange_seconds
 from tests.cluster.planner.planned_members import profile
 
 PROFILES = [profile(latency_s=1e-3, bytes_per_s=1e6), profile(latency_s=2e-3, bytes_per_s=1e5)]

@@ -10,15 +10,16 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import NormalDist
 
-from cluster.planner.device_curves import scaled
+from cluster.planner.costs.device_curves import scaled
 from serving.link.epoch import DeviceProfile, WorkRatio
 
 RATIO_RANGE = (0.25, 4.0)           # beyond it something else is wrong, and no plan may rest on it
 
 
 def corrected(profile: DeviceProfile, ratio: WorkRatio | None, num_members: int) -> DeviceProfile:
-    """The profile by which the measured work takes as long as the slowest of so many members is likely to take, if all
-    vary as this one does. Ratios are kept within RATIO_RANGE.
+    """Return the profile by which the measured work takes as long as the slowest of so many members is likely to take.
+
+    All are taken to vary as this one does. Ratios are kept within RATIO_RANGE.
 
     A layer's overhead is at least what its planning took. What has no ratio, and the speeds, which say what limits a
     step, stay as they are.
@@ -41,5 +42,5 @@ def _planned_ratio(mean: float | None, spread: float, num_members: int) -> float
 
 
 def highest_of(num: int) -> float:
-    """The expected largest of `num` standard normal numbers, as G. Blom (1958) approximates it."""
+    """Return the expected largest of `num` standard normal numbers, as G. Blom (1958) approximates it."""
     return NormalDist().inv_cdf((num - 0.375) / (num + 0.25))

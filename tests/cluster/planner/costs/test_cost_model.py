@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.planner.cost_model import StepPrediction, predict_step
+from cluster.planner.costs.cost_model import StepPrediction, predict_step
+from cluster.planner.costs.step_costs import StepCosts, Workload
 from cluster.planner.layer.problem import Split
-from cluster.planner.step_costs import StepCosts, Workload
 from model.placement import Placement
 from serving.link.epoch import DeviceProfile, RequestShare
 from tests.cluster.planner.planned_members import model_args, profile

@@ -1,4 +1,4 @@
-"""What the exchange of rows around one MoE layer is expected to cost. Pure.
+"""The expected cost of the exchange of rows around one MoE layer. Pure.
 
 M members, E experts
 """
@@ -17,8 +17,11 @@ NUM_COLLECTIVES = 2         # there and back
 
 
 def collective_bytes(profiles: Sequence[DeviceProfile]) -> int | None:
-    """What the member with the slowest link sends in the time that one collective less saves all: a collective, and the
-    wait for the member that is slowest to plan what comes next. None when a link is not known."""
+    """Return the bytes that the slowest link carries in the time that one collective less saves all.
+
+    It saves a collective, and the wait for the member that is slowest to plan what comes next. None when a link is not
+    known.
+    """
     links = [profile.link for profile in profiles if profile.link is not None]
     if not links or len(links) < len(profiles):
         return None
@@ -28,7 +31,7 @@ def collective_bytes(profiles: Sequence[DeviceProfile]) -> int | None:
 
 def exchange_seconds(profiles: Sequence[DeviceProfile], rows_M: FloatArray, probability_E: FloatArray,
                      split_EM: FloatArray, row_bytes: int) -> FloatArray:
-    """Of one layer, for each member: two collectives of the slowest latency, and what leaves the member over its link.
+    """Return what each member takes in one layer: two collectives of the slowest latency, and its bytes over its link.
 
     A row goes once to each other member that computes one of its experts; every (row, expert) output comes back.
     Experts are taken as chosen independently, and the copy of an expert as independent of who owns the row. A member
@@ -50,7 +53,7 @@ def exchange_seconds(profiles: Sequence[DeviceProfile], rows_M: FloatArray, prob
 
 def least_exchange_seconds(profiles: Sequence[DeviceProfile], num_rows: float, probability_E: FloatArray,
                            slots_M: Sequence[int], row_bytes: int) -> float:
-    """Of one layer: no placement in these slots and no shares of the rows exchange in less.
+    """Return the time of one layer below which no placement in these slots and no shares of the rows exchange.
 
     A member computes at most the hottest experts that its slots hold. So of every row, whoever owns it, a part of the
     outputs comes from others; and they are the fewest others when those with the most slots compute all they can. All
@@ -72,7 +75,7 @@ def least_exchange_seconds(profiles: Sequence[DeviceProfile], num_rows: float, p
 
 
 def _least_reach(most_M: Sequence[float], chosen: float) -> float:
-    """The fewest other members, in expectation, that compute `chosen` experts of a row, each at most so many."""
+    """Return how many others at least are expected to compute `chosen` experts of a row, each at most so many."""
     reached = 0.0
     for most in sorted(most_M, reverse=True):
         reached += 1.0 - math.exp(-min(most, max(0.0, chosen)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.planner.profile_check import profile_fault
+from cluster.planner.costs.profile_check import profile_fault
 from serving.link.epoch import DeviceProfile, Link
 from tests.cluster.planner.planned_members import profile
 from tests.cluster.profiles import PROFILE

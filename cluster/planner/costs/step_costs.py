@@ -1,4 +1,4 @@
-"""What each part of a step costs each member, from profiles and a workload. Pure.
+"""The cost of each part of a step to each member, from profiles and a workload. Pure.
 
 M members, E experts of a layer
 """
@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from cluster.planner.alike_layers import for_each_layer
-from cluster.planner.device_curves import curve_seconds
-from cluster.planner.expert_times import ExpertTimes, chosen_probability, expert_times
+from cluster.planner.costs.alike_layers import for_each_layer
+from cluster.planner.costs.device_curves import curve_seconds
+from cluster.planner.costs.expert_times import ExpertTimes, chosen_probability, expert_times
+from cluster.planner.costs.profile_check import profile_fault
 from cluster.planner.layer.error import PlacementError
-from cluster.planner.profile_check import profile_fault
 from model.args import ModelArgs
 from model.arrays import FloatArray
 from serving.link.epoch import DeviceProfile
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a plan is made for."""
+    """The step that a plan is made for."""
 
     num_rows: int                   # of a step, all members together
     context_tokens: int             # that a row attends to
@@ -69,11 +69,11 @@ class StepCosts:
         return for_each_layer(map(self.workload.load_of, range(self.args.num_moe_layers)), compute)
 
     def expert_costs(self, probability_E: FloatArray) -> FloatArray:
-        """Seconds that each member takes for all rows of each expert in a step: costs_EM."""
+        """Return the seconds that each member takes for all rows of each expert in a step: costs_EM."""
         return np.stack([times.expected(probability_E) for times in self._times], axis=1)
 
     def own_experts_s(self, rank: int, rows: float, probability_E: FloatArray) -> float:
-        """One layer's experts for so many rows, all of them computed by this member alone."""
+        """Return what one layer's experts take for so many rows, all of them computed by this member alone."""
         return float(self._times[rank].expected(probability_E * (rows / self.workload.num_rows)).sum())
 
     def all_own_experts_s(self, rank: int, rows: float) -> float:
@@ -81,21 +81,21 @@ class StepCosts:
         return math.fsum(self.of_each_load(lambda layer: self.own_experts_s(rank, rows, self.probability(layer))))
 
     def attention_s(self, rank: int, rows: float) -> float:
-        """One layer's part of the rows' owner, overhead not included. Fewer rows than one take as long as one."""
+        """Return what one layer takes the rows' owner, without overhead. Fewer rows than one take as long as one."""
         profile = self.profiles[rank]
         if rows <= 0:
             return 0.0
         return curve_seconds(profile.dense_s, max(1.0, rows)) + self.attended_s(rank, rows)
 
     def attended_s(self, rank: int, rows: float) -> float:
-        """The part of it that reads the KV cache."""
+        """Return the part of it that reads the KV cache."""
         if rows <= 0:
             return 0.0
         share = len(self.args.attention_layers) / self.args.num_layers      # the other layers have no KV cache
         return share * self.profiles[rank].attention_s * max(1.0, rows) * self.workload.context_tokens
 
     def dense_mlp_s(self, rank: int, rows: float) -> float:
-        """A dense layer's MLP. Not measured: as one expert, scaled by the intermediate size."""
+        """Return what a dense layer's MLP takes. Not measured: as one expert, scaled by the intermediate size."""
         if rows <= 0 or self.args.num_moe_layers == self.args.num_layers:
             return 0.0
         scale = self.args.intermediate_size / self.args.moe_intermediate_size
@@ -105,7 +105,7 @@ class StepCosts:
         return curve_seconds(self.profiles[rank].head_s, max(1.0, rows)) if rows > 0 else 0.0
 
     def own_rows_s(self, rank: int, rows: float) -> float:
-        """All that a member computes for its own rows in a step, overhead included; 0 without rows."""
+        """Return what a member takes for all of its own rows in a step, overhead included; 0 without rows."""
         args = self.args
         if rows <= 0:
             return 0.0

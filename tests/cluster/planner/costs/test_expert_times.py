@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cluster.planner.device_curves import curve_seconds
-from cluster.planner.expert_times import chosen_probability, expert_times
+from cluster.planner.costs.device_curves import curve_seconds
+from cluster.planner.costs.expert_times import chosen_probability, expert_times
 from tests.cluster.planner.planned_members import curve
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cluster.planner.rates_split import split_by_rates
+from cluster.planner.costs.rates_split import split_by_rates
 from model.placement import ExpertRate, Placement
 
 FAST, SLOW = ExpertRate(1.0, 1.0), ExpertRate(3.0, 3.0)

@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.planner.alike_layers import for_each_layer
-from cluster.planner.device_curves import fit_rate
-from cluster.planner.exchange_cost import exchange_seconds
+from cluster.planner.costs.alike_layers import for_each_layer
+from cluster.planner.costs.device_curves import fit_rate
+from cluster.planner.costs.exchange_cost import exchange_seconds
+from cluster.planner.costs.step_costs import StepCosts
 from cluster.planner.layer.linear_program import best_split
 from cluster.planner.layer.problem import Holders, LayerProblem, Split, holders_mask, split_matrix
-from cluster.planner.step_costs import StepCosts
 from model.arrays import BoolArray, FloatArray
 from model.curve import Curve
 from serving.link.epoch import RequestShare
@@ -28,7 +28,7 @@ Limit = Literal["memory bandwidth", "compute", "link", "overhead"]
 
 @dataclass(frozen=True, slots=True)
 class MemberTime:
-    """Of one step, one member, all layers together, in seconds."""
+    """Seconds of one member in one step, all layers together."""
 
     attention_s: float              # norms, projections, attention, gate, dense layers
     experts_s: float
@@ -124,7 +124,7 @@ def _layer_time(costs: StepCosts, probability_E: FloatArray, holders: Holders, s
 
 def _layer_that_stays(costs: StepCosts, probability_E: FloatArray, held_EM: BoolArray,
                       rows_M: FloatArray) -> _LayerTime:
-    """Every member with rows holds every expert: each computes its own, and nothing is exchanged."""
+    """Time a layer in which every member with rows holds every expert: nothing is exchanged."""
     experts_M = np.array([costs.own_experts_s(rank, rows, probability_E) for rank, rows in enumerate(rows_M)])
     slowest = int(experts_M.argmax())
     limit = _experts_limit(costs, slowest, probability_E, rows_M[slowest] * probability_E)
@@ -132,7 +132,7 @@ def _layer_that_stays(costs: StepCosts, probability_E: FloatArray, held_EM: Bool
 
 
 def _experts_limit(costs: StepCosts, rank: int, weight_E: FloatArray, rows_E: FloatArray) -> Limit:
-    """What takes the larger part of `weight_E`: reading the weights, or computing the rows."""
+    """Return which takes the larger part of `weight_E`: reading the weights, or computing the rows."""
     rate = fit_rate(costs.profiles[rank].expert_s)
     reading = float(weight_E[rate.row_s * rows_E < rate.read_s].sum())
     return "memory bandwidth" if reading * 2 >= float(weight_E.sum()) else "compute"
@@ -140,7 +140,7 @@ def _experts_limit(costs: StepCosts, rank: int, weight_E: FloatArray, rows_E: Fl
 
 def _add_own_rows(parts: dict[Limit, float], costs: StepCosts, rank: int, rows: float,
                   layers: tuple[int, float, float]) -> None:
-    """In place: the part of the rows' owner of `num_layers` alike, with their overhead and dense MLP."""
+    """Add what the rows' owner takes in `num_layers` alike, with their overhead and dense MLP. In place."""
     num_layers, overhead_s, mlp_s = layers
     profile = costs.profiles[rank]
     attended_s = costs.attended_s(rank, rows)

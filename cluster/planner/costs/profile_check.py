@@ -1,4 +1,4 @@
-"""Whether a profile can be one of a device. Pure, and without SciPy."""
+"""The check whether a profile can be one of a device. Pure, and without SciPy."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cluster.planner.measured_profile import RATIO_RANGE, corrected, highest_of
+from cluster.planner.costs.measured_profile import RATIO_RANGE, corrected, highest_of
 from serving.link.epoch import WorkRatio
 from tests.cluster.profiles import PROFILE
 

@@ -1,4 +1,4 @@
-"""What a measured curve says about any number of rows. Pure, and without SciPy.
+"""Measured curves, read at any number of rows. Pure, and without SciPy.
 
 N values of a number of rows, P points of a curve
 """
@@ -19,17 +19,17 @@ START_PARTS = tuple(step / 16 for step in range(17))     # of read_s, that are t
 
 
 def scaled(curve: Curve, factor: float) -> Curve:
-    """Where everything takes so many times as long."""
+    """Return the curve of a device on which everything takes so many times as long."""
     return tuple((rows, seconds * factor) for rows, seconds in curve)
 
 
 def curve_seconds(curve: Curve, num_rows: float) -> float:
-    """`seconds_at` one number of rows."""
+    """Read the curve at one number of rows, as `seconds_at` does."""
     return float(seconds_at(curve, np.array([num_rows], dtype=np.float64))[0])
 
 
 def seconds_at(curve: Curve, rows_N: FloatArray) -> FloatArray:
-    """Straight lines between the points, the last slope beyond. Less than one row: that part of one row's time."""
+    """Read straight lines between the points, and the last slope beyond. Less than one row takes that part of one's."""
     first, last = curve[0], curve[-1]
     before = curve[-2] if len(curve) > 1 else (0, 0.0)
     slope = max(0.0, (last[1] - before[1]) / (last[0] - before[0]))
@@ -39,8 +39,10 @@ def seconds_at(curve: Curve, rows_N: FloatArray) -> FloatArray:
 
 
 def fit_rate(curve: Curve) -> ExpertRate:
-    """max(read_s, start_s + row_s * rows) nearest to the curve: the points up to some one give read_s, the others row_s
-    for each of some parts of read_s as start_s."""
+    """Find the max(read_s, start_s + row_s * rows) that is nearest to the curve.
+
+    The points up to some one give read_s, the others row_s for each of some parts of read_s as start_s.
+    """
     rows_P, seconds_P = np.array(curve, dtype=np.float64).T
     best = (math.inf, ExpertRate(float(seconds_P[0]), float(seconds_P[-1] / rows_P[-1])))
     for num_reads, part in itertools.product(range(1, len(curve) + 1), START_PARTS):
@@ -56,5 +58,5 @@ def fit_rate(curve: Curve) -> ExpertRate:
 
 
 def expert_rate(profile: DeviceProfile) -> ExpertRate:
-    """The two regimes of one expert: its weights are read, or its rows count."""
+    """Return the two regimes of one expert: its weights are read, or its rows count."""
     return fit_rate(profile.expert_s)

@@ -1,0 +1,82 @@
+"""The coordinator tells this to shards, routers and the command line, and hears it from them. Plain values."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from serving.engine.expert_load import ExpertLoad
+from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
+
+
+class ShardState(enum.StrEnum):
+    STARTING = "starting"       # importing, measuring its device
+    WAITING = "waiting"         # registered; in no group
+    LOADING = "loading"         # weights
+    LOADED = "loaded"           # waits for the other members
+    JOINING = "joining"         # the process group
+    READY = "ready"
+    FAILED = "failed"           # this process will not come back; ShardStatus.detail says why
+
+
+class GroupPhase(enum.StrEnum):
+    WAITING = "waiting"         # no epoch: View.why says what is missing
+    LOADING = "loading"         # the epoch's members load their weights
+    JOINING = "joining"         # all have loaded; they form the process group
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The state of the group, the same for everybody who asks."""
+
+    phase: GroupPhase
+    epoch: Epoch | None
+    why: str = ""
+    is_too_small: bool = False      # the members that it takes are here, and cannot hold the model
+    next: Epoch | None = None       # a later revision of `epoch`, to be prepared while that serves
+
+    @property
+    def key(self) -> str:
+        """Equal for equal views, also across a restart of the coordinator."""
+        number, revision = (self.epoch.number, self.epoch.revision) if self.epoch else (0, 0)
+        operations = [change.operation_id for change in self.next.changes[-1:]] if self.next else []
+        coming = f"{self.next.revision} {operations}" if self.next else ""
+        return f"{number}.{revision}>{coming} {self.phase} {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterReport:
+    """A router replica reports this of itself. `epoch_number`: of the epoch that it serves, 0 for none."""
+
+    router_id: str
+    node_name: str
+    grpc_address: str           # host:port of its own gRPC door
+    epoch_number: int
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """Everything the coordinator knows, for `moesaic status`."""
+
+    view: View
+    shards: tuple[tuple[Member, ShardStatus], ...]
+    routers: tuple[RouterReport, ...]
+
+    @property
+    def is_ready(self) -> bool:
+        """True when the group is ready and every router serves its epoch."""
+        epoch = self.view.epoch
+        return (self.view.phase is GroupPhase.READY and epoch is not None and bool(self.routers)
+                and all(router.is_ready and router.epoch_number == epoch.number for router in self.routers))
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementStatus:
+    """The placement that runs, the revision that is prepared, the counted load and the measured work."""
+
+    epoch: Epoch
+    next_revision: int | None
+    load: ExpertLoad            # of all members together, older rows counted for less
+    ratios: tuple[WorkRatio | None, ...]    # by rank; None: too little was timed
