@@ -218,7 +218,7 @@ def read_keys(path: str | os.PathLike[str], what: str, example: str) -> dict[str
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"cannot read {what} {path}: {reason}", fix="give the path of a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:     # a month 13, say; too deep
         raise ConfigError(f"{path} is not valid YAML: {error}", fix="mend the line named above") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, not keys and values", fix=f"start from {example}")

@@ -79,7 +79,7 @@ def _read_model(path: Path) -> tuple[str, ModelArgs, ServeConfig, bool]:
 def _read_json_object(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}",
                               fix="give a config.json, a folder with one, or a Moesaic config (.yaml)") from error
     if not isinstance(content, dict):
@@ -128,7 +128,7 @@ def _read_expert_load(path: Path, args: ModelArgs) -> tuple[tuple[float, ...], .
     """Read a JSON array [MoE layers][experts] of numbers, relative within a layer."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"expert load {path} cannot be read as JSON: {error}",
                           fix="give an array of one array a MoE layer, with one number an expert") from error
     wanted = f"{args.num_moe_layers} arrays (MoE layers) of {args.num_experts} numbers (experts)"
