@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.coordinator.view import GroupPhase, RouterReport, View
+from cluster.device.file_limit import bounded_by_files, raise_file_limit
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NodeIdentity, PortTakenError, host_and_port, port_fault
 from serving.config import ServeConfig
@@ -38,11 +39,17 @@ class RouterReplica:
             logger.warning("checkpoint_note found=%r fix=%r", note.found, note.fix)
         card = ModelCard(config.model.served_name, served.max_model_len, int(time.time()))
         tokenizer, metrics = served.tokenizer, RouterMetrics()
+        num_files = raise_file_limit()
+        router = config.router.model_copy(update={"admission": bounded_by_files(
+            config.router.admission, num_files, config.router.replicas)})
+        if router != config.router:
+            logger.warning("admission_bounded num_files=%d max_open_requests=%d max_queued_requests=%d", num_files,
+                           router.admission.max_open_requests, router.admission.max_queued_requests)
         self._config = config
         self._node = node
         self._coordinator = coordinator
         self._follower = ViewFollower(coordinator)
-        self._service = InferenceService(card, tokenizer, config.router, config.scheduler.block_size, metrics,
+        self._service = InferenceService(card, tokenizer, router, config.scheduler.block_size, metrics,
                                          time.monotonic)
         self.http_app: Starlette = build_http_app(
             self._service, tokenizer, config.router, metrics.render,

@@ -184,6 +184,11 @@ class ServeConfig(Options):
         return self
 
     @property
+    def num_shards_a_machine(self) -> int:
+        """Return how many CPU shards share one machine's memory: local nodes are all on the same."""
+        return sum(pool.replicas for pool in self.pools if pool.device == "cpu") if self.local_nodes else 1
+
+    @property
     def num_members(self) -> int:
         """The group starts when so many shards are there, and goes on with so many."""
         return self.group.members or sum(pool.replicas for pool in self.pools)

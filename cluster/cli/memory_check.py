@@ -61,7 +61,7 @@ def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Ite
         yield Check("group", Verdict.FAIL, f"group.members is {config.num_members}, all pools together have "
                     f"{num_shards} replicas", f"set group.members to {num_shards} or less, or add replicas")
         return
-    unknown = [pool.name for pool in config.pools if _budget(pool, machine) is None]
+    unknown = [pool.name for pool in config.pools if _budget(config, pool, machine) is None]
     if unknown:
         yield Check("memory budgets", Verdict.WARN, f"not looked at: pool {', '.join(unknown)} states no "
                     "memory_budget, and this machine has no GPU", "state it, or run the doctor on a node of that pool")
@@ -73,13 +73,14 @@ def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Ite
 
 def shards_of(config: ServeConfig, machine: Machine) -> list[MemberMemory]:
     """Return the memory of every shard, in the order in which the coordinator takes those that are there."""
-    return [MemberMemory(pool.name, _budget(pool, machine) or 0, machine.process_bytes if pool.device == "cpu" else 0)
+    return [MemberMemory(pool.name, _budget(config, pool, machine) or 0,
+                         machine.process_bytes if pool.device == "cpu" else 0)
             for pool in _pool_of_shards(config)]
 
 
-def _budget(pool: PoolConfig, machine: Machine) -> int | None:
+def _budget(config: ServeConfig, pool: PoolConfig, machine: Machine) -> int | None:
     if pool.memory_budget is not None or pool.device == "cpu":
-        return memory_budget(pool, machine.available_bytes, machine.process_bytes)
+        return memory_budget(pool, machine.available_bytes, machine.process_bytes, config.num_shards_a_machine)
     return None if machine.gpu_free_bytes is None else memory_budget(pool, machine.gpu_free_bytes, 0)
 
 
