@@ -18,6 +18,7 @@ import torch
 from cluster.cli.doctor import Check, Verdict
 from cluster.device.backend import import_backend
 from cluster.device.facts import available_memory_bytes, memory_budget, resident_memory_bytes
+from cluster.planner.costs.step_costs import Workload, check_workload
 from cluster.planner.memory_fit import MemoryFit, members_fit
 from cluster.planner.memory_plan import MemberMemory
 from cluster.planner.plan_rules import PlanRules, plan_rules
@@ -56,6 +57,8 @@ def _shard_process_bytes() -> int:
 
 
 def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Iterator[Check]:
+    """Raises PlacementError for a model or a workload that no group can be planned for."""
+    check_workload(args, Workload(config.placement.num_rows, config.placement.context_tokens))
     num_shards = sum(pool.replicas for pool in config.pools)
     if config.num_members > num_shards:
         yield Check("group", Verdict.FAIL, f"group.members is {config.num_members}, all pools together have "
@@ -104,10 +107,12 @@ def _budgets(config: ServeConfig, rules: PlanRules, machine: Machine) -> Check:
 
 
 def _local_nodes(config: ServeConfig, rules: PlanRules, machine: Machine) -> Check:
-    """Judge the whole group on this one machine, in whatever way its members share the memory."""
+    """Judge all shards on this one machine, in whatever way the members of the group share the memory."""
     shards = [shard for pool, shard in zip(_pool_of_shards(config), shards_of(config, machine), strict=True)
-              if pool.device == "cpu"][:config.num_members]
-    needed = _needed_bytes(members_fit(shards, rules)) if shards else 0
+              if pool.device == "cpu"]
+    members = shards[:config.num_members]
+    needed = (len(shards) - len(members)) * machine.process_bytes
+    needed += _needed_bytes(members_fit(members, rules)) if members else 0
     found = f"{_gib(needed)} needed here, {_gib(machine.available_bytes)} available"
     if needed > machine.available_bytes:
         return Check("memory", Verdict.FAIL, found, "stop other programs, or serve a smaller model here")
