@@ -141,7 +141,7 @@ def plan(model: Annotated[Path, typer.Option(help="Folder with config.json, that
          html: Annotated[Path | None, typer.Option(help="Also write a page with pictures here")] = None) -> None:
     """Would the model fit on a cluster, where would its bytes be, how fast would it be? Starts nothing."""
     from cluster.cli.plan_command import run_plan
-    from cluster.whatif.question import PlanRequest
+    from cluster.whatif.request import PlanRequest
 
     request = PlanRequest(model, cluster, batch, context, dtype, min_copies, max_batch_tokens, expert_load, even, fast)
     raise typer.Exit(0 if run_plan(request, console, as_json, html) else 1)

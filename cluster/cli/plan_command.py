@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cluster.cli.solver_output import solver_output_to_stderr
 from cluster.whatif.answer import PlanAnswer, answer_question
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.request import PlanRequest, read_question
 
 
 def run_plan(request: PlanRequest, console: Console, as_json: bool, html: Path | None) -> bool:

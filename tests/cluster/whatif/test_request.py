@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.device.profile_store import StoredProfile
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.request import PlanRequest, read_question
 from model.errors import CheckpointError
 from serving.config import ConfigError
 from tests.cluster.profiles import PROFILE
