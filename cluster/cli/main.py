@@ -56,7 +56,7 @@ def status(application: Application = None, as_json: Annotated[bool, typer.Optio
            state_dir: StateDir = None) -> None:
     """Show nodes, shards, experts and memory, load and health. Exit code 1 when not healthy."""
     from cluster.cli.placement_view import experts_view
-    from cluster.cli.status_table import status_json, status_view
+    from cluster.cli.status_table import StatusView, status_json
     from cluster.launch.cluster_client import ClusterClient
 
     with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
@@ -65,7 +65,7 @@ def status(application: Application = None, as_json: Annotated[bool, typer.Optio
     if as_json:
         typer.echo(status_json(found, placement))
     else:
-        console.print(status_view(found))
+        console.print(StatusView(found))
         if placement is not None:
             console.print(experts_view(placement))
     raise typer.Exit(0 if found.is_ready else 1)

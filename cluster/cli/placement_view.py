@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.cli.status_table import expert_ranges
+from cluster.cli.shard_rows import expert_ranges
 from cluster.coordinator.view import PlacementStatus
 from cluster.planner.layer.error import PlacementError
 from model.placement import Placement
