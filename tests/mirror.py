@@ -46,7 +46,6 @@ COVERED_BY = {
     "serving/link/client.py": "serving/link/test_server.py",
 
     # parts of one plan
-    "cluster/planner/costs/alike_layers.py": "cluster/planner/test_placement.py",
     "cluster/planner/placed_layers.py": "cluster/planner/test_placement.py",
     "cluster/planner/placement_plan.py": "cluster/planner/test_placement.py",
     "cluster/planner/plan_rules.py": "cluster/planner/test_group_plan.py",
