@@ -57,7 +57,7 @@ def _shard_process_bytes() -> int:
 
 
 def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Iterator[Check]:
-    """Raises PlacementError for a model or a workload that no group can be planned for."""
+    """Compare what shards have with what the model asks. Raises PlacementError for one that no group can serve."""
     check_workload(args, Workload(config.placement.num_rows, config.placement.context_tokens))
     num_shards = sum(pool.replicas for pool in config.pools)
     if config.num_members > num_shards:
@@ -143,7 +143,7 @@ def _needs(fit: MemoryFit) -> str:
 
 
 def _missing(fit: MemoryFit) -> str:
-    """'0.50 GiB are missing: in pool cpu 2 x 0.25 GiB'."""
+    """Say what is missing where: '0.50 GiB are missing: in pool cpu 2 x 0.25 GiB'."""
     lacking = Counter((one.memory.node_name, one.missing_bytes) for one in fit.members if one.missing_bytes)
     where = ", ".join(f"in pool {name} {count} x {_gib(missing)}" for (name, missing), count in lacking.items())
     return f"{_gib(fit.missing_bytes)} are missing: {where}"

@@ -13,7 +13,7 @@ from cluster.whatif.request import PlanRequest, read_question
 
 
 def run_plan(request: PlanRequest, console: Console, as_json: bool, html: Path | None) -> bool:
-    """True when the model fits. Progress goes to stderr, so that output can be piped."""
+    """Return True when the model fits. Progress goes to stderr, so that output can be piped."""
     question = read_question(request)
     with Console(stderr=True).status("planning") as status:
         with solver_output_to_stderr():
