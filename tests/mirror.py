@@ -64,7 +64,5 @@ COVERED_BY = {
     "cluster/launch/local_nodes.py": "e2e/test_operations.py",
     "cluster/launch/cluster_client.py": "e2e/test_operations.py",
     "cluster/whatif/question.py": "cluster/whatif/test_answer.py",
-    "cluster/cli/chat.py": "e2e/test_generation.py",
-    "cluster/cli/conversation.py": "e2e/test_operations.py",
     "cluster/cli/placement_commands.py": "e2e/test_placement.py",
 }
