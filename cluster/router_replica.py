@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import operator
 import time
@@ -59,6 +60,7 @@ class RouterReplica:
         self._epoch = (0, 0)            # number and revision
         self._placement_metrics = metrics.placement
         self._reporter = Reporter(self._report, self._send_report, operator.ne)
+        gc.freeze()     # a collection that looks through what imports leave keeps all requests waiting
 
     async def run(self) -> None:
         """Serve until cancelled."""
