@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import operator
 import time
@@ -12,6 +13,7 @@ from starlette.applications import Starlette
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.coordinator.view import GroupPhase, RouterReport, View
+from cluster.device.file_limit import bounded_by_files, raise_file_limit
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NodeIdentity, PortTakenError, host_and_port, port_fault
 from serving.config import ServeConfig
@@ -38,11 +40,17 @@ class RouterReplica:
             logger.warning("checkpoint_note found=%r fix=%r", note.found, note.fix)
         card = ModelCard(config.model.served_name, served.max_model_len, int(time.time()))
         tokenizer, metrics = served.tokenizer, RouterMetrics()
+        num_files = raise_file_limit()
+        router = config.router.model_copy(update={"admission": bounded_by_files(
+            config.router.admission, num_files, config.router.replicas)})
+        if router != config.router:
+            logger.warning("admission_bounded num_files=%d max_open_requests=%d max_queued_requests=%d", num_files,
+                           router.admission.max_open_requests, router.admission.max_queued_requests)
         self._config = config
         self._node = node
         self._coordinator = coordinator
         self._follower = ViewFollower(coordinator)
-        self._service = InferenceService(card, tokenizer, config.router, config.scheduler.block_size, metrics,
+        self._service = InferenceService(card, tokenizer, router, config.scheduler.block_size, metrics,
                                          time.monotonic)
         self.http_app: Starlette = build_http_app(
             self._service, tokenizer, config.router, metrics.render,
@@ -52,6 +60,7 @@ class RouterReplica:
         self._epoch = (0, 0)            # number and revision
         self._placement_metrics = metrics.placement
         self._reporter = Reporter(self._report, self._send_report, operator.ne)
+        gc.freeze()     # a collection that looks through what imports leave keeps all requests waiting
 
     async def run(self) -> None:
         """Serve until cancelled."""

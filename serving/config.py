@@ -185,6 +185,11 @@ class ServeConfig(Options):
         return self
 
     @property
+    def num_shards_a_machine(self) -> int:
+        """Return how many CPU shards share one machine's memory: local nodes are all on the same."""
+        return sum(pool.replicas for pool in self.pools if pool.device == "cpu") if self.local_nodes else 1
+
+    @property
     def num_members(self) -> int:
         """The group starts when so many shards are there, and goes on with so many."""
         return self.group.members or sum(pool.replicas for pool in self.pools)
@@ -219,7 +224,7 @@ def read_keys(path: str | os.PathLike[str], what: str, example: str) -> dict[str
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"cannot read {what} {path}: {reason}", fix="give the path of a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:     # a month 13, say; too deep
         raise ConfigError(f"{path} is not valid YAML: {error}", fix="mend the line named above") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, not keys and values", fix=f"start from {example}")

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 # Of shards, routers, the command line, and of the coordinator before it plans.
 WITHOUT_SCIPY = (
     "cluster.shard.shard", "cluster.router_replica", "cluster.cli.main", "cluster.cli.doctor", "cluster.deployments",
-    "cluster.coordinator.client", "cluster.coordinator.coordinator", "cluster.planner.costs.measured_profile",
+    "cluster.coordinator.view", "cluster.coordinator.client", "cluster.coordinator.coordinator",
+    "cluster.planner.costs.measured_profile",
     "cluster.planner.memory_demand", "cluster.planner.memory_plan", "cluster.planner.plan_rules")
 
 

@@ -55,8 +55,13 @@ def docstring_of(path: Path) -> str:
     return " ".join((ast.get_docstring(tree_of(path)) or "").split())
 
 
-def imported_names(path: Path) -> Iterator[str]:
-    """Yield dotted names, of imports inside functions too; `from a import b` is a.b, whatever b is."""
+@cache
+def imported_names(path: Path) -> tuple[str, ...]:
+    """Return dotted names, of imports inside functions too; `from a import b` is a.b, whatever b is."""
+    return tuple(_imported_names(path))
+
+
+def _imported_names(path: Path) -> Iterator[str]:
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -69,8 +74,13 @@ def imported_roots(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imported_names(path)}
 
 
-def imported_modules(path: Path) -> Iterator[Path]:
-    """Yield the files of this tree that it imports; a package counts as its `__init__.py`."""
+@cache
+def imported_modules(path: Path) -> frozenset[Path]:
+    """Return the files of this tree that it imports; a package counts as its `__init__.py`."""
+    return frozenset(_imported_modules(path))
+
+
+def _imported_modules(path: Path) -> Iterator[Path]:
     for name in imported_names(path):
         parts = name.split(".")
         if parts[0] not in (*PACKAGES, "tests"):

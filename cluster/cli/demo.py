@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from cluster.cli.chat import GrpcChatClient, HttpChatClient, Limits, Message
 from cluster.cli.conversation import print_answer
 from cluster.cli.start_display import StartDisplay
-from cluster.cli.status_table import status_view
+from cluster.cli.status_table import StatusView
 from cluster.coordinator.view import ClusterStatus
 from cluster.launch.bring_up import BringUp
 from cluster.launch.cluster_client import ClusterClient
@@ -47,7 +47,7 @@ def _ask_and_show(console: Console, running: RunningCluster) -> None:
         answered = print_answer(console, chat, [Message("user", question)], Limits(_MAX_TOKENS, 0.0))
         console.print(answered.summary(), style="dim")
     console.rule("who computed what", align="left")
-    console.print(status_view(_settled(ClusterClient(running.application))))     # connected since the start
+    console.print(StatusView(_settled(ClusterClient(running.application))))     # connected since the start
     console.print(_how_to_go_on(running), markup=False, highlight=False, soft_wrap=True)
 
 

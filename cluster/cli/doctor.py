@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from packaging.requirements import Requirement
 
-from serving.config import ServeConfig
+from cluster.device.facts import num_threads_of
+from cluster.device.file_limit import bounded_by_files, raise_file_limit
+from cluster.device.host_limits import host_cpus, host_memory
+from serving.config import AdmissionConfig, ServeConfig
 from serving.link.epoch import DeviceProfile
 
 ROUND_TRIP_TIMEOUT_S = 60.0
@@ -46,7 +48,7 @@ def run_checks(config: ServeConfig | None) -> Iterator[Check]:
     """
     checks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("python", _python), ("packages", _packages), ("CPU kernels", _cpu_kernels), ("address", _address),
-        ("shared memory", _shared_memory), ("collective", _collective_round_trip)]
+        ("limits", _limits), ("shared memory", _shared_memory), ("collective", _collective_round_trip)]
     if config is not None:
         checks += [("ports", lambda: _ports(config)), ("devices", lambda: _devices(config)),
                    ("checkpoint", lambda: _checkpoint(config)), ("memory", lambda: _memory(config)),
@@ -99,6 +101,22 @@ def _address() -> Iterator[Check]:
     loopback = address.startswith("127.") or address == "::1"
     yield Check("address", Verdict.WARN if loopback else Verdict.OK, f"Ray announces {address}",
                 "other machines cannot reach a loopback address: start Ray with --node-ip-address" if loopback else "")
+
+
+def _limits() -> Iterator[Check]:
+    """What this machine or its container lets programs have."""
+    memory, cpus, num_files = host_memory(), host_cpus(), raise_file_limit()
+    yield Check("host memory", Verdict.OK, f"{memory.available_bytes / 2**30:.1f} of {memory.total_bytes / 2**30:.1f} "
+                f"GiB available{_limited_by(memory.limited_by)}")
+    yield Check("host CPUs", Verdict.OK, f"{cpus.num_cpus}{_limited_by(cpus.limited_by)}")
+    good = bounded_by_files(AdmissionConfig(), num_files, 1) == AdmissionConfig()
+    yield Check("open files", Verdict.OK if good else Verdict.WARN, f"up to {num_files:,} a process",
+                "" if good else "each connection takes one: raise the hard limit (ulimit -Hn; LimitNOFILE of systemd; "
+                                "--ulimit nofile of docker), or admission is bounded by it")
+
+
+def _limited_by(path: str) -> str:
+    return f", limited by {path}" if path else ""
 
 
 def _shared_memory() -> Iterator[Check]:
@@ -170,8 +188,13 @@ def _ports(config: ServeConfig) -> Iterator[Check]:
 
 
 def _devices(config: ServeConfig) -> Iterator[Check]:
+    num_cpus = host_cpus().num_cpus
+    for pool in config.pools:
+        if pool.device == "cpu" and num_threads_of(pool) > num_cpus:
+            yield Check("threads", Verdict.WARN, f"pool {pool.name}: {num_threads_of(pool)} threads on {num_cpus} CPUs",
+                        "lower num_threads: threads that share a CPU wait for each other in every layer")
     if not any(pool.device == "cuda" for pool in config.pools):
-        yield Check("devices", Verdict.OK, f"{psutil.cpu_count()} CPUs; no pool asks for a GPU")
+        yield Check("devices", Verdict.OK, f"{host_cpus().num_cpus} CPUs; no pool asks for a GPU")
         return
     import torch
 
@@ -207,7 +230,6 @@ def _device_speed(config: ServeConfig) -> Iterator[Check]:
     """What shards would measure on this machine when they start, or find measured. What was noisy is measured again."""
     import torch
 
-    from cluster.device.facts import num_threads_of
     from cluster.device.model_store import locate_checkpoint
     from cluster.device.profile import profile_device, profile_facts
     from cluster.device.profile_store import ProfileStore, default_profile_dir

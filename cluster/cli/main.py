@@ -56,7 +56,7 @@ def status(application: Application = None, as_json: Annotated[bool, typer.Optio
            state_dir: StateDir = None) -> None:
     """Show nodes, shards, experts and memory, load and health. Exit code 1 when not healthy."""
     from cluster.cli.placement_view import experts_view
-    from cluster.cli.status_table import status_json, status_view
+    from cluster.cli.status_table import StatusView, status_json
     from cluster.launch.cluster_client import ClusterClient
 
     with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
@@ -65,7 +65,7 @@ def status(application: Application = None, as_json: Annotated[bool, typer.Optio
     if as_json:
         typer.echo(status_json(found, placement))
     else:
-        console.print(status_view(found))
+        console.print(StatusView(found))
         if placement is not None:
             console.print(experts_view(placement))
     raise typer.Exit(0 if found.is_ready else 1)
@@ -141,7 +141,7 @@ def plan(model: Annotated[Path, typer.Option(help="Folder with config.json, that
          html: Annotated[Path | None, typer.Option(help="Also write a page with pictures here")] = None) -> None:
     """Would the model fit on a cluster, where would its bytes be, how fast would it be? Starts nothing."""
     from cluster.cli.plan_command import run_plan
-    from cluster.whatif.question import PlanRequest
+    from cluster.whatif.request import PlanRequest
 
     request = PlanRequest(model, cluster, batch, context, dtype, min_copies, max_batch_tokens, expert_load, even, fast)
     raise typer.Exit(0 if run_plan(request, console, as_json, html) else 1)

@@ -18,6 +18,7 @@ import torch
 from cluster.cli.doctor import Check, Verdict
 from cluster.device.backend import import_backend
 from cluster.device.facts import available_memory_bytes, memory_budget, resident_memory_bytes
+from cluster.planner.costs.step_costs import Workload, check_workload
 from cluster.planner.memory_fit import MemoryFit, members_fit
 from cluster.planner.memory_plan import MemberMemory
 from cluster.planner.plan_rules import PlanRules, plan_rules
@@ -56,12 +57,14 @@ def _shard_process_bytes() -> int:
 
 
 def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Iterator[Check]:
+    """Compare what shards have with what the model asks. Raises PlacementError for one that no group can serve."""
+    check_workload(args, Workload(config.placement.num_rows, config.placement.context_tokens))
     num_shards = sum(pool.replicas for pool in config.pools)
     if config.num_members > num_shards:
         yield Check("group", Verdict.FAIL, f"group.members is {config.num_members}, all pools together have "
                     f"{num_shards} replicas", f"set group.members to {num_shards} or less, or add replicas")
         return
-    unknown = [pool.name for pool in config.pools if _budget(pool, machine) is None]
+    unknown = [pool.name for pool in config.pools if _budget(config, pool, machine) is None]
     if unknown:
         yield Check("memory budgets", Verdict.WARN, f"not looked at: pool {', '.join(unknown)} states no "
                     "memory_budget, and this machine has no GPU", "state it, or run the doctor on a node of that pool")
@@ -73,13 +76,14 @@ def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Ite
 
 def shards_of(config: ServeConfig, machine: Machine) -> list[MemberMemory]:
     """Return the memory of every shard, in the order in which the coordinator takes those that are there."""
-    return [MemberMemory(pool.name, _budget(pool, machine) or 0, machine.process_bytes if pool.device == "cpu" else 0)
+    return [MemberMemory(pool.name, _budget(config, pool, machine) or 0,
+                         machine.process_bytes if pool.device == "cpu" else 0)
             for pool in _pool_of_shards(config)]
 
 
-def _budget(pool: PoolConfig, machine: Machine) -> int | None:
+def _budget(config: ServeConfig, pool: PoolConfig, machine: Machine) -> int | None:
     if pool.memory_budget is not None or pool.device == "cpu":
-        return memory_budget(pool, machine.available_bytes, machine.process_bytes)
+        return memory_budget(pool, machine.available_bytes, machine.process_bytes, config.num_shards_a_machine)
     return None if machine.gpu_free_bytes is None else memory_budget(pool, machine.gpu_free_bytes, 0)
 
 
@@ -103,10 +107,12 @@ def _budgets(config: ServeConfig, rules: PlanRules, machine: Machine) -> Check:
 
 
 def _local_nodes(config: ServeConfig, rules: PlanRules, machine: Machine) -> Check:
-    """Judge the whole group on this one machine, in whatever way its members share the memory."""
+    """Judge all shards on this one machine, in whatever way the members of the group share the memory."""
     shards = [shard for pool, shard in zip(_pool_of_shards(config), shards_of(config, machine), strict=True)
-              if pool.device == "cpu"][:config.num_members]
-    needed = _needed_bytes(members_fit(shards, rules)) if shards else 0
+              if pool.device == "cpu"]
+    members = shards[:config.num_members]
+    needed = (len(shards) - len(members)) * machine.process_bytes
+    needed += _needed_bytes(members_fit(members, rules)) if members else 0
     found = f"{_gib(needed)} needed here, {_gib(machine.available_bytes)} available"
     if needed > machine.available_bytes:
         return Check("memory", Verdict.FAIL, found, "stop other programs, or serve a smaller model here")
@@ -137,7 +143,7 @@ def _needs(fit: MemoryFit) -> str:
 
 
 def _missing(fit: MemoryFit) -> str:
-    """'0.50 GiB are missing: in pool cpu 2 x 0.25 GiB'."""
+    """Say what is missing where: '0.50 GiB are missing: in pool cpu 2 x 0.25 GiB'."""
     lacking = Counter((one.memory.node_name, one.missing_bytes) for one in fit.members if one.missing_bytes)
     where = ", ".join(f"in pool {name} {count} x {_gib(missing)}" for (name, missing), count in lacking.items())
     return f"{_gib(fit.missing_bytes)} are missing: {where}"

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.cli.status_table import expert_ranges
+from cluster.cli.shard_rows import expert_ranges
 from cluster.coordinator.view import PlacementStatus
 from cluster.planner.layer.error import PlacementError
 from model.placement import Placement
@@ -143,7 +143,7 @@ def read_placement(path: Path, epoch: Epoch) -> Placement:
             tuple(tuple(sorted(rank_of[rank] for rank in ranks)) for ranks in layer) for layer in holders))
     except OSError as error:
         raise PlacementError(f"{path} cannot be read: {error.strerror}", fix="give the path of a JSON file") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise PlacementError(f"{path} is no placement: {error}", fix=fix) from error
 
 

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from cluster.cli.solver_output import solver_output_to_stderr
 from cluster.whatif.answer import PlanAnswer, answer_question
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.request import PlanRequest, read_question
 
 
 def run_plan(request: PlanRequest, console: Console, as_json: bool, html: Path | None) -> bool:
-    """True when the model fits. Progress goes to stderr, so that output can be piped."""
+    """Return True when the model fits. Progress goes to stderr, so that output can be piped."""
     question = read_question(request)
     with Console(stderr=True).status("planning") as status:
         with solver_output_to_stderr():

@@ -10,39 +10,51 @@ from pathlib import Path
 
 import psutil
 
-from serving.config import PoolConfig
+from cluster.device.host_limits import host_cpus, host_memory
+from serving.config import ConfigError, PoolConfig
 from serving.link.epoch import DeviceFacts
 
 # Without a memory_budget: the part of what is free when the shard starts.
 _DEFAULT_PART = {"cpu": 0.5, "cuda": 0.9}
 
 
-def measure_device(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
-    """Call it when everything is imported: the resident memory counts as what the process takes without weights."""
+def measure_device(pool: PoolConfig, kernels_name: str, num_shards_a_machine: int) -> DeviceFacts:
+    """Call it when everything is imported: the resident memory counts as what the process takes without weights.
+
+    Raises ConfigError when the node cannot give what the pool says.
+    """
     if pool.device == "cuda":
         return _measure_cuda(pool, kernels_name)
     resident_bytes = resident_memory_bytes()
+    memory = host_memory()
+    budget_bytes = memory_budget(pool, memory.available_bytes, resident_bytes, num_shards_a_machine)
+    if budget_bytes > memory.total_bytes:
+        raise ConfigError(f"pool {pool.name}: memory_budget is {budget_bytes / 2**30:.2f} GiB, but this node lets a "
+                          f"process have {memory.total_bytes / 2**30:.2f} GiB "
+                          f"({memory.limited_by or 'all its memory'})",
+                          fix="lower memory_budget, or give the container more memory")
     return DeviceFacts(device="cpu", device_name=device_name("cpu"), kernels=kernels_name,
-                       memory_total_bytes=psutil.virtual_memory().total,
-                       memory_budget_bytes=memory_budget(pool, available_memory_bytes(), resident_bytes),
+                       memory_total_bytes=memory.total_bytes, memory_budget_bytes=budget_bytes,
                        num_threads=num_threads_of(pool), resident_bytes=resident_bytes)
 
 
-def memory_budget(pool: PoolConfig, available_bytes: int, resident_bytes: int) -> int:
+def memory_budget(pool: PoolConfig, available_bytes: int, resident_bytes: int, num_shards_a_machine: int = 1) -> int:
     """Return what a shard of the pool may use: what its config says, else a part of what is free when it starts.
 
     `resident_bytes`: of its process before it loads anything; 0 on an accelerator.
     """
-    return pool.memory_budget or resident_bytes + int(available_bytes * _DEFAULT_PART[pool.device])
+    part = _DEFAULT_PART[pool.device] / num_shards_a_machine
+    return pool.memory_budget or resident_bytes + int(available_bytes * part)
 
 
 def available_memory_bytes() -> int:
-    """Return the main memory that new programs can have here without swapping."""
-    return int(psutil.virtual_memory().available)
+    """Return the main memory that new programs can have here without swapping, in this container if it is one."""
+    return host_memory().available_bytes
 
 
 def num_threads_of(pool: PoolConfig) -> int:
-    return pool.num_threads or max(1, int(pool.num_cpus))
+    """Return the threads of a shard of the pool: as many as it says, else one for each of its CPUs that are here."""
+    return pool.num_threads or max(1, min(int(pool.num_cpus), host_cpus().num_cpus))
 
 
 def resident_memory_bytes() -> int:

@@ -81,7 +81,7 @@ def read_state(state_dir: Path, application: str | None = None) -> RunningCluste
         content = path.read_bytes()
     try:
         return _parse(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateDirError(f"{path}, the note of application {name!r}, cannot be read: {error}",
                             fix="remove that file; if the service runs still, end its processes (ray stop) and start "
                                 "it again") from error

@@ -22,6 +22,7 @@ from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableErr
 from cluster.coordinator.view import GroupPhase, ShardState, View
 from cluster.device.backend import import_backend
 from cluster.device.facts import measure_device, num_threads_of, resident_memory_bytes, return_free_memory
+from cluster.device.file_limit import raise_file_limit
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NodeIdentity, ReservedPort, host_and_port
 from cluster.device.profile import profile_device
@@ -75,11 +76,13 @@ class Shard:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what makes this process useless; then start another."""
+        raise_file_limit()
         server, port = await start_link_server(self._link, host_and_port(self._node.address, 0))
         try:
             kernels, args, profile = await self._in_thread(self._prepare)
             self._counters = self._new_counters(args, profile)
-            facts = await self._in_thread(lambda: measure_device(self._pool, kernels.name))
+            facts = await self._in_thread(lambda: measure_device(
+                self._pool, kernels.name, self._config.num_shards_a_machine))
             self._member = Member(self.shard_id, self._pool.name, self._node.node_id, self._node.name,
                                   host_and_port(self._node.address, port), facts, profile=profile)
             self._advance(ShardState.WAITING, "registered")

@@ -44,8 +44,10 @@ class _Ratios:
         self._differences_s *= remains
 
     def add_step(self, measured_P: FloatArray, expected_P: FloatArray) -> None:
-        """P pieces of work, the same ones in every step; what is not expected does not count. A ratio out of range, as
-        of a node that was suspended, is the limit."""
+        """Count P pieces of work, the same ones in every step; what is not expected does not count.
+
+        A ratio out of range, as of a node that was suspended, is the limit.
+        """
         expects_P = expected_P > 0
         if not expects_P.any():
             return
@@ -72,12 +74,12 @@ class _Ratios:
 
     @property
     def spread(self) -> float:
-        """As a standard deviation: two normal numbers differ by 2 / sqrt(pi) of it on average."""
+        """The spread as a standard deviation: two normal numbers differ by 2 / sqrt(pi) of it on average."""
         return math.sqrt(math.pi) / 2 * self._differences_s / self._alike_s if self._alike_s else 0.0
 
 
 class WorkMeter:
-    """Of one member, over all its epochs and placements. A step counts half after `half_life_s` seconds.
+    """The work of one member, over all its epochs and placements. A step counts half after `half_life_s` seconds.
 
     Times come from one clock.
     """
@@ -96,7 +98,7 @@ class WorkMeter:
         self._num_attentions_P = self._num_dense_P + np.array([1] * args.num_moe_layers + [0])
 
     def add(self, plan: StepPlan, stats: StepStats, now_s: float) -> None:
-        """A step that was done. One that was not timed does not count."""
+        """Count a step that was done, if it was timed."""
         if stats.work is None:
             return
         self._age(now_s)
@@ -108,7 +110,7 @@ class WorkMeter:
         self._num_planned += len(stats.work.planning_s)
 
     def snapshot(self, now_s: float) -> WorkRatio | None:
-        """None until enough was measured of any part."""
+        """Return the ratios of now; None until enough was measured of any part."""
         self._age(now_s)
         own, experts = self._own, self._experts
         if not own.is_enough and not experts.is_enough:
@@ -127,7 +129,7 @@ class WorkMeter:
         self._experts.age(remains)
 
     def _own_rows_s(self, plan: StepPlan) -> FloatArray:
-        """As StepCosts.own_rows_s, without the overhead: before every MoE layer's experts, and after the last's."""
+        """Return StepCosts.own_rows_s without overhead, in pieces: before every MoE layer's experts, and after all."""
         args, profile, num_rows = self._args, self._profile, plan.num_tokens
         attended = sum(_num_attended(request, args.sliding_window) for request in plan.requests)
         num_drawn = sum((request.sampling is not None) + len(request.prompt_targets) for request in plan.requests)
@@ -141,7 +143,7 @@ class WorkMeter:
         return own_s
 
     def _experts_s(self, expert_rows: Sequence[Sequence[int]]) -> FloatArray:
-        """Of each layer; 0 where no expert here has rows: there nothing but overhead is measured."""
+        """Return the seconds of each layer; 0 where no expert here has rows: there nothing but overhead is measured."""
         rows_N = np.fromiter(chain.from_iterable(expert_rows), np.float64)
         layer_N = np.repeat(np.arange(len(expert_rows)), [len(rows) for rows in expert_rows])
         seconds_N = seconds_at(self._profile.expert_s, rows_N)
@@ -149,7 +151,7 @@ class WorkMeter:
 
 
 def _num_attended(request: ScheduledRequest, window: int | None) -> int:
-    """Cached tokens that all rows of a request read in one layer, each row's own included."""
+    """Return the cached tokens that all rows of a request read in one layer, each row's own included."""
     first, last = request.num_computed_tokens + 1, request.num_computed_tokens + len(request.token_ids)
     if window is None or last <= window:
         return (first + last) * len(request.token_ids) // 2

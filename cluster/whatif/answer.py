@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from cluster.planner.cache_plan import sequence_bytes
-from cluster.planner.costs.step_costs import Workload
 from cluster.planner.layer.error import PlacementError
-from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
+from cluster.planner.memory_demand import DTYPE_BYTES
 from cluster.planner.memory_fit import memory_fit
 from cluster.planner.memory_plan import MemoryDemand, free_bytes
 from cluster.planner.placement import member_costs, plan_placement
 from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
-from cluster.whatif.cluster_file import num_devices, planned_members, with_more_nodes
-from model.args import ModelArgs
-from serving.cluster_config import ClusterConfig, Dtype
-from serving.config import ServeConfig
-from serving.link.epoch import DeviceProfile
+from cluster.whatif.cluster_file import with_more_nodes
+from cluster.whatif.question import PlanQuestion
+from serving.cluster_config import ClusterConfig
 
 MAX_MORE_NODES = 64
 Say = Callable[[str], None]     # called with what is worked out next
-
-
-@dataclass(frozen=True, slots=True)
-class PlanQuestion:
-    model_name: str
-    args: ModelArgs
-    dtype: Dtype
-    config: ServeConfig             # of it: what the memory demand depends on
-    cluster: ClusterConfig
-    workload: Workload
-    options: PlanOptions
-    measured: Mapping[str, DeviceProfile]   # by kind of node; the others go by data sheets
-
-    @property
-    def figures(self) -> Literal["measured", "data-sheet"]:
-        """Say where the speeds of the devices are from; "measured" only when all are."""
-        return "measured" if all(nodes.name in self.measured for nodes in self.cluster.nodes) else "data-sheet"
-
-    def members(self, cluster: ClusterConfig) -> tuple[PlannedMember, ...]:
-        return planned_members(cluster, self.args, self.dtype, self.measured)
-
-    def demand(self, cluster: ClusterConfig) -> MemoryDemand:
-        return memory_demand(self.args, self.config, num_devices(cluster))
-
-    @property
-    def sequence_bytes(self) -> int:
-        """Return what one sequence of the workload takes while it runs."""
-        return sequence_bytes(self.args, self.workload.context_tokens, DTYPE_BYTES[self.dtype])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.whatif.answer import PlanQuestion
 from cluster.whatif.cluster_file import figures_of, vendors
 from cluster.whatif.data_sheets import compute_dtype
+from cluster.whatif.question import PlanQuestion
 from serving.cluster_config import AssumedFigures, ClusterConfig
 
 

@@ -48,6 +48,7 @@ class Scheduler:
         self._running: list[Request] = []
         self._in_flight: dict[str, Request] = {}
         self._held_routers: set[str] = set()
+        self._last_hashed: Request | None = None
         self._num_arrived = 0
 
     @property
@@ -234,10 +235,21 @@ class Scheduler:
     def _hashes(self, request: Request, num_blocks: int) -> list[bytes]:
         """Of the first `num_blocks` blocks, which must be full."""
         known, size = request.block_hashes, self.config.block_size
+        if not known:
+            known += self._hashes_of_same_prompt(request)
+            self._last_hashed = request
         while len(known) < num_blocks:
             start = len(known) * size
             known.append(block_hash(known[-1] if known else b"", _token_ids(request, start, start + size)))
         return known[:num_blocks]
+
+    def _hashes_of_same_prompt(self, request: Request) -> list[bytes]:
+        """Return the hashes of the prompt's full blocks if the request hashed before has the very same: it is another
+        choice of one client's request, as a rule."""
+        last, prompt = self._last_hashed, request.submission.prompt_token_ids
+        if last is None or last.submission.prompt_token_ids is not prompt:
+            return []
+        return last.block_hashes[:len(prompt) // self.config.block_size]
 
     def _scheduled(self, request: Request, budget: int) -> ScheduledRequest:
         submission = request.submission

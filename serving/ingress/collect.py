@@ -12,6 +12,8 @@ from serving.errors import ClientGoneError, ShardFailedError
 from serving.ingress.openai_responses import PromptTokensDetails, Usage
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
 
+_LONG_ANSWER = 100      # choices and scored tokens
+
 
 @dataclass(slots=True)
 class CollectedChoice:
@@ -36,6 +38,12 @@ class CollectedChoice:
         """Return the whole choice as if it had come at once."""
         return GenerationDelta(choice, self.text, tuple(self.token_ids), tuple(self.logprobs), self.prompt_logprobs,
                                finish_reason=self.finish_reason, stop_reason=self.stop_reason)
+
+
+def is_long(choices: Sequence[CollectedChoice]) -> bool:
+    """Return whether writing the answer takes so long that a thread should do it."""
+    num_entries = sum(1 + len(choice.logprobs) + len(choice.prompt_logprobs) for choice in choices)
+    return num_entries > _LONG_ANSWER
 
 
 class UsageCount:

@@ -19,8 +19,11 @@ from serving.errors import InvalidRequestError
 
 _SPACE = rb"[ \t\n\r]*+"
 _NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
-_VALUE = re.compile(_SPACE + b"(?:(?P<string>\")|(?P<number>" + _NUMBER + rb")|(?P<list>\[)|(?P<object>\{)|"
-                    b"(?P<true>true)|(?P<false>false)|(?P<null>null))" + _SPACE)
+# Most strings are short and have no escapes: one match reads them.
+_SHORT = rb'"(?P<short>[^"\\\x00-\x1f]{0,256}+)"'
+_SHORT_KEY = re.compile(_SPACE + _SHORT + _SPACE + b":")
+_VALUE = re.compile(_SPACE + b"(?:" + _SHORT + b"|(?P<string>\")|(?P<number>" + _NUMBER + rb")|(?P<list>\[)|"
+                    rb"(?P<object>\{)|(?P<true>true)|(?P<false>false)|(?P<null>null))" + _SPACE)
 _QUOTE = re.compile(_SPACE + b'"')
 _COLON = re.compile(_SPACE + b":")
 # A part of a string: one match keeps other threads out, so it ends after some 500 kB at most.
@@ -84,6 +87,9 @@ class _Reader:
             self._refuse("a value")
         self._count_value(path)
         kind = str(found.lastgroup)
+        if kind == "short":
+            self._at = found.end()
+            return self._bounded(found["short"].decode(), path, self._of(path).num_characters)
         if kind == "string":
             self._at = found.end("string")
             text = self._string(path, self._of(path).num_characters)
@@ -125,9 +131,7 @@ class _Reader:
             self._skip_bracket()
             return members
         while True:
-            self._skip(_QUOTE, "a key")
-            key = self._string(f"a key in {path or 'the body'}", self._bounds.num_key_characters)
-            self._skip(_COLON, "a colon")
+            key = self._key(f"a key in {path or 'the body'}")
             name = f"{path}.{key}" if path else key
             if key in members:
                 raise InvalidRequestError(f"{name[:_MAX_SHOWN_PATH]} is given twice", fix="give it once",
@@ -137,6 +141,17 @@ class _Reader:
                 self._over(path, "has more than", limit, "fields")
             if self._separator(b"}"):
                 return members
+
+    def _key(self, path: str) -> str:
+        """Read a key and its colon."""
+        limit, found = self._bounds.num_key_characters, _SHORT_KEY.match(self._content, self._at)
+        if found is not None:
+            self._at = found.end()
+            return self._bounded(found["short"].decode(), path, limit)
+        self._skip(_QUOTE, "a key")
+        key = self._string(path, limit)
+        self._skip(_COLON, "a colon")
+        return key
 
     def _separator(self, end: bytes) -> bool:
         """Read what follows a value, and return whether it was the end of its list or object."""
@@ -173,9 +188,12 @@ class _Reader:
         end = self._at
         has_escapes = self._content.find(b"\\", start, end) >= 0
         text = self._unescaped(start, end) if has_escapes else self._content[start:end].decode()
+        self._at = end + 1
+        return self._bounded(text, path, limit)
+
+    def _bounded(self, text: str, path: str, limit: int) -> str:
         if len(text) > limit:
             self._over(path, "has a string of more than", limit, "characters")
-        self._at = end + 1
         return text
 
     def _unescaped(self, start: int, end: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 
 from serving.errors import InvalidRequestError
 from serving.ingress.build_request import Asked, RequestBuilder
-from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
+from serving.ingress.collect import CollectedChoice, UsageCount, is_long, open_stream
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import chat_logprobs, prompt_logprobs
 from serving.ingress.openai_responses import (
@@ -48,6 +50,11 @@ class ChatEndpoint:
             async for index, delta in deltas:
                 usage.add(index, delta)
                 choices[delta.choice].add(delta)
+        write = partial(self._write, body, request, stamp, choices, usage)
+        return await asyncio.to_thread(write) if is_long(choices) else write()
+
+    def _write(self, body: ChatCompletionBody, request: GenerationRequest, stamp: Stamp,
+               choices: Sequence[CollectedChoice], usage: UsageCount) -> ChatCompletion:
         return ChatCompletion(
             id=stamp.id, created=stamp.created_s, model=request.model, system_fingerprint=stamp.fingerprint,
             choices=[self._choice(index, choice, body) for index, choice in enumerate(choices)], usage=usage.to_usage(),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from serving.engine.request import FinishReason
 from serving.errors import InvalidRequestError
-from serving.ingress.body_bounds import MAX_CHOICES, MAX_PROMPTS
+from serving.ingress.body_bounds import MAX_CHOICES, MAX_PROMPTS, MAX_REPEATED_TOKENS
 from serving.ingress.build_request import Asked, RequestBuilder
-from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
+from serving.ingress.collect import CollectedChoice, UsageCount, is_long, open_stream
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import CompletionLogprobsWriter, prompt_logprobs
 from serving.ingress.openai_responses import Completion, CompletionChoice, CompletionLogprobs
@@ -22,8 +24,8 @@ from serving.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PromptRequest:
-    prompt: Prompt
     request: GenerationRequest
+    echo: str               # the prompt's text, when the answer is to begin with it
 
 
 class CompletionEndpoint:
@@ -43,7 +45,14 @@ class CompletionEndpoint:
         asked = Asked(model=body.model, fields=fields, request_id=caller.request_id, tenant=caller.tenant(body.user),
                       num_logprobs=body.logprobs)
         requests = await self._builder.build(asked, prompts)
-        return [PromptRequest(prompt, request) for prompt, request in zip(prompts, requests, strict=True)]
+        _check_repeated(body, requests)
+        echoes = await asyncio.to_thread(self._echoes, prompts, requests) if body.echo else [""] * len(prompts)
+        return [PromptRequest(request, echo) for request, echo in zip(requests, echoes, strict=True)]
+
+    def _echoes(self, prompts: Sequence[Prompt], requests: Sequence[GenerationRequest]) -> list[str]:
+        return [prompt.text if isinstance(prompt, Text) else self._tokenizer.decode(
+            request.prompt_token_ids, request.params.skip_special_tokens)
+            for prompt, request in zip(prompts, requests, strict=True)]
 
     async def answer(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> Completion:
         """Return the whole answer; choices are ordered by prompt. Raises ServingError."""
@@ -53,7 +62,12 @@ class CompletionEndpoint:
         async with self._open(body, asked, usage) as deltas:
             async for prompt_index, delta in deltas:
                 collected[prompt_index * n + delta.choice].add(delta)
-        choices = []
+        write = partial(self._write, body, asked, stamp, collected, usage)
+        return await asyncio.to_thread(write) if is_long(collected) else write()
+
+    def _write(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp,
+               collected: Sequence[CollectedChoice], usage: UsageCount) -> Completion:
+        n, choices = asked[0].request.params.n, []
         for index, choice in enumerate(collected):
             written = self._writer(body, asked, index).write(choice.to_delta(index % n))
             choices += [written] if written is not None else []
@@ -62,11 +76,14 @@ class CompletionEndpoint:
     async def stream(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> AsyncGenerator[str]:
         """Yield the chunks as JSON. Raises ServingError."""
         n = asked[0].request.params.n
-        writers = [self._writer(body, asked, index) for index in range(len(asked) * n)]
+        writers: dict[int, _ChoiceWriter] = {}
         usage, counts = UsageCount([one.request for one in asked]), wants_continuous_usage(body.stream_options)
         async with self._open(body, asked, usage) as deltas:
             async for prompt_index, delta in deltas:
-                if (choice := writers[prompt_index * n + delta.choice].write(delta)) is not None:
+                index = prompt_index * n + delta.choice
+                if index not in writers:
+                    writers[index] = self._writer(body, asked, index)
+                if (choice := writers[index].write(delta)) is not None:
                     yield self._completion(stamp, asked, [choice], usage if counts else None).model_dump_json()
         if wants_usage(body.stream_options):
             yield self._completion(stamp, asked, [], usage).model_dump_json()
@@ -94,10 +111,7 @@ class _ChoiceWriter:
         skips = asked.request.params.skip_special_tokens
         self._body, self._index, self._tokenizer = body, index, tokenizer
         self._prompt_token_ids = asked.request.prompt_token_ids
-        self._echo = ""
-        if body.echo:
-            prompt = asked.prompt
-            self._echo = prompt.text if isinstance(prompt, Text) else tokenizer.decode(self._prompt_token_ids, skips)
+        self._echo = asked.echo
         self._starts = True
         self._logprobs_of_prompt = CompletionLogprobsWriter(tokenizer, [], skips)
         self._logprobs = CompletionLogprobsWriter(tokenizer, self._prompt_token_ids, skips)
@@ -146,6 +160,15 @@ async def _counted(deltas: AsyncIterator[tuple[int, GenerationDelta]], usage: Us
 
 def _only_scores(body: CompletionBody) -> bool:
     return bool(body.echo) and body.max_tokens == 0
+
+
+def _check_repeated(body: CompletionBody, requests: Sequence[GenerationRequest]) -> None:
+    """Bound what of the prompts every choice of the answer repeats."""
+    num_tokens = sum(request.params.n * len(request.prompt_token_ids) for request in requests)
+    for field in ("echo", "return_token_ids"):
+        if getattr(body, field) and num_tokens > MAX_REPEATED_TOKENS:
+            raise InvalidRequestError(f"{field} would repeat {num_tokens} tokens of the prompts", param=field,
+                                      fix=f"ask for at most {MAX_REPEATED_TOKENS}: fewer choices, or shorter prompts")
 
 
 def _check(body: CompletionBody, num_prompts: int) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import TypeVar
 
 from model.step import SamplingSpec, TokenLogprob
 from serving import errors
@@ -16,6 +18,7 @@ from serving.errors import ServingError, ShardFailedError
 from serving.proto import shard_pb2
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _ERROR_OF_NAME = {error.__name__: error for error in (
     errors.ContextLengthError, errors.UnsupportedFieldError, errors.InvalidRequestError, errors.DeadlineExceededError)}
@@ -30,13 +33,24 @@ def encode_submission(submission: Submission, now_s: float) -> shard_pb2.Submiss
         deadline_in_s=None if submission.deadline_s is None else submission.deadline_s - now_s)
 
 
-def decode_submission(message: shard_pb2.Submission, now_s: float) -> Submission:
+def decode_submission(message: shard_pb2.Submission, now_s: float, before: Submission | None = None) -> Submission:
+    """`before`: the submission before it. The choices of one request follow each other, and share what is alike."""
+    prompt_token_ids, stop_token_ids = tuple(message.prompt_token_ids), tuple(message.stop_token_ids)
+    sampling = _decode_sampling(message.sampling)
+    if before is not None:
+        prompt_token_ids = _shared(prompt_token_ids, before.prompt_token_ids)
+        stop_token_ids = _shared(stop_token_ids, before.stop_token_ids)
+        sampling = replace(sampling, logit_bias=_shared(sampling.logit_bias, before.sampling.logit_bias))
     return Submission(
-        request_id=message.request_id, prompt_token_ids=tuple(message.prompt_token_ids),
-        sampling=_decode_sampling(message.sampling), max_tokens=message.max_tokens, min_tokens=message.min_tokens,
-        stop_token_ids=tuple(message.stop_token_ids), journal_token_ids=tuple(message.journal_token_ids),
+        request_id=message.request_id, prompt_token_ids=prompt_token_ids, sampling=sampling,
+        max_tokens=message.max_tokens, min_tokens=message.min_tokens, stop_token_ids=stop_token_ids,
+        journal_token_ids=tuple(message.journal_token_ids),
         num_prompt_logprobs=message.num_prompt_logprobs if message.HasField("num_prompt_logprobs") else None,
         deadline_s=message.deadline_in_s + now_s if message.HasField("deadline_in_s") else None)
+
+
+def _shared(values: tuple[T, ...], before: tuple[T, ...]) -> tuple[T, ...]:
+    return before if values == before else values
 
 
 def _encode_sampling(spec: SamplingSpec) -> shard_pb2.Sampling:

@@ -51,6 +51,7 @@ class RouterStream:
         self.epoch_number = epoch_number
         self.engine = engine
         self.outbox = Outbox(window, self._hold)
+        self._last_submission: Submission | None = None
 
     def _hold(self, held: bool) -> None:
         logger.info("router_held router_id=%s held=%s", self.router_id, held)
@@ -61,7 +62,8 @@ class RouterStream:
         self.outbox.acknowledge(message.acknowledged_sequence)
         for submission in message.submissions:
             try:
-                self.engine.submit(self.router_id, decode_submission(submission, now_s))
+                self._last_submission = decode_submission(submission, now_s, self._last_submission)
+                self.engine.submit(self.router_id, self._last_submission)
             except ServingError as error:
                 self.outbox.deliver(0, (failed_event(submission.request_id, error),))
             except Exception as error:      # a fault of ours in one request must not end the stream of all

@@ -60,9 +60,13 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._blocks: dict[str, OrderedDict[int, None]] = {}
+        self._last: dict[str, Sequence[int]] = {}       # recorded, by shard id
 
     def record(self, shard_id: str, hashes: Sequence[int], capacity: int) -> None:
         """The shard has computed, or will, what the hashes stand for. `capacity`: its KV blocks."""
+        if self._last.get(shard_id) is hashes:      # of another choice of the same request
+            return
+        self._last[shard_id] = hashes
         blocks = self._blocks.setdefault(shard_id, OrderedDict())
         for block in reversed(hashes):      # the tail is forgotten first, as in the shard
             blocks[block] = None
@@ -79,6 +83,7 @@ class PrefixIndex:
     def keep_only(self, shard_ids: Sequence[str]) -> None:
         """Forget the shards that are gone."""
         self._blocks = {shard_id: blocks for shard_id, blocks in self._blocks.items() if shard_id in shard_ids}
+        self._last = {}
 
 
 def choose_shard(request: RoutedRequest, shards: Sequence[ShardSnapshot], index: PrefixIndex,

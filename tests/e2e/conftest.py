@@ -115,6 +115,15 @@ def config_of(checkpoint: Path) -> dict[str, object]:
         "local_nodes": [{"name": name, "num_cpus": 2, "resources": {"shard": 2}} for name in ("a", "b", "c")]}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _clients_go_past_proxies() -> Iterator[None]:
+    """Those of the tests themselves; that the service does so too is for test_surroundings.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, "127.0.0.1,localhost,::1")
+        yield
+
+
 def _stop(state_dir: Path) -> None:
     """Whatever state the tests left it in."""
     with contextlib.suppress(ServingError):

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from model.kernels.select import select_kernels
 from model.step import SamplingSpec, ScheduledRequest
+from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
 from tests.e2e.conftest import Service
@@ -32,7 +33,7 @@ def client(service: Service) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def stub(service: Service) -> Iterator[InferenceStub]:
-    with grpc.insecure_channel(service.running.grpc_address) as channel:
+    with grpc.insecure_channel(service.running.grpc_address, options=DIRECT) as channel:
         yield InferenceStub(channel)
 
 
@@ -105,7 +106,7 @@ async def test_32_streams_at_once_give_what_each_gives_alone(service: Service) -
 
 
 def test_grpc_health_and_reflection(service: Service) -> None:
-    with grpc.insecure_channel(service.running.grpc_address) as channel:
+    with grpc.insecure_channel(service.running.grpc_address, options=DIRECT) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(
             health_pb2.HealthCheckRequest(service="moesaic.v1.Inference"), timeout=10.0)
         assert health.status == health_pb2.HealthCheckResponse.SERVING

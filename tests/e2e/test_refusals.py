@@ -10,6 +10,7 @@ import grpc
 import httpx
 import pytest
 
+from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
 from tests.e2e.conftest import MAX_OPEN_REQUESTS, MAX_QUEUED_REQUESTS, Service, eventually
@@ -27,7 +28,7 @@ async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def stub(service: Service) -> AsyncIterator[InferenceStub]:
-    async with grpc.aio.insecure_channel(service.running.grpc_address) as channel:
+    async with grpc.aio.insecure_channel(service.running.grpc_address, options=DIRECT) as channel:
         yield InferenceStub(channel)
 
 

@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
 from tests.e2e.conftest import eventually, free_port
@@ -54,7 +55,7 @@ def ask(process: subprocess.Popen[str], command: str) -> str:
 
 def test_what_the_proxy_carries(proxy: tuple[subprocess.Popen[str], int]) -> None:
     process, port = proxy
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=DIRECT) as channel:
         health, stub = health_pb2_grpc.HealthStub(channel), InferenceStub(channel)
         replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
             iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=30.0)

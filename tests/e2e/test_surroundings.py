@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,35 +18,15 @@ import yaml
 from cluster.launch.process_marks import process_of, stop_processes
 from cluster.launch.state_file import RunningCluster, read_state
 from serving.errors import ServingError
+from tests.counting_proxy import CountingProxy
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, config_of
 from tests.e2e.tiny_model import write_checkpoint
 
 pytestmark = pytest.mark.multinode
 ROOT = Path(__file__).parents[2]
 MODULES = ("model", "serving", "numpy", "torch", "ray", "grpc", "json", "asyncio", "typing")
-PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 NUM_AT_ONCE = 300
 FEW_FILES = 256
-
-
-class CountingProxy:
-    """Takes connections, notes what they ask for, and hangs up."""
-
-    def __init__(self) -> None:
-        self.asked: list[bytes] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._take, daemon=True).start()
-
-    def _take(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                with connection:
-                    self.asked.append(connection.recv(100))
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +51,8 @@ class Command:
 
     def __init__(self, folder: Path, proxy: CountingProxy, state_dir: Path) -> None:
         self._folder = folder
-        self._variables = {name: proxy.url for lower in PROXIES for name in (lower, lower.upper())}
-        self._variables |= {"no_proxy": "", "NO_PROXY": "", "PYTHONIOENCODING": "ascii", "PYTHONPATH": "",
-                            "MOESAIC_STATE_DIR": str(state_dir)}
+        self._variables = proxy.variables | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": "",
+                                             "MOESAIC_STATE_DIR": str(state_dir)}
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         program = f"import sys; sys.path.append({str(ROOT)!r}); from cluster.cli.main import main; main()"

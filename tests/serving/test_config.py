@@ -90,7 +90,8 @@ def test_all_wrong_values_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"model: [", "is not valid YAML"), (b"- a\n- b\n", "holds list, not keys"), (b"", "holds NoneType, not keys"),
+    (b"model: [", "is not valid YAML"), (b"a: 2026-13-45", "is not valid YAML"), (b"[" * 10_000, "is not valid YAML"),
+    (b"- a\n- b\n", "holds list, not keys"), (b"", "holds NoneType, not keys"),
     (b"\xff\xfe\x00", "cannot read config|is not valid YAML")])
 def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "my.yaml"

@@ -55,37 +55,70 @@ def predict_step(costs: StepCosts, holders: Sequence[Holders], splits: Sequence[
 
     A member with neither rows nor experts takes no part.
     """
-    args, num_members = costs.args, len(costs.profiles)
     rows_M = np.array([share.fraction for share in shares], dtype=np.float64) * costs.workload.num_rows
     layers = _expert_layers(costs, holders, splits, rows_M)
-    is_in_M = (rows_M > 0) | np.any([layer.holds_M for layer in layers], axis=0)
-    overhead_M = np.array([profile.layer_overhead_s for profile in costs.profiles]) * is_in_M
-    attention_M = np.array([costs.attention_s(rank, rows) for rank, rows in enumerate(rows_M)])
-    mlp_M = np.array([costs.dense_mlp_s(rank, rows) for rank, rows in enumerate(rows_M)])
-    head_M = np.array([costs.head_s(rank, rows) for rank, rows in enumerate(rows_M)])
-    num_dense = args.num_layers - args.num_moe_layers
-    experts_M = np.sum([layer.experts_M for layer in layers], axis=0)
-    exchange_M = np.sum([layer.exchange_M for layer in layers], axis=0)
+    own = _own_times(costs, rows_M, (rows_M > 0) | np.any([layer.holds_M for layer in layers], axis=0))
+    parts = _parts(costs, layers, own)
+    step_s = sum(parts.values())
+    return StepPrediction(step_s, costs.workload.num_rows / step_s, _member_times(costs, layers, own),
+                          max(parts, key=lambda part: parts[part]))
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnTimes:
+    """Seconds that each member takes for its own rows."""
+
+    rows_M: FloatArray
+    attention_M: FloatArray         # of one layer
+    mlp_M: FloatArray               # of one dense layer
+    head_M: FloatArray
+    overhead_M: FloatArray          # of one layer, of those that take part
+
+
+def _own_times(costs: StepCosts, rows_M: FloatArray, takes_part_M: BoolArray) -> _OwnTimes:
+    ranks_and_rows = list(enumerate(rows_M))
+    return _OwnTimes(rows_M, np.array([costs.attention_s(rank, rows) for rank, rows in ranks_and_rows]),
+                     np.array([costs.dense_mlp_s(rank, rows) for rank, rows in ranks_and_rows]),
+                     np.array([costs.head_s(rank, rows) for rank, rows in ranks_and_rows]),
+                     np.array([profile.layer_overhead_s for profile in costs.profiles]) * takes_part_M)
+
+
+def _parts(costs: StepCosts, layers: Sequence[_LayerTime], own: _OwnTimes) -> dict[Limit, float]:
+    """Divide the step by what it waits for. Every barrier waits for the member that is slowest up to it."""
     parts: dict[Limit, float] = {"memory bandwidth": 0.0, "compute": 0.0, "link": 0.0, "overhead": 0.0}
-    busy_M = args.num_layers * (attention_M + overhead_M) + num_dense * mlp_M + experts_M + head_M
-    # Without an exchange there are no barriers within the step: all its parts are those of one member.
-    alone = int(busy_M.argmax()) if all(layer.stays for layer in layers) else None
+    alone = _who_decides_alone(costs, layers, own)
     for layer in layers:
         parts[layer.limit] += float(layer.experts_M.max() if alone is None else layer.experts_M[alone])
         parts["link"] += float(layer.exchange_M.max())
-    slowest = int((attention_M + overhead_M).argmax()) if alone is None else alone
-    _add_own_rows(parts, costs, slowest, float(rows_M[slowest]), (args.num_moe_layers, float(overhead_M[slowest]), 0.0))
-    slowest = int((attention_M + overhead_M + mlp_M).argmax()) if alone is None else alone
-    _add_own_rows(parts, costs, slowest, float(rows_M[slowest]),
-                  (num_dense, float(overhead_M[slowest]), float(mlp_M[slowest])))
-    slowest = int(head_M.argmax()) if alone is None else alone
-    parts[_regime(costs.profiles[slowest].head_s, float(rows_M[slowest]))] += float(head_M[slowest])
-    members = tuple(MemberTime(
-        attention_s=float(args.num_layers * attention_M[rank] + num_dense * mlp_M[rank]),
-        experts_s=float(experts_M[rank]), exchange_s=float(exchange_M[rank]), head_s=float(head_M[rank]),
-        overhead_s=float(args.num_layers * overhead_M[rank])) for rank in range(num_members))
-    step_s = sum(parts.values())
-    return StepPrediction(step_s, costs.workload.num_rows / step_s, members, max(parts, key=lambda part: parts[part]))
+    num_moe, num_dense = costs.args.num_moe_layers, costs.args.num_layers - costs.args.num_moe_layers
+    slowest = int((own.attention_M + own.overhead_M).argmax()) if alone is None else alone
+    _add_own_rows(parts, costs, slowest, float(own.rows_M[slowest]), (num_moe, float(own.overhead_M[slowest]), 0.0))
+    slowest = int((own.attention_M + own.overhead_M + own.mlp_M).argmax()) if alone is None else alone
+    _add_own_rows(parts, costs, slowest, float(own.rows_M[slowest]),
+                  (num_dense, float(own.overhead_M[slowest]), float(own.mlp_M[slowest])))
+    slowest = int(own.head_M.argmax()) if alone is None else alone
+    parts[_regime(costs.profiles[slowest].head_s, float(own.rows_M[slowest]))] += float(own.head_M[slowest])
+    return parts
+
+
+def _who_decides_alone(costs: StepCosts, layers: Sequence[_LayerTime], own: _OwnTimes) -> int | None:
+    """Return the slowest member where nothing is exchanged: without barriers all parts of the step are its own."""
+    if not all(layer.stays for layer in layers):
+        return None
+    args, experts_M = costs.args, np.sum([layer.experts_M for layer in layers], axis=0)
+    num_dense = args.num_layers - args.num_moe_layers
+    busy_M = args.num_layers * (own.attention_M + own.overhead_M) + num_dense * own.mlp_M + experts_M + own.head_M
+    return int(busy_M.argmax())
+
+
+def _member_times(costs: StepCosts, layers: Sequence[_LayerTime], own: _OwnTimes) -> tuple[MemberTime, ...]:
+    num_layers, num_dense = costs.args.num_layers, costs.args.num_layers - costs.args.num_moe_layers
+    experts_M = np.sum([layer.experts_M for layer in layers], axis=0)
+    exchange_M = np.sum([layer.exchange_M for layer in layers], axis=0)
+    return tuple(MemberTime(
+        attention_s=float(num_layers * own.attention_M[rank] + num_dense * own.mlp_M[rank]),
+        experts_s=float(experts_M[rank]), exchange_s=float(exchange_M[rank]), head_s=float(own.head_M[rank]),
+        overhead_s=float(num_layers * own.overhead_M[rank])) for rank in range(len(costs.profiles)))
 
 
 @dataclass(frozen=True, slots=True)

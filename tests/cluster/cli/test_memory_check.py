@@ -13,6 +13,7 @@ from cluster.cli.memory_check import Machine, memory_checks, shards_of, this_mac
 from cluster.coordinator.membership import GroupRules, GroupSnapshot, Report, decide
 from cluster.coordinator.planning import plan_members
 from cluster.device.profile import emulated
+from cluster.planner.layer.error import PlacementError
 from cluster.planner.plan_rules import plan_rules
 from serving.config import ServeConfig, parse_config
 from serving.link.epoch import DeviceFacts, Member, ShardStatus
@@ -67,7 +68,7 @@ def coordinator_serves(some: ServeConfig, machine: Machine = MACHINE) -> bool:
         reports.append(Report(one, ShardStatus(shard_id, 0, "waiting"), 0.0))
     rules = GroupRules(some.num_members, tuple(pool.name for pool in some.pools), plan_rules(ARGS, some), 10.0)
     members = sorted((report.member for report in reports), key=lambda one: one.pool)[:some.num_members]
-    assert decide(GroupSnapshot(tuple(reports), None, 0, 0, 0.0), rules).phase == "waiting"
+    assert decide(GroupSnapshot(tuple(reports), None, 0, 0, 0.0), rules).view.phase == "waiting"
     return plan_members(tuple(members), rules, None).placement is not None
 
 
@@ -118,6 +119,11 @@ def test_what_is_missing_is_said_where() -> None:
     assert "raise memory_budget" in check.fix and "min_copies" not in check.fix
     twice = doctor(config(Pool(ALL_COPIES // 4, replicas=2), min_copies=2))
     assert "2 copies of experts" in twice.found and "set placement.min_copies to 1" in twice.fix
+
+
+def test_a_model_without_experts_is_refused_as_the_planner_does() -> None:
+    with pytest.raises(PlacementError, match="no layers with experts"):
+        next(memory_checks(config(Pool(ALL_COPIES)), model_args(dense=(0, 1, 2)), MACHINE))
 
 
 def test_what_fits_only_just_is_a_warning() -> None:

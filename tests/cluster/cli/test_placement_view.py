@@ -85,7 +85,7 @@ def test_members_are_found_again_by_their_nodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("{", "is no placement"),
+    ("{", "is no placement"), ("[" * 100_000, "is no placement"),
     ('{"holders": [[[0], "x"]]}', "ranks must be whole numbers"),
     ('{"holders": [[[0], []]]}', "expert 1 has no holder"),
     ('{"holders": [[[7]]]}', "within 0..2"),

@@ -7,9 +7,12 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from cluster.cli.status_table import expert_ranges, status_json, status_view
+from cluster.cli.shard_rows import expert_ranges
+from cluster.cli.status_table import StatusView, status_json
 from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, RouterReport, ShardState, View
 from model.placement import Placement
 from serving.engine.expert_load import ExpertLoad
@@ -31,9 +34,9 @@ def a_status() -> ClusterStatus:
     return ClusterStatus(View(GroupPhase.READY, Epoch(1, MEMBERS, placement, "")), shards, routers)
 
 
-def shown(status: ClusterStatus) -> str:
-    console = Console(file=io.StringIO(), width=80)
-    console.print(status_view(status))
+def shown(status: ClusterStatus, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(StatusView(status))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -58,6 +61,41 @@ def test_emulated_speeds_are_marked_in_the_table_and_in_the_json() -> None:
     assert lines[marked[0] + 1].strip() == "0.125)"
     profiles = [member["profile"] for member, _ in json.loads(status_json(status))["shards"]]
     assert [profile and profile["emulated_speed"] for profile in profiles] == [None, 0.125, None]
+
+
+LONG = ("gke-production-europe-gpu-pool-3f2a9c1b-x7kq.europe-west4-a.c.example.internal",
+        "計算機の名前はとても長い-壱番-東京", "c")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_column_is_lost_to_long_names_and_messages(width: int) -> None:
+    why = "CheckpointError: " + "the weights of layer 3 could not be read from the disk of this node " * 4
+    status = a_status()
+    shards = tuple((replace(one, node_name=name), replace(shard, detail=why if name == "c" else "",
+                                                          resident_bytes=61_041 << 20, num_expert_rows=10**11))
+                   for name, (one, shard) in zip(LONG, status.shards, strict=True))
+    lines = shown(replace(status, shards=shards), width).splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    rows = [line for line in lines if " ready " in line and "61,041 of 1,400" in line]
+    assert len(rows) == 3 and all("2 a layer" in row or ": " in row for row in rows)
+    assert all("12+3" in row and "(33%)" in row and "75%" in row for row in rows)
+    assert rows[-1].split()[0].endswith("internal") and "東京" in rows[-2]         # the last rank is reported first
+    said = " ".join(lines[lines.index(rows[-1]) + 1:])
+    assert "c: CheckpointError" in said and said.count("layer 3") == 4
+
+
+def test_many_shards_of_one_node_are_one_row_and_the_dead_of_older_epochs_one_line() -> None:
+    members = tuple(replace(MEMBERS[0], shard_id=f"s{index}") for index in range(64)) + MEMBERS[1:2]
+    placement = contiguous_placement(2, 130, (2,) * 65)
+    shards = [(one, ShardStatus(one.shard_id, 9, ShardState.READY, num_running=1, resident_bytes=1 << 30,
+                                num_expert_rows=100)) for one in members]
+    shards += [(replace(MEMBERS[2], shard_id=f"old{index}"),
+                ShardStatus(f"old{index}", index, ShardState.FAILED, detail="lost power")) for index in range(12)]
+    text = shown(ClusterStatus(View(GroupPhase.READY, Epoch(9, members, placement, "")), tuple(shards), ()))
+    assert "64 x node-a" in text and "256 copies" in text and "65,536 of 89,600" in text and "64+0" in text
+    assert "6,400 (98%)" in text and text.count("node-b") == 1
+    assert text.count("node-c") == 2 and "node-c (12 shards): lost power" in text and "12 shards have ended" in text
+    assert len(text.splitlines()) < 12
 
 
 def test_what_is_missing_is_shown() -> None:

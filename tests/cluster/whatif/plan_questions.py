@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.whatif.answer import PlanAnswer, PlanQuestion, answer_question
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.answer import PlanAnswer, answer_question
+from cluster.whatif.question import PlanQuestion
+from cluster.whatif.request import PlanRequest, read_question
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SMALL_MODEL = EXAMPLES / "models/Mixtral-8x7B-v0.1.json"

@@ -9,7 +9,7 @@ from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_fit import memory_fit
 from cluster.whatif.answer import PlanAnswer, answer_question
 from cluster.whatif.cluster_file import with_more_nodes
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.request import PlanRequest, read_question
 from tests.cluster.whatif.plan_questions import EXAMPLES, HUGE_MODEL, MANY_EXPERTS, answer, question
 
 ONE_H200 = "{nodes: [{name: a, device: h200-sxm}]}"

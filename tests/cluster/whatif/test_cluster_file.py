@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.whatif.cluster_file import cluster_name, link_of, planned_members, with_more_nodes
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.request import PlanRequest, read_question
 from serving.cluster_config import ClusterConfig, load_cluster, parse_cluster
 from serving.config import ConfigError
 from tests.cluster.whatif.plan_questions import EXAMPLES, SMALL_MODEL

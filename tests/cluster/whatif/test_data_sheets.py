@@ -5,7 +5,7 @@ import pytest
 from cluster.planner.costs.device_curves import expert_rate
 from cluster.planner.costs.profile_check import profile_fault
 from cluster.whatif.data_sheets import DEVICE_SPECS, compute_dtype, data_sheet_profile, device_figures
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.request import PlanRequest, read_question
 from model.args import ModelArgs
 from serving.cluster_config import AssumedFigures, DeviceFigures
 from serving.config import ConfigError

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from cluster.whatif.answer import PlanAnswer, answer_question
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.request import PlanRequest, read_question
 from cluster.whatif.text import plan_view
 from tests.cluster.whatif.plan_questions import EXAMPLES, MANY_EXPERTS, answer
 

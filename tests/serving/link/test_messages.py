@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,3 +83,15 @@ def test_an_errors_class_survives_the_link(error: ServingError) -> None:
 @pytest.mark.parametrize("text", ["", "the deadline passed: sorry", "ServingError: x"])
 def test_other_faults_are_the_shards(text: str) -> None:
     assert type(error_of_text(text)) is ShardFailedError
+
+
+def test_the_choices_of_one_request_share_what_is_alike() -> None:
+    first = Submission("a-0", tuple(range(1000)), SamplingSpec(seed=1, logit_bias=((3, 1.0), (5, 2.0))), 4,
+                       stop_token_ids=(7, 8))
+    second = replace(first, request_id="a-1", sampling=replace(first.sampling, seed=2))
+    wires = [encode_submission(submission, 0.0) for submission in (first, second)]
+    one = decode_submission(wires[0], 0.0)
+    other = decode_submission(wires[1], 0.0, one)
+    assert (one, other) == (first, second)
+    assert other.prompt_token_ids is one.prompt_token_ids and other.stop_token_ids is one.stop_token_ids
+    assert other.sampling.logit_bias is one.sampling.logit_bias

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.device.profile_store import StoredProfile
-from cluster.whatif.question import PlanRequest, read_question
+from cluster.whatif.request import PlanRequest, read_question
 from model.errors import CheckpointError
 from serving.config import ConfigError
 from tests.cluster.profiles import PROFILE
@@ -42,6 +42,7 @@ def test_a_moesaic_config_gives_model_and_options_and_arguments_count_before_it(
 
 @pytest.mark.parametrize(("content", "named"), [
     ("[[1, 2]]", "an array of 1"), ("{}", "is dict"), ("nonsense", "cannot be read as JSON"),
+    ("[" * 100_000, "cannot be read as JSON"),
     (json.dumps([[1] * 8] * 31 + [[1] * 7]), "layer 31 is 7 numbers"),
     (json.dumps([[1] * 7 + ["x"]] * 32), "layer 0, expert 7 is 'x'"), (json.dumps([7] * 32), "layer 0 is int")])
 def test_an_expert_load_of_the_wrong_shape_is_refused(content: str, named: str, tmp_path: Path) -> None:

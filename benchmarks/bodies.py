@@ -1,0 +1,312 @@
+"""What one HTTP body costs a router, at its worst: memory for each of its bytes, and how long the event loop stands.
+
+`python benchmarks/bodies.py [--context 32768] [--only NAME,...]`
+Every body is sent alone, over a socket, to a new process that serves the real HTTP app: real service, admission and
+link over gRPC to the real engine of one shard in another process; only the model's step is a stub that draws one token.
+A row of the table is one body: its size, the answer's status, the router's peak of resident memory above that before,
+in MB and for each byte of the body beyond the first 4 MB, the longest time for which its event loop kept a 1 ms ticker
+waiting, the same two of the shard, and how long the answer took.
+The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import http.client
+import json
+import multiprocessing
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import uvicorn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.machine import describe  # noqa: E402
+from benchmarks.make_checkpoint import CheckpointWriter, write_tokenizer  # noqa: E402
+from model.placement import Placement  # noqa: E402
+from model.step import SampledToken, StepHeader, StepPlan, StepResult, TokenLogprob  # noqa: E402
+from serving.config import RouterConfig, SchedulerConfig  # noqa: E402
+from serving.engine.engine import Engine  # noqa: E402
+from serving.engine.scheduler import Scheduler  # noqa: E402
+from serving.ingress.body_bounds import MAX_BODY_BYTES  # noqa: E402
+from serving.ingress.openai_http import build_http_app  # noqa: E402
+from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare  # noqa: E402
+from serving.link.server import ShardLinkServer, start_link_server  # noqa: E402
+from serving.metrics import RouterMetrics  # noqa: E402
+from serving.router.generation import ModelCard  # noqa: E402
+from serving.router.service import InferenceService  # noqa: E402
+from serving.supervision import run_endless  # noqa: E402
+from serving.text.tokenizer import Tokenizer  # noqa: E402
+
+NUM_EMBEDDINGS = 512
+BLOCK_SIZE = 16
+FREE_BYTES = 4e6            # what any request may cost: threads, buffers, what the allocator takes at a time
+ANSWER_TIMEOUT_S = 120.0
+FILLER = 9                  # a token id
+SHARES = (RequestShare(1.0, 2048),)
+ROW = "{:46} {:>9} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}"
+
+
+class OneTokenExecutor:
+    """A shard alone: every step draws the same token, and scores what is asked for."""
+
+    prepared_revision = 0
+
+    async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
+        return (header,)
+
+    async def switch(self, revision: int) -> None:
+        raise AssertionError("there is one revision")
+
+    async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+        await asyncio.sleep(0.002)
+        tokens = []
+        for request in plan.requests:
+            scored = None if request.num_prompt_logprobs is None else _scored(request.num_prompt_logprobs)
+            spec = request.sampling
+            tokens.append(SampledToken(
+                request.request_id, None if spec is None else FILLER,
+                None if spec is None or spec.num_logprobs is None else _scored(spec.num_logprobs),
+                () if scored is None else (scored,) * len(request.prompt_targets)))
+        return StepResult(plan.epoch_number, plan.step_index, tuple(tokens))
+
+
+def _scored(num_top: int) -> TokenLogprob:
+    return TokenLogprob(FILLER, -0.5, tuple((token_id, -1.0) for token_id in range(num_top)))
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    name: str
+    path: str
+    make: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    name: str
+    num_bytes: int
+    status: int
+    peak_mb: float
+    bytes_per_byte: float
+    block_ms: float
+    shard_peak_mb: float
+    shard_block_ms: float
+    answer_s: float
+
+
+def completion(**fields: object) -> bytes:
+    return json.dumps({"model": "m", "max_tokens": 2, **fields}).encode()
+
+
+def filled(before: str, piece: str, after: str, num_bytes: int = MAX_BODY_BYTES) -> bytes:
+    """Return a body of that size: `piece` again and again between the others."""
+    head, tail, one = before.encode(), after.encode(), piece.encode()
+    return head + one * ((num_bytes - len(head) - len(tail)) // len(one)) + tail
+
+
+def hostile_bodies(context: int) -> Iterator[Body]:
+    prompt, chat = '{"model":"m","prompt":', '{"model":"m","messages":'
+    message = '{"role":"user","content":"a"},'
+    last_message = message.removesuffix(",") + "]}"
+
+    def of(path: str, name: str, before: str, piece: str, after: str) -> Body:
+        return Body(name, path, lambda: filled(before, piece, after))
+
+    def just(name: str, **fields: object) -> Body:
+        return Body(name, "/v1/completions", lambda: completion(**fields))
+
+    completions, chats = "/v1/completions", "/v1/chat/completions"
+    yield just("usual", prompt="hello")
+    for name, piece, last in (
+            ("objects", "{},", "{}"), ("lists", "[],", "[]"), ("short strings", '"ab",', '"ab"'),
+            ("nulls", "null,", "1"),
+            ("floats", "0.5,", "1"), ("ids", "1,", "1"), ("wide ids", "300,", "1"), ("huge ids", "4294967296,", "1"),
+            ("lists of ids", "[1,2,3,4],", "[1]"), ("spaced ids", "1 ,\n\t", "1"), ("mixed", '1,"a",', "1")):
+        yield of(completions, f"prompt: {name}", prompt + "[", piece, last + "]}")
+    for name, piece in (("letters", "a"), ("escapes", "\\n"), ("unicode escapes", "\\u00e9"),
+                        ("pairs", "\\ud83d\\ude00"), ("random", "a~Q%"), ("words", "the cat "),
+                        ("wide characters", "\U0001f600"),
+                        ("spaces", " "), ("quotes", '\\"')):
+        yield of(completions, f"prompt text: {name}", prompt + '"', piece, '"}')
+        yield of(chats, f"message text: {name}", chat + '[{"role":"user","content":"', piece, '"}]}')
+    yield of(completions, "prompt text: one wide character", prompt + '"\U0001f600', "a", '"}')
+    yield of(completions, "prompt text never ends", prompt + '"', "\\\\", "")
+    yield of(chats, "messages", chat + "[", message, last_message)
+    yield of(chats, "parts", chat + '[{"role":"user","content":[', '{"type":"text","text":"a"},', '{"type":"text"}]}]}')
+    yield of(chats, "roles", chat + '[{"content":"a","role":"', "user", '"}]}')
+    yield of(chats, "unknown fields of a message", chat + '[{"role":"user","content":"a","x":[', "1,", "1]}]}")
+    yield of(chats, "template variables", chat + '[],"chat_template_kwargs":{"a":[', "{},", "{}]}}")
+    yield of(chats, "tools", chat + '[],"tool_choice":"none","tools":[', "{},", "{}]}")
+    yield of(completions, "deep lists", prompt, "[", "")
+    yield of(completions, "deep objects", prompt, '{"a":', "")
+    yield of(completions, "one long number", '{"n":', "9", "}")
+    yield of(completions, "one long fraction", '{"temperature":0.', "1", "}")
+    yield of(completions, "duplicate keys", "{", '"n":1,', '"n":1}')
+    yield of(completions, "spaces around", prompt + "1", " ", "}")
+    yield of(completions, "long key", '{"', "k", '":1}')
+    yield of(completions, "stop string", prompt + '"a","n":128,"stop":"', "ab", '"}')
+    yield of(completions, "stop strings", prompt + '"a","stop":[', '"a",', '"a"]}')
+    yield of(completions, "stop ids", prompt + '"a","stop_token_ids":[', "1,", "1]}")
+    yield Body("many keys", completions, lambda: json.dumps({f"k{i}": i for i in range(500_000)}).encode())
+    yield Body("logit_bias", completions, lambda: completion(
+        prompt="a", logit_bias={str(i): 1 for i in range(500_000)}))
+    yield of("/tokenize", "tokenize", '{"model":"m","prompt":"', "a~", '"}')
+    yield of("/detokenize", "detokenize", '{"model":"m","tokens":[', "300,", "1]}")
+    # What is accepted, at its bounds.
+    yield just("accepted: 2,048 prompts", prompt=["a"] * 2048)
+    yield just("accepted: 64 prompts, n 32", prompt=["a"] * 64, n=32)
+    yield just("accepted: prompt of the whole context, as ids", prompt=[300] * (context - 2))
+    yield just("accepted: ids of many prompts", prompt=[[300] * 2000] * 130)
+    yield just("accepted: n 128 of the whole context", prompt=[300] * (context - 2), n=128)
+    yield just("accepted: 16 stop strings, n 128", prompt="a", n=128, stop=["a" * 255 + "b"] * 16, max_tokens=16)
+    yield just("accepted: biases and stop ids, n 128", prompt="a", n=128, stop_token_ids=list(range(10, 266)),
+               logit_bias={str(i): 1 for i in range(NUM_EMBEDDINGS)})
+    yield just("accepted: scores of a prompt", prompt=[300] * 3000, prompt_logprobs=20, echo=True, logprobs=5)
+    yield Body("accepted: 4,096 messages", chats, lambda: json.dumps(
+        {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": ""}] * 4096}).encode())
+    yield Body("accepted: 8,000 parts", chats, lambda: json.dumps(
+        {"model": "m", "max_tokens": 2,
+         "messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 1000}] * 8}).encode())
+    yield Body("accepted: detokenize", "/detokenize", lambda: json.dumps(
+        {"model": "m", "tokens": [300] * 2**16}).encode())
+
+
+async def serve_shard(port: Synchronized[float], context: int, block_s: Synchronized[float]) -> None:
+    """Run one shard until killed; its link's port goes into `port`."""
+    servicer = ShardLinkServer(time.monotonic)
+    _, port.value = await start_link_server(servicer, "127.0.0.1:0")
+
+    async def ring_nobody(step_index: int) -> None:
+        pass
+
+    scheduler = Scheduler(SchedulerConfig(block_size=BLOCK_SIZE), 4 * context // BLOCK_SIZE, context)
+    engine = Engine(scheduler, OneTokenExecutor(), 1, time.monotonic, ring_nobody, servicer.deliver)
+    servicer.open_epoch(1, engine)
+    await run_endless(engine=engine.run(), ticker=tick(block_s))
+
+
+async def serve_router(listener: socket.socket, folder: Path, context: int, shard_port: Synchronized[float],
+                       block_s: Synchronized[float]) -> None:
+    """Serve until killed."""
+    while not shard_port.value:     # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    facts = DeviceFacts("cpu", "stub", "stub", 1, 1, 1)
+    member = Member("s0", "default", "n0", "n0", f"127.0.0.1:{int(shard_port.value)}", facts)
+    metrics, tokenizer = RouterMetrics(), Tokenizer.from_dir(folder)
+    service = InferenceService(ModelCard("m", context, 0), tokenizer, RouterConfig(), BLOCK_SIZE, metrics,
+                               time.monotonic)
+    await service.set_epoch(Epoch(1, (member,), Placement(1, ()), "", SHARES))
+    app = build_http_app(service, tokenizer, RouterConfig(), metrics.render)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    await run_endless(server=server.serve(sockets=[listener]), ticker=tick(block_s))
+
+
+async def tick(block_s: Synchronized[float]) -> None:
+    """Keep the longest time without a tick in `block_s`."""
+    last_s = time.monotonic()
+    while True:
+        await asyncio.sleep(0.001)
+        now_s = time.monotonic()
+        block_s.value = max(block_s.value, now_s - last_s)
+        last_s = now_s
+
+
+@contextmanager
+def process(work: Callable[[], Coroutine[None, None, None]]) -> Iterator[int]:
+    """Run the work in a child until the block is left -> its process id."""
+    child = multiprocessing.get_context("fork").Process(target=lambda: asyncio.run(work()), daemon=True)
+    child.start()
+    assert child.pid is not None
+    try:
+        yield child.pid
+    finally:
+        child.kill()
+        child.join()
+
+
+def resident_bytes(pid: int, key: str) -> int:
+    """Return VmRSS, or VmHWM: its highest value since reset_peak()."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def reset_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="utf-8")
+
+
+def post(port: int, path: str, content: bytes) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_TIMEOUT_S)
+    try:
+        connection.request("POST", path, content, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        while answer.read(1 << 20):
+            pass
+        return answer.status
+    finally:
+        connection.close()
+
+
+def measure(body: Body, folder: Path, context: int) -> Cost:
+    """Send one body to a new router and shard, after usual ones have woken all their parts."""
+    content, port, blocks_s = body.make(), number(), (number(), number())
+    with (socket.create_server(("127.0.0.1", 0)) as listener,
+          process(lambda: serve_shard(port, context, blocks_s[1])) as shard_pid,
+          process(lambda: serve_router(listener, folder, context, port, blocks_s[0])) as router_pid):
+        pids, http_port = (router_pid, shard_pid), listener.getsockname()[1]
+        for _ in range(3):
+            assert post(http_port, "/v1/completions", completion(prompt="a " * 3000, n=2)) == 200
+        before_bytes = [resident_bytes(pid, "VmRSS") for pid in pids]
+        for pid, block_s in zip(pids, blocks_s, strict=True):
+            reset_peak(pid)
+            block_s.value = 0.0
+        began_s = time.monotonic()
+        status = post(http_port, body.path, content)
+        answer_s = time.monotonic() - began_s
+        peak, shard_peak = (max(0, resident_bytes(pid, "VmHWM") - before)
+                            for pid, before in zip(pids, before_bytes, strict=True))
+        return Cost(body.name, len(content), status, round(peak / 1e6, 1),
+                    round(max(0.0, peak - FREE_BYTES) / len(content), 1), round(blocks_s[0].value * 1e3, 1),
+                    round(shard_peak / 1e6, 1), round(blocks_s[1].value * 1e3, 1), round(answer_s, 2))
+
+
+def number() -> Synchronized[float]:
+    return multiprocessing.Value("d", 0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--context", type=int, default=32_768, help="max_model_len of the served model")
+    parser.add_argument("--only", default="", help="names of bodies, by commas; parts of names count")
+    options = parser.parse_args()
+    wanted = [name for name in options.only.split(",") if name]
+    costs = []
+    gc.freeze()         # as routers and shards do when they have started
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "checkpoint"
+        writer = CheckpointWriter(folder, 1)
+        write_tokenizer(writer)
+        writer.add_json("config.json", {"vocab_size": NUM_EMBEDDINGS, "eos_token_id": 0})
+        print(ROW.format("body", "bytes", "status", "peak MB", "x bytes", "block ms", "shard MB", "block ms", "s"))
+        for body in hostile_bodies(options.context):
+            if not wanted or any(part in body.name for part in wanted):
+                costs.append(cost := measure(body, folder, options.context))
+                print(ROW.format(*astuple(cost)), flush=True)
+    print(json.dumps({"benchmark": "bodies", **describe(), "context": options.context,
+                      "worst_bytes_per_byte": max(cost.bytes_per_byte for cost in costs),
+                      "worst_block_ms": max(cost.block_ms for cost in costs),
+                      "bodies": [asdict(cost) for cost in costs]}))
+
+
+if __name__ == "__main__":
+    main()
