@@ -129,7 +129,11 @@ class BringUp:
         imports.start()
         if self._config.local_nodes:
             self._tell("starting Ray nodes")
-            self._local.start_head(self._config.local_nodes[0], self._other_nodes.start)
+            try:
+                self._local.start_head(self._config.local_nodes[0], self._other_nodes.start)
+            except Exception as error:      # of Ray: of many kinds, most about its folder
+                raise StartError(f"the first Ray node did not start: {error}", fix="if it is about a folder or a path, "
+                                 "set RAY_TMPDIR to one with a short name that you can write to") from error
             self._nodes.append(self._config.local_nodes[0].name)
             self._save()
         imports.join()

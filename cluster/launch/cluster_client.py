@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +23,28 @@ from serving.link.epoch import PlacementChange
 
 WATCH_S = 1.0
 CALL_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0
 PLAN_TIMEOUT_S = 300.0      # exact plans of many different layers
 _FAILURE_EVERY = 3
 _CONTROLLER_POLL_S = 0.05
+
+
+def _require_answer(address: str | None) -> None:
+    """Ask the control service for a connection: Ray itself tries for minutes when nobody is there.
+
+    `address` as in ClusterClient.connect. Raises NoClusterError.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found = canonicalize_bootstrap_address(address or "auto") or ""
+        host, _, port = found.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S):
+            return
+    except (OSError, ValueError) as error:
+        raise NoClusterError(f"no Ray cluster answers at {address or 'RAY_ADDRESS, or on this machine'}: {error}",
+                             fix="start one with `ray start --head`, set RAY_ADDRESS to one that runs, or give the "
+                                 "config local_nodes") from error
 
 
 def _in_thread(function: Callable[[], None]) -> Future[None]:
@@ -90,14 +110,15 @@ class ClusterClient:
         import ray
         from ray.job_config import JobConfig
 
+        _require_answer(address)
         # Else Ray puts the folder of this process in front of sys.path of every worker (it takes that for a client's).
         job = JobConfig(ray_namespace="moesaic", _client_job=True)
         try:
             with signals_kept():        # ray.init takes SIGTERM for itself
                 ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR, job_config=job)
         except ConnectionError as error:
-            raise NoClusterError(f"no Ray cluster answers at {address or 'RAY_ADDRESS or this machine'}: {error}",
-                                 fix="start one with `ray start --head`, or give the config local_nodes") from error
+            raise NoClusterError(f"the Ray cluster at {address or 'RAY_ADDRESS'} does not take this process: {error}",
+                                 fix="look at `ray status` and its logs") from error
         import ray.serve  # sets up its logger
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
