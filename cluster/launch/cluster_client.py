@@ -1,4 +1,4 @@
-"""What the command line does to a Ray cluster: connect, deploy, ask, delete. Imports Ray when it connects."""
+"""Connects the command line to a Ray cluster, to deploy, ask and delete. Imports Ray when it connects."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _require_answer(address: str | None) -> None:
 
 
 def _in_thread(function: Callable[[], None]) -> Future[None]:
-    """Like a pool's submit, but neither an error beside it nor the end of the process waits for the thread."""
+    """Do as a pool's submit does, but neither an error beside it nor the end of the process waits for the thread."""
     future: Future[None] = Future()
 
     def work() -> None:
@@ -76,19 +76,19 @@ def _wait_for_controller(starting: Future[None]) -> None:
 
 @dataclass(slots=True)
 class Latest:
-    """What the poller knows."""
+    """Holds what the poller knows."""
 
     status: ClusterStatus | None = None
     failure: str = ""               # why Serve gave the application up
 
     @property
     def is_ready(self) -> bool:
-        """The group is; its routers will be in a moment."""
+        """Return True when the group is; its routers will be in a moment."""
         return self.status is not None and self.status.view.phase is GroupPhase.READY
 
 
 class ClusterClient:
-    """One application on one Ray cluster."""
+    """Speaks to one application on one Ray cluster."""
 
     def __init__(self, application: str) -> None:
         self._application = application
@@ -96,7 +96,7 @@ class ClusterClient:
     @staticmethod
     @contextlib.contextmanager
     def connected(running: RunningCluster) -> Iterator[ClusterClient]:
-        """A client of an application that was started from here. Raises NoClusterError, at once when it is gone."""
+        """Yield a client of an application that was started here. Raises NoClusterError, at once when it is gone."""
         require_alive(running)
         client = ClusterClient(running.application)
         try:
@@ -106,7 +106,7 @@ class ClusterClient:
             client.disconnect()
 
     def connect(self, address: str | None) -> None:
-        """`address` of the GCS; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""
+        """Connect to the GCS at `address`; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""
         import ray
         from ray.job_config import JobConfig
 
@@ -124,14 +124,14 @@ class ClusterClient:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     def disconnect(self) -> None:
-        """What runs on the cluster goes on."""
+        """End the connection. What runs on the cluster goes on."""
         import ray
 
         if ray.is_initialized():
             ray.shutdown()
 
     def deploy(self, config: ServeConfig) -> None:
-        """Returns when Serve has taken the application, long before it answers. Raises what serve.start raises."""
+        """Return when Serve has taken the application, long before it answers. Raises what serve.start raises."""
         from ray import serve
 
         from cluster.app import build
@@ -147,7 +147,7 @@ class ClusterClient:
         starting.result()
 
     def is_deployed(self) -> bool:
-        """Whether Serve has this application now."""
+        """Return True when Serve has this application now."""
         import ray
         from ray import serve
         from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
@@ -164,7 +164,7 @@ class ClusterClient:
         serve.delete(self._application)
 
     def status(self) -> ClusterStatus:
-        """Raises CoordinatorUnavailableError."""
+        """Return what the coordinator knows. Raises CoordinatorUnavailableError."""
         return cast(ClusterStatus, self._ask("status"))
 
     def watch(self, seen_key: str, timeout_s: float) -> View:
@@ -172,7 +172,7 @@ class ClusterClient:
         return cast(View, self._ask("watch", seen_key, timeout_s))
 
     def placement(self) -> PlacementStatus:
-        """Raises CoordinatorUnavailableError, NotReadyError."""
+        """Return the placement that runs. Raises CoordinatorUnavailableError, NotReadyError."""
         return cast(PlacementStatus, self._ask("placement"))
 
     def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
@@ -199,7 +199,7 @@ class ClusterClient:
 
     @contextlib.contextmanager
     def polling(self) -> Iterator[Latest]:
-        """Follows the coordinator in a thread while the block runs, without taking much from what starts beside it."""
+        """Follow the coordinator in a thread while the block runs, without taking much from what starts beside it."""
         latest, ended = Latest(), threading.Event()
         thread = threading.Thread(target=self._poll, args=(latest, ended), name="status", daemon=True)
         thread.start()
