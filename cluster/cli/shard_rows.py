@@ -73,7 +73,7 @@ def short_names(names: Sequence[str], max_cells: int) -> list[str]:
 
 
 def expert_ranges(placement: Placement, rank: int) -> str:
-    """Return how many copies, and which: '60: 0-1' when that is short and alike in all layers, else '80: 2-3 a layer'."""
+    """Return how many copies, and which: '60: 0-1' when short and alike in all layers, else '80: 2-3 a layer'."""
     of_layer = [placement.experts_of(layer, rank) for layer in range(placement.num_layers)]
     counts = sorted({len(experts) for experts in of_layer})
     total = sum(map(len, of_layer))
