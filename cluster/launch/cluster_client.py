@@ -14,6 +14,7 @@ from typing import cast
 
 from cluster.coordinator.client import CoordinatorUnavailableError
 from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, View
+from cluster.launch.failure_text import first_error
 from cluster.launch.interruption import signals_kept
 from cluster.launch.state_file import NoClusterError, RunningCluster, require_alive
 from model.placement import Placement
@@ -228,4 +229,8 @@ class ClusterClient:
         from ray import serve
 
         application = serve.status().applications.get(self._application)
-        return application.message if application and application.status == "DEPLOY_FAILED" else ""
+        if application is None or application.status != "DEPLOY_FAILED":
+            return ""
+        causes = [f"{name}: {first_error(deployment.message)}" for name, deployment in application.deployments.items()
+                  if deployment.status != "HEALTHY" and deployment.message]
+        return "; ".join(causes) or application.message
