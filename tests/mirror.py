@@ -32,7 +32,6 @@ COVERED_BY = {
 
     # parts of one way of a request
     "serving/ingress/build_request.py": "serving/ingress/test_openai_http.py",
-    "serving/ingress/body_bounds.py": "serving/ingress/test_openai_http.py",
     "serving/ingress/http_request.py": "serving/ingress/test_openai_http.py",
     "serving/ingress/logprobs.py": "serving/ingress/test_openai_http.py",
     "serving/ingress/openai_completions.py": "serving/ingress/test_openai_http.py",
