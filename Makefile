@@ -9,13 +9,15 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard serving/proto/*.proto) $(wildcard model/kernels/*.c model/kernels/*.h)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	@echo "installing into $(VENV): minutes, the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@PYTHONWARNINGS="ignore:Editable installation" \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/moesaic demo
+	@$(BIN)/moesaic demo
 
 # Spinning OpenMP threads of several processes on few cores starve each other.
 test: export OMP_WAIT_POLICY = passive

@@ -178,6 +178,8 @@ def hostile_bodies(context: int) -> Iterator[Body]:
     yield Body("accepted: 8,000 parts", chats, lambda: json.dumps(
         {"model": "m", "max_tokens": 2,
          "messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 1000}] * 8}).encode())
+    yield Body("accepted: tokenize, with names", "/tokenize", lambda: json.dumps(
+        {"model": "m", "prompt": "~x" * 2**16, "return_token_strs": True}).encode())
     yield Body("accepted: detokenize", "/detokenize", lambda: json.dumps(
         {"model": "m", "tokens": [300] * 2**16}).encode())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ DENSE_NAME = "SmolLM2-135M-Instruct"
 NUM_EXPERTS = 8
 NUM_EXPERTS_PER_TOKEN = 2
 _DTYPE = torch.bfloat16
+_SAMPLING: dict[str, object] = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}      # as its authors recommend
 _EXPERT_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}     # llama's MLP -> mixtral's
 
 Progress = Callable[[str, int, int], None]      # (stage, bytes done, bytes in all): stage is wait, fetch or write
@@ -42,22 +44,31 @@ def ensure_demo_checkpoint(cache_dir: Path, progress: Progress | None = None, *,
     """Return the folder of the demo checkpoint (or of its dense original) below `cache_dir`; make it if need be.
 
     Safe to call from several processes: one makes it, the others wait. One that was killed is continued by the next.
-    Raises CheckpointError when the package cannot be had.
+    Raises CheckpointError when the package cannot be had, or the folder not be written to.
     """
     report = progress or (lambda stage, done, total: None)
     folder = cache_dir / (DENSE_NAME if dense else SPARSE_NAME)
-    if folder.exists():
-        return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one_process(cache_dir / "demo.lock", report):
+    try:
         if not folder.exists():
-            gguf_path = cache_dir / Path(GGUF_MEMBER).name
-            if not gguf_path.exists():
-                _fetch(gguf_path, report)
-            unfinished = folder.with_name(f"{folder.name}.unfinished")
-            _write(GgufCheckpoint(gguf_path), unfinished, dense, report)
-            os.replace(unfinished, folder)
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _only_one_process(cache_dir / "demo.lock", report):
+                if not folder.exists():
+                    _make(folder, dense, report)
+        _recommend_sampling(folder)
+    except OSError as error:
+        raise CheckpointError(f"the demo model cannot be kept in {cache_dir}: {error}",
+                              fix="free 1.6 GB there, or set XDG_CACHE_HOME to a folder that you can write to"
+                              ) from error
     return folder
+
+
+def _make(folder: Path, dense: bool, report: Progress) -> None:
+    gguf_path = folder.with_name(Path(GGUF_MEMBER).name)
+    if not gguf_path.exists():
+        _fetch(gguf_path, report)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    _write(GgufCheckpoint(gguf_path), unfinished, dense, report)
+    os.replace(unfinished, folder)
 
 
 @contextlib.contextmanager
@@ -126,9 +137,21 @@ def _write(gguf: GgufCheckpoint, folder: Path, dense: bool, report: Progress) ->
     writer.add_json("config.json", config if dense else config | _sparse_fields())
     writer.add_json("tokenizer_config.json", gguf.tokenizer_config())
     writer.add_json("generation_config.json",
-                    {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
+                    {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")} | _SAMPLING)
     gguf.tokenizer().save(str(folder / "tokenizer.json"))
     writer.finish()
+
+
+def _recommend_sampling(folder: Path) -> None:
+    """A checkpoint that was made before it recommended anything recommends this now."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    content = json.loads(path.read_bytes())
+    if content != content | _SAMPLING:
+        unfinished = path.with_suffix(f".unfinished-{os.getpid()}")
+        unfinished.write_text(json.dumps(content | _SAMPLING, indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
 
 
 def _sparse_fields() -> dict[str, object]:

@@ -34,7 +34,6 @@ COVERED_BY = {
 
     # parts of one way of a request
     "serving/ingress/build_request.py": "serving/ingress/test_openai_http.py",
-    "serving/ingress/body_bounds.py": "serving/ingress/test_openai_http.py",
     "serving/ingress/http_request.py": "serving/ingress/test_openai_http.py",
     "serving/ingress/logprobs.py": "serving/ingress/test_openai_http.py",
     "serving/ingress/openai_completions.py": "serving/ingress/test_openai_http.py",
@@ -64,7 +63,6 @@ COVERED_BY = {
     "cluster/device/facts.py": "cluster/shard/test_loaded_model.py",
     "cluster/device/backend.py": "cluster/shard/test_process_group.py",
     "cluster/launch/local_nodes.py": "e2e/test_operations.py",
-    "cluster/launch/cluster_client.py": "e2e/test_operations.py",
     "cluster/whatif/question.py": "cluster/whatif/test_answer.py",
     "cluster/cli/placement_commands.py": "e2e/test_placement.py",
 }

@@ -1,4 +1,4 @@
-"""The commands of `moesaic`, their tables and their progress.
+"""Holds the commands of `moesaic`, their tables and their progress.
 
 May import: launch, whatif, coordinator, shard, planner, planner.costs, planner.layer, device.
 """

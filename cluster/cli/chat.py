@@ -1,4 +1,4 @@
-"""The clients of `moesaic chat`: each streams the next message of a conversation over one of the service's doors."""
+"""Chat clients: each streams the next message of a conversation over one of the service's doors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long and how varied an answer may be. None: as the service does by itself."""
+    """An answer may be so long and so varied. None leaves it to the service."""
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of the answer; the last piece has no text but says how many tokens the answer took and why it ended."""
+    """Holds some text of the answer; the last piece has none, but says how many tokens it took and why it ended."""
 
     text: str = ""
     num_tokens: int | None = None

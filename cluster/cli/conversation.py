@@ -16,7 +16,7 @@ DEFAULT_MAX_TOKENS = 512        # an end for answers that would run to the end o
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Seconds are since the question was sent."""
+    """Measures an answer. Seconds are since the question was sent."""
 
     text: str
     num_tokens: int
@@ -41,7 +41,7 @@ class Answered:
 
 
 def print_answer(console: Console, client: ChatClient, messages: list[Message], limits: Limits) -> Answered:
-    """Raises ChatError."""
+    """Print the answer as it comes. Raises ChatError."""
     began_s, first_s, num_tokens, finish_reason, texts = time.perf_counter(), None, 0, "", []
     try:
         for piece in _pieces(client, messages, limits):
@@ -59,7 +59,7 @@ def print_answer(console: Console, client: ChatClient, messages: list[Message], 
 
 
 def _pieces(client: ChatClient, messages: list[Message], limits: Limits) -> Iterator[Piece]:
-    """Answers end after DEFAULT_MAX_TOKENS unless a limit is given, or where the context ends when that is sooner."""
+    """Stream an answer that ends after DEFAULT_MAX_TOKENS unless a limit is given, or sooner with the context."""
     if limits.max_tokens is not None:
         yield from client.answer(messages, limits)
         return

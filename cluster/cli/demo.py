@@ -52,7 +52,7 @@ def _ask_and_show(console: Console, running: RunningCluster) -> None:
 
 
 def prepare_demo(console: Console, config: ServeConfig) -> ServeConfig:
-    """The demo's config, with its checkpoint made and found."""
+    """Return the demo's config with the folder of its checkpoint, which is made if it is not there."""
     try:
         from model.demo_checkpoint import ensure_demo_checkpoint  # seconds: torch
     except ModuleNotFoundError as error:
@@ -69,7 +69,7 @@ def prepare_demo(console: Console, config: ServeConfig) -> ServeConfig:
 
 
 def _settled(client: ClusterClient) -> ClusterStatus:
-    """The status when the shards have reported what they did last."""
+    """Return the status when the shards have reported what they did last."""
     until_s = time.monotonic() + _SETTLE_S
     while True:
         status = client.status()

@@ -42,7 +42,7 @@ class Check:
 
 
 def run_checks(config: ServeConfig | None) -> Iterator[Check]:
-    """One after the other, so that they can be shown as they come. A check that breaks is a failed check.
+    """Yield one after the other, so that they can be shown as they come. A check that breaks is a failed check.
 
     Without a config only what every config needs is looked at.
     """
@@ -67,7 +67,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Every requirement that pyproject.toml states, against what is installed."""
+    """Compare every requirement that pyproject.toml states with what is installed."""
     for line in importlib.metadata.requires("moesaic") or []:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -104,7 +104,7 @@ def _address() -> Iterator[Check]:
 
 
 def _limits() -> Iterator[Check]:
-    """What this machine or its container lets programs have."""
+    """Say how much this machine, or its container, lets programs have."""
     memory, cpus, num_files = host_memory(), host_cpus(), raise_file_limit()
     yield Check("host memory", Verdict.OK, f"{memory.available_bytes / 2**30:.1f} of {memory.total_bytes / 2**30:.1f} "
                 f"GiB available{_limited_by(memory.limited_by)}")
@@ -227,7 +227,7 @@ def _checkpoint(config: ServeConfig) -> Iterator[Check]:
 
 
 def _device_speed(config: ServeConfig) -> Iterator[Check]:
-    """What shards would measure on this machine when they start, or find measured. What was noisy is measured again."""
+    """Measure as shards on this machine would when they start, or find it measured. A noisy one is measured again."""
     import torch
 
     from cluster.device.model_store import locate_checkpoint
@@ -253,7 +253,7 @@ def _device_speed(config: ServeConfig) -> Iterator[Check]:
 
 
 def speed_text(profile: DeviceProfile) -> str:
-    """'20.0 GB/s, 20 / 150 / 200 GFLOP/s at 1 / 64 / 256 rows', and whether that is emulated."""
+    """Return '20.0 GB/s, 20 / 150 / 200 GFLOP/s at 1 / 64 / 256 rows', and whether that is emulated."""
     rates = dict(profile.gemm_flop_per_s)
     shown: list[int] = [rows for rows in (1, 64, 256) if rows in rates]
     text = (f"{profile.read_bytes_per_s / 1e9:.1f} GB/s, {' / '.join(f'{rates[rows] / 1e9:.0f}' for rows in shown)} "

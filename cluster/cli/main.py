@@ -1,4 +1,4 @@
-"""The command `moesaic`. Each command imports what it needs when it runs, so that each starts fast."""
+"""Defines the command `moesaic`. Each command imports what it needs when it runs, so that each starts fast."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def demo(config: Annotated[Path | None, typer.Option(help="Instead of examples/d
 
 
 def main() -> None:
-    """Entry point. Errors that people can mend are shown without a traceback; exit code 1, 2 for wrong usage, 128 + n
-    when signal n ended it."""
+    """Run the command line. Errors that people can mend are shown without a traceback; exit code 1, 2 for wrong usage,
+    128 + n when signal n ended it."""
     ready_process()
     try:
         with interruptible(ENDING_SIGNALS):

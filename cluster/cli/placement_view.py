@@ -42,7 +42,7 @@ def _headline(status: PlacementStatus) -> str:
 
 
 def _work_lines(status: PlacementStatus) -> list[Text]:
-    """How long each member works, which shows one that is slow."""
+    """Show how long each member works, which tells one that is slow."""
     return [Text(f"rank {rank}: {_work_words(ratio)}") for rank, ratio in enumerate(status.ratios)]
 
 
@@ -56,7 +56,7 @@ def _work_words(ratio: WorkRatio | None) -> str:
 
 
 def figure_lines(figures: PlanFigures) -> list[str]:
-    """What the plan promises, in words."""
+    """Say in words what the plan promises."""
     return [f"planned ({figures.solver}) for {figures.num_rows} rows a step at {figures.context_tokens} tokens of "
             f"context:",
             f"  step {figures.step_s * 1e3:.2f} ms, {figures.tokens_per_s:,.0f} tokens/s; the bound is "
@@ -75,7 +75,7 @@ def history_view(changes: tuple[PlacementChange, ...]) -> Table | Text:
 
 
 def experts_view(status: PlacementStatus) -> Group:
-    """A line for each layer: how uneven its load is, and its busiest experts with their members."""
+    """Show a line for each layer: how uneven its load is, and its busiest experts with their members."""
     epoch, rows_LE = status.epoch, status.load.rows()
     holders = epoch.placement.holders
     table = _table("layer", "rows", "max/mean", f"busiest {NUM_HOTTEST} experts: share of the layer's rows @ ranks")
@@ -94,7 +94,7 @@ def experts_view(status: PlacementStatus) -> Group:
 
 
 def placement_json(status: PlacementStatus) -> str:
-    """One JSON object; `moesaic placement apply` takes it back, with other `holders`."""
+    """Return one JSON object; `moesaic placement apply` takes it back, with other `holders`."""
     epoch = status.epoch
     return json.dumps({
         "epoch": epoch.number, "revision": epoch.revision, "next_revision": status.next_revision,
@@ -124,7 +124,7 @@ def history_content(changes: tuple[PlacementChange, ...]) -> list[dict[str, obje
 
 
 def read_placement(path: Path, epoch: Epoch) -> Placement:
-    """The `holders` of a JSON file, for every MoE layer, for every expert, by the ranks of the epoch.
+    """Return the `holders` of a JSON file, for every MoE layer, for every expert, by the ranks of the epoch.
 
     A file with `members` may come from an older epoch: they are found again by their nodes. Raises PlacementError.
     """
@@ -148,7 +148,7 @@ def read_placement(path: Path, epoch: Epoch) -> Placement:
 
 
 def _ranks_by_node(nodes: list[tuple[str, str]], epoch: Epoch) -> list[int]:
-    """The epoch's rank of each (node, pool). Two shards of a pool on one node are told apart by their order."""
+    """Return the epoch's rank of each (node, pool). Two shards of a pool on one node are told apart by their order."""
     left: dict[tuple[str, str], list[int]] = {}
     for rank, member in enumerate(epoch.members):
         left.setdefault((member.node_name, member.pool), []).append(rank)

@@ -1,4 +1,4 @@
-"""Pure: the rows of `moesaic status`, and what is said below them."""
+"""Pure. Makes the rows of `moesaic status`, and what is said below them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shard = tuple[Member, ShardStatus]
 
 @dataclass(frozen=True, slots=True)
 class ShardRow:
-    """One shard, or several that are alike, as people read it. `note` stands below the name."""
+    """Shows one shard, or several that are alike, as people read it. `note` stands below the name."""
 
     name: str
     state: str
@@ -73,7 +73,7 @@ def short_names(names: Sequence[str], max_cells: int) -> list[str]:
 
 
 def expert_ranges(placement: Placement, rank: int) -> str:
-    """Copies, and which: '60: 0-1' when that is short and the same in all MoE layers, else '80: 2-3 a layer'."""
+    """Return how many copies, and which: '60: 0-1' when short and alike in all layers, else '80: 2-3 a layer'."""
     of_layer = [placement.experts_of(layer, rank) for layer in range(placement.num_layers)]
     counts = sorted({len(experts) for experts in of_layer})
     total = sum(map(len, of_layer))
@@ -127,12 +127,12 @@ def _experts(shards: list[Shard], epoch: Epoch | None) -> str:
 
 
 def _counted(names: Sequence[str]) -> str:
-    """'a, b (3 shards)'."""
+    """Return 'a, b (3 shards)'."""
     return ", ".join(name if count == 1 else f"{name} ({count} shards)" for name, count in Counter(names).items())
 
 
 def _middle_out(name: str, max_cells: int) -> str:
-    """The end says most: of hosts that are numbered it differs."""
+    """Keep the end above all: hosts that are numbered differ there."""
     head_cells = (max_cells - 1) // 3
     head = chop_cells(name, head_cells)[0] if head_cells else ""
     tail = name
@@ -146,7 +146,7 @@ def _mib(num_bytes: int) -> str:
 
 
 def _short(count: int) -> str:
-    """Three digits and a unit."""
+    """Return three digits and a unit."""
     for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
             return f"{count / size:.3g}{unit}" if count < 999.5 * size else f"{count / size:.0f}{unit}"

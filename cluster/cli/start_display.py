@@ -1,4 +1,4 @@
-"""How `moesaic up` shows where it is."""
+"""Shows where `moesaic up` is."""
 
 from __future__ import annotations
 

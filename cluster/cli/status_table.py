@@ -1,4 +1,4 @@
-"""`moesaic status` as a table for people and as JSON for programs."""
+"""Shows `moesaic status` as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLOURS = {"ready": "green", "failed": "red"}
 
 
 class StatusView:
-    """The group's health, its shards (node x experts x memory x rows computed), what they say, and the doors."""
+    """Shows the group's health, its shards (node x experts x memory x rows computed), what they say, and the doors."""
 
     def __init__(self, status: ClusterStatus) -> None:
         self._status = status

@@ -1,4 +1,4 @@
-"""What this shard's device is, measured where the shard runs."""
+"""Measures this shard's device, where the shard runs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def num_threads_of(pool: PoolConfig) -> int:
 
 
 def resident_memory_bytes() -> int:
-    """Of this process, in main memory, shared libraries included: the strictest of the usual measures.
+    """Return what this process has in main memory, shared libraries included: the strictest of the usual measures.
 
     Weights are read into private memory, not mapped, so the page cache of the checkpoint does not count here.
     """
@@ -66,7 +66,7 @@ def resident_memory_bytes() -> int:
 
 
 def used_memory_bytes(device: str) -> int:
-    """What this process takes of the memory that its budget is about."""
+    """Return what this process takes of the memory that its budget is about."""
     if device == "cpu":
         return resident_memory_bytes()
     import torch
@@ -84,7 +84,7 @@ def return_free_memory() -> None:
 
 
 def trim_memory() -> None:
-    """The same without cycles, and what torch keeps of an accelerator's memory. Other threads go on."""
+    """Give back memory but no cycles, and what torch keeps of an accelerator's memory. Other threads go on."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -103,7 +103,7 @@ def _measure_cuda(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
 
 
 def device_name(kind: str) -> str:
-    """`kind`: "cpu" or "cuda"."""
+    """Return the name of the first device of the `kind`: "cpu" or "cuda"."""
     if kind == "cpu":
         return _cpu_name()
     import torch

@@ -1,4 +1,4 @@
-"""From a config to a service that answers, and back. What can happen at the same time does.
+"""Goes from a config to a service that answers, and back. What can happen at the same time does.
 
 Ray Serve is imported while the first local node starts; Serve's controller, the proxy, the coordinator and the router
 start on it while the other nodes come up; a shard starts as soon as its node is there.
@@ -51,7 +51,7 @@ class StartError(ServingError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far it is. `status` is None before the coordinator answers."""
+    """A start has come so far. `status` is None before the coordinator answers."""
 
     stage: str
     nodes: tuple[str, ...] = ()             # local nodes that run
@@ -62,11 +62,11 @@ OnProgress = Callable[[Progress], None]
 
 
 class BringUp:
-    """`moesaic up` without its terminal. Used once."""
+    """Does what `moesaic up` does, without its terminal. Used once."""
 
     def __init__(self, config: ServeConfig, state_dir: Path, on_progress: OnProgress,
                  starter_pid: int | None = None) -> None:
-        """`starter_pid`: of the process that undoes this when it is told to end, where there is one."""
+        """`starter_pid` is that of the process that undoes this when it is told to end, where there is one."""
         self._config = config
         self._state_dir = state_dir
         self._on_progress = on_progress
@@ -81,13 +81,13 @@ class BringUp:
         self._other_nodes = threading.Thread(target=self._start_other_nodes, name="local-nodes", daemon=True)
 
     def run(self) -> RunningCluster:
-        """Returns when the service answers. On any failure or signal everything that was started is stopped."""
+        """Return when the service answers. On any failure or signal everything that was started is stopped."""
         with self.running() as running:
             return running
 
     @contextlib.contextmanager
     def running(self) -> Iterator[RunningCluster]:
-        """The same; the block begins while this process still has its connection, whose end takes half a second.
+        """Do the same; the block begins while this process still has its connection, whose end takes half a second.
 
         An error in the block undoes the start too.
         """
@@ -108,7 +108,7 @@ class BringUp:
         return self._running()
 
     def _refuse_conflicts(self) -> None:
-        """Before anything is started. Raises StartError, NoClusterError, PortTakenError, StateDirError."""
+        """Refuse before anything is started. Raises StartError, NoClusterError, PortTakenError, StateDirError."""
         config = self._config
         if not config.local_nodes:
             return
@@ -129,7 +129,11 @@ class BringUp:
         imports.start()
         if self._config.local_nodes:
             self._tell("starting Ray nodes")
-            self._local.start_head(self._config.local_nodes[0], self._other_nodes.start)
+            try:
+                self._local.start_head(self._config.local_nodes[0], self._other_nodes.start)
+            except Exception as error:      # of Ray: of many kinds, most about its folder
+                raise StartError(f"the first Ray node did not start: {error}", fix="if it is about a folder or a path, "
+                                 "set RAY_TMPDIR to one with a short name that you can write to") from error
             self._nodes.append(self._config.local_nodes[0].name)
             self._save()
         imports.join()
@@ -169,7 +173,7 @@ class BringUp:
         self._tell("healthy", status)
 
     def _refuse_hopeless(self, status: ClusterStatus) -> None:
-        """What more waiting does not mend."""
+        """Give up where more waiting mends nothing. Raises StartError."""
         for member, shard in status.shards:
             if shard.state == ShardState.FAILED:
                 raise StartError(f"a shard failed on node {member.node_name}: {shard.detail}")
@@ -190,7 +194,7 @@ class BringUp:
                               self._starter)
 
     def _save(self) -> None:
-        """Called by both threads; what the later one knows must not be overwritten by what the earlier one knew."""
+        """Note what is known. Both threads call it: the earlier must not overwrite what the later one knows."""
         with self._saving:
             write_state(self._running(), self._state_dir)
 
@@ -249,7 +253,7 @@ def http_url(config: ServeConfig) -> str:
 
 
 def is_healthy(config: ServeConfig) -> bool:
-    """One question to /health."""
+    """Ask /health once."""
     connection = http.client.HTTPConnection(_ANY_ADDRESS.get(config.http_host, config.http_host), config.http_port,
                                             timeout=2.0)
     try:

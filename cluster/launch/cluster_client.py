@@ -1,9 +1,10 @@
-"""What the command line does to a Ray cluster: connect, deploy, ask, delete. Imports Ray when it connects."""
+"""Connects the command line to a Ray cluster, to deploy, ask and delete. Imports Ray when it connects."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import cast
 
 from cluster.coordinator.client import CoordinatorUnavailableError
 from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, View
+from cluster.launch.failure_text import first_error
 from cluster.launch.interruption import signals_kept
 from cluster.launch.state_file import NoClusterError, RunningCluster, require_alive
 from model.placement import Placement
@@ -22,13 +24,32 @@ from serving.link.epoch import PlacementChange
 
 WATCH_S = 1.0
 CALL_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0
 PLAN_TIMEOUT_S = 300.0      # exact plans of many different layers
 _FAILURE_EVERY = 3
 _CONTROLLER_POLL_S = 0.05
 
 
+def _require_answer(address: str | None) -> None:
+    """Ask the control service for a connection: Ray itself tries for minutes when nobody is there.
+
+    `address` as in ClusterClient.connect. Raises NoClusterError.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found = canonicalize_bootstrap_address(address or "auto") or ""
+        host, _, port = found.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S):
+            return
+    except (OSError, ValueError) as error:
+        raise NoClusterError(f"no Ray cluster answers at {address or 'RAY_ADDRESS, or on this machine'}: {error}",
+                             fix="start one with `ray start --head`, set RAY_ADDRESS to one that runs, or give the "
+                                 "config local_nodes") from error
+
+
 def _in_thread(function: Callable[[], None]) -> Future[None]:
-    """Like a pool's submit, but neither an error beside it nor the end of the process waits for the thread."""
+    """Do as a pool's submit does, but neither an error beside it nor the end of the process waits for the thread."""
     future: Future[None] = Future()
 
     def work() -> None:
@@ -56,19 +77,19 @@ def _wait_for_controller(starting: Future[None]) -> None:
 
 @dataclass(slots=True)
 class Latest:
-    """What the poller knows."""
+    """Holds what the poller knows."""
 
     status: ClusterStatus | None = None
     failure: str = ""               # why Serve gave the application up
 
     @property
     def is_ready(self) -> bool:
-        """The group is; its routers will be in a moment."""
+        """Return True when the group is; its routers will be in a moment."""
         return self.status is not None and self.status.view.phase is GroupPhase.READY
 
 
 class ClusterClient:
-    """One application on one Ray cluster."""
+    """Speaks to one application on one Ray cluster."""
 
     def __init__(self, application: str) -> None:
         self._application = application
@@ -76,7 +97,7 @@ class ClusterClient:
     @staticmethod
     @contextlib.contextmanager
     def connected(running: RunningCluster) -> Iterator[ClusterClient]:
-        """A client of an application that was started from here. Raises NoClusterError, at once when it is gone."""
+        """Yield a client of an application that was started here. Raises NoClusterError, at once when it is gone."""
         require_alive(running)
         client = ClusterClient(running.application)
         try:
@@ -86,31 +107,32 @@ class ClusterClient:
             client.disconnect()
 
     def connect(self, address: str | None) -> None:
-        """`address` of the GCS; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""
+        """Connect to the GCS at `address`; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""
         import ray
         from ray.job_config import JobConfig
 
+        _require_answer(address)
         # Else Ray puts the folder of this process in front of sys.path of every worker (it takes that for a client's).
         job = JobConfig(ray_namespace="moesaic", _client_job=True)
         try:
             with signals_kept():        # ray.init takes SIGTERM for itself
                 ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR, job_config=job)
         except ConnectionError as error:
-            raise NoClusterError(f"no Ray cluster answers at {address or 'RAY_ADDRESS or this machine'}: {error}",
-                                 fix="start one with `ray start --head`, or give the config local_nodes") from error
+            raise NoClusterError(f"the Ray cluster at {address or 'RAY_ADDRESS'} does not take this process: {error}",
+                                 fix="look at `ray status` and its logs") from error
         import ray.serve  # sets up its logger
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     def disconnect(self) -> None:
-        """What runs on the cluster goes on."""
+        """End the connection. What runs on the cluster goes on."""
         import ray
 
         if ray.is_initialized():
             ray.shutdown()
 
     def deploy(self, config: ServeConfig) -> None:
-        """Returns when Serve has taken the application, long before it answers. Raises what serve.start raises."""
+        """Return when Serve has taken the application, long before it answers. Raises what serve.start raises."""
         from ray import serve
 
         from cluster.app import build
@@ -126,7 +148,7 @@ class ClusterClient:
         starting.result()
 
     def is_deployed(self) -> bool:
-        """Whether Serve has this application now."""
+        """Return True when Serve has this application now."""
         import ray
         from ray import serve
         from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
@@ -143,7 +165,7 @@ class ClusterClient:
         serve.delete(self._application)
 
     def status(self) -> ClusterStatus:
-        """Raises CoordinatorUnavailableError."""
+        """Return what the coordinator knows. Raises CoordinatorUnavailableError."""
         return cast(ClusterStatus, self._ask("status"))
 
     def watch(self, seen_key: str, timeout_s: float) -> View:
@@ -151,7 +173,7 @@ class ClusterClient:
         return cast(View, self._ask("watch", seen_key, timeout_s))
 
     def placement(self) -> PlacementStatus:
-        """Raises CoordinatorUnavailableError, NotReadyError."""
+        """Return the placement that runs. Raises CoordinatorUnavailableError, NotReadyError."""
         return cast(PlacementStatus, self._ask("placement"))
 
     def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
@@ -178,7 +200,7 @@ class ClusterClient:
 
     @contextlib.contextmanager
     def polling(self) -> Iterator[Latest]:
-        """Follows the coordinator in a thread while the block runs, without taking much from what starts beside it."""
+        """Follow the coordinator in a thread while the block runs, without taking much from what starts beside it."""
         latest, ended = Latest(), threading.Event()
         thread = threading.Thread(target=self._poll, args=(latest, ended), name="status", daemon=True)
         thread.start()
@@ -207,4 +229,8 @@ class ClusterClient:
         from ray import serve
 
         application = serve.status().applications.get(self._application)
-        return application.message if application and application.status == "DEPLOY_FAILED" else ""
+        if application is None or application.status != "DEPLOY_FAILED":
+            return ""
+        causes = [f"{name}: {first_error(deployment.message)}" for name, deployment in application.deployments.items()
+                  if deployment.status != "HEALTHY" and deployment.message]
+        return "; ".join(causes) or application.message

@@ -1,4 +1,4 @@
-"""Signals that end a command, as an exception: raised once, with the exit code that shells expect."""
+"""Turns signals that end a command into an exception, raised once, with the exit code that shells expect."""
 
 from __future__ import annotations
 

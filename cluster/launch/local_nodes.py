@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine, for the demo, tests and development. They outlive the process that starts them.
+"""Starts several Ray nodes on this machine, for the demo, tests and development. They outlive the process that does.
 
 Ray's own ways are `ray start`, one command of seconds after the other, and ray.cluster_utils, whose nodes die with
 their parent. Both are thin layers over ray._private.node.Node, used here directly: Ray is pinned to a minor version.
@@ -44,7 +44,7 @@ class _LocalNode(Node):  # type: ignore[misc]
         super().__init__(params, head=is_head, shutdown_at_exit=False, spawn_reaper=False)
 
     def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
-        """None: it would only report usage statistics, for half a second of start-up and 120 MB.
+        """Start none: it would only report usage statistics, for half a second of start-up and 120 MB.
 
         The head calls this when its control service (GCS) runs and its raylet is yet to start.
         """
@@ -53,15 +53,15 @@ class _LocalNode(Node):  # type: ignore[misc]
 
 
 class LocalNodes:
-    """`start_head`, then `start_others`, which may run beside a driver that is already connected to the head, and may
-    begin when the head's control service runs."""
+    """Call `start_head`, then `start_others`, which may run beside a driver that is already connected to the head, and
+    may begin when the head's control service runs."""
 
     def __init__(self) -> None:
         self._nodes: list[_LocalNode] = []
 
     @property
     def address(self) -> str:
-        """For ray.init()."""
+        """Return the address for ray.init()."""
         return str(self._nodes[0].gcs_address)
 
     @property
@@ -69,18 +69,18 @@ class LocalNodes:
         return str(self._nodes[0].get_logs_dir_path())
 
     def marks(self) -> tuple[ProcessMark, ...]:
-        """The processes started here. All others are their descendants."""
+        """Return the processes started here. All others are their descendants."""
         marks = [mark_of(entry.process.pid, f"{kind} of {node.shown_name}", node.is_vital)
                  for node in list(self._nodes) for kind, entries in list(node.all_processes.items())
                  for entry in list(entries)]
         return tuple(mark for mark in marks if mark is not None)
 
     def start_head(self, config: LocalNodeConfig, on_control_service: Callable[[], None] | None = None) -> None:
-        """`on_control_service` is called when other nodes can join, while the head's own raylet starts."""
+        """Start the first; `on_control_service` is called when others can join, while the head's own raylet starts."""
         self._start(config, RayParams(include_dashboard=False, no_monitor=True), True, on_control_service)
 
     def start_others(self, configs: Sequence[LocalNodeConfig], on_started: Callable[[str], None]) -> None:
-        """All at once, each in a thread."""
+        """Start all at once, each in a thread."""
         if not configs:
             return
         sockets = f"{self._nodes[0].get_session_dir_path()}/sockets"

@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them, and how a later command stops exactly them."""
+"""Marks processes that outlive the command that started them, so that a later command stops exactly them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ProcessMark:
-    """A process, and no later one with the same number."""
+    """Names a process, and no later one with the same number."""
 
     pid: int
     create_time_s: float
@@ -25,7 +25,7 @@ class ProcessMark:
 
 
 def mark_of(pid: int, name: str = "", is_vital: bool = False) -> ProcessMark | None:
-    """None when there is no such process any more."""
+    """Return its mark, or None when there is no such process any more."""
     try:
         return ProcessMark(pid, psutil.Process(pid).create_time(), name, is_vital)
     except psutil.NoSuchProcess:
@@ -33,7 +33,7 @@ def mark_of(pid: int, name: str = "", is_vital: bool = False) -> ProcessMark | N
 
 
 def process_of(mark: ProcessMark) -> psutil.Process | None:
-    """The process itself, while it runs."""
+    """Return the process itself while it runs, then None."""
     try:
         process = psutil.Process(mark.pid)
         return process if abs(process.create_time() - mark.create_time_s) < _SAME_TIME_S and _runs(process) else None
@@ -42,7 +42,7 @@ def process_of(mark: ProcessMark) -> psutil.Process | None:
 
 
 def are_alive(marks: Sequence[ProcessMark]) -> bool:
-    """Whether any of them runs."""
+    """Return True when any of them runs."""
     return any(process_of(mark) is not None for mark in marks)
 
 

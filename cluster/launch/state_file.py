@@ -1,4 +1,4 @@
-"""What `moesaic up` leaves for `status`, `chat` and `down`: one small file for each running application."""
+"""Notes running applications for `status`, `chat` and `down`: one small file for each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StartingError(ServingError):
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
-    """One application that was started from this machine."""
+    """Describes one application that was started from this machine."""
 
     application: str
     address: str                            # of Ray's GCS
@@ -47,7 +47,7 @@ class RunningCluster:
 
     @property
     def http_address(self) -> str:
-        """host:port, and the route prefix if there is one."""
+        """Return host:port, and the route prefix if there is one."""
         return self.http_url.removeprefix("http://")
 
 
@@ -56,7 +56,7 @@ def default_state_dir() -> Path:
 
 
 def write_state(cluster: RunningCluster, state_dir: Path) -> None:
-    """Raises StateDirError."""
+    """Note the application. Raises StateDirError."""
     path = _path(state_dir, cluster.application)
     unfinished = path.with_suffix(f".unfinished-{os.getpid()}-{threading.get_ident()}")     # several threads may write
     with _named_errors(state_dir):
@@ -66,7 +66,7 @@ def write_state(cluster: RunningCluster, state_dir: Path) -> None:
 
 
 def read_state(state_dir: Path, application: str | None = None) -> RunningCluster:
-    """The named application, or the only one there is. Raises NoClusterError, StateDirError."""
+    """Return the named application, or the only one there is. Raises NoClusterError, StateDirError."""
     with _named_errors(state_dir):
         names = sorted(path.stem for path in state_dir.glob("*.json"))
     if application is None and len(names) > 1:
@@ -88,7 +88,7 @@ def read_state(state_dir: Path, application: str | None = None) -> RunningCluste
 
 
 def _parse(content: bytes) -> RunningCluster:
-    """Raises ValueError, KeyError, TypeError or AttributeError when it is not what write_state wrote."""
+    """Read a note. Raises ValueError, KeyError, TypeError or AttributeError when it is not what write_state wrote."""
     fields = json.loads(content)
     marks = tuple(ProcessMark(**mark) for mark in fields.pop("processes"))
     starter = fields.pop("starter", None)
@@ -101,7 +101,7 @@ def _parse(content: bytes) -> RunningCluster:
 
 
 def remove_state(state_dir: Path, application: str) -> None:
-    """Raises StateDirError."""
+    """Forget the application. Raises StateDirError."""
     with _named_errors(state_dir):
         _path(state_dir, application).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Starts in a process of their own, so that a signal undoes them whatever Ray's libraries do in that process.
+"""Makes a signal undo a start, whatever Ray's libraries do in the process that starts.
 
 Ray's core blocks in calls that no Python signal handler interrupts, ends its process by itself when a node goes, and
 prints stacks at SIGTERM. So `moesaic up` forks: the child starts the service, the parent only waits. When a signal
@@ -60,7 +60,7 @@ def _undo(child: int, state_dir: Path, application: str) -> None:
 
 
 def _end_descendants(child: int) -> None:
-    """The child stops first: it must not start more while the rest is counted."""
+    """End the child and all below it. It is halted first: it must not start more while the rest is counted."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGSTOP)
     descendants = psutil.Process().children(recursive=True)
@@ -70,7 +70,7 @@ def _end_descendants(child: int) -> None:
 
 
 def _adopt_orphans() -> None:
-    """What a descendant leaves when it ends becomes a child of this process, where the system can do that (Linux)."""
+    """Make what a descendant leaves when it ends a child of this process, where the system can do that (Linux)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

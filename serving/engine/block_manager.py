@@ -18,7 +18,7 @@ from hashlib import blake2b
 
 
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Name of a full block: its tokens after everything that `parent` names. The first block's parent is b""."""
+    """Return a full block's name: of its tokens after all that `parent` names. The first block's parent is b""."""
     return blake2b(parent + array("Q", token_ids).tobytes(), digest_size=32).digest()
 
 
@@ -40,14 +40,14 @@ class BlockManager:
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be allocated, cached ones included."""
+        """Return how many blocks can be allocated, cached ones included."""
         return len(self._empty) + len(self._cached)
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
     def cached_prefix(self, hashes: Iterable[bytes]) -> list[int]:
-        """Blocks that hold the longest known prefix of the blocks that `hashes` name. Takes none of them."""
+        """Return the blocks of the longest known prefix of those that `hashes` name. Takes none of them."""
         blocks: list[int] = []
         for name in hashes:
             block = self.find(name)
@@ -105,7 +105,7 @@ class BlockManager:
             self._hash_of[block] = name
 
     def free(self, block_table: Sequence[int]) -> None:
-        """A sequence lets its blocks go. A prefix's end is evicted before its beginning, which more will ask for."""
+        """Let a sequence's blocks go. A prefix's end is evicted before its beginning, which more will ask for."""
         for block in reversed(block_table):
             self._num_holders[block] -= 1
             if self._num_holders[block] > 0:

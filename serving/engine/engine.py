@@ -35,7 +35,7 @@ RATE_WINDOW_S = 5.0     # of work time, over which the speed is measured
 
 @dataclass(frozen=True, slots=True)
 class ShardLoad:
-    """What the router's choice and the metrics need to know of a shard."""
+    """Says how busy a shard is, for the router's choice and the metrics."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -51,17 +51,17 @@ class ShardLoad:
 
 
 class Executor(Protocol):
-    """What runs a step on the group. Raises GroupError when the group is broken; then the epoch is over."""
+    """Runs steps on the group. Raises GroupError when the group is broken; then the epoch is over."""
 
     async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
-        """Everybody's header, by rank. Returns when all members have entered."""
+        """Return everybody's header, by rank, when all members have entered."""
 
     async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
         """Run the agreed step; an empty plan takes part with zero rows."""
 
     @property
     def prepared_revision(self) -> int:
-        """Of the placement that switch() would take; that of the steps when none waits. Call Engine.tell_prepared()
+        """Return the placement that switch() would take; that of the steps when none waits. Call Engine.tell_prepared()
         when it has changed."""
 
     async def switch(self, revision: int) -> None:
@@ -69,7 +69,7 @@ class Executor(Protocol):
 
 
 class WorkRate:
-    """Tokens computed and steps made per second of work, over the last RATE_WINDOW_S of it."""
+    """Counts tokens computed and steps made per second of work, over the last RATE_WINDOW_S of it."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[int, float]] = deque()
@@ -171,13 +171,13 @@ class Engine:
     # The group.
 
     def ring(self, epoch_number: int, step_index: int) -> None:
-        """A peer waits in the agreement of that step. Rings of another epoch mean nothing here."""
+        """Note that a peer waits in the agreement of that step. Rings of another epoch mean nothing here."""
         if epoch_number == self.epoch_number:
             self._rung_step_index = max(self._rung_step_index, step_index)
             self._wake.set()
 
     def tell_prepared(self) -> None:
-        """The executor can switch to another revision: enter an agreement to say so, if need be."""
+        """Enter an agreement, if need be, to say that the executor can switch to another revision."""
         self._wake.set()
 
     async def pause(self) -> None:
@@ -227,7 +227,7 @@ class Engine:
             await asyncio.wait([self._run_task])
 
     async def step(self) -> None:
-        """One agreement of the group and, if anybody has tokens, one forward."""
+        """Run one agreement of the group and, if anybody has tokens, one forward."""
         await self._sleep_until_needed()
         if self._is_stopping:
             return
@@ -251,14 +251,14 @@ class Engine:
             await self._sleep()
 
     def _is_needed(self) -> bool:
-        """Whether to enter the next agreement."""
+        """Return whether to enter the next agreement."""
         if self._is_awake or self._is_resuming or self._rung_step_index >= self._step_index:
             return True
         return not self._is_group_paused and (self._wants_pause or self.scheduler.has_work()
                                               or self.executor.prepared_revision != self._told_revision)
 
     async def _sleep(self) -> None:
-        """Until something happens to this member, or the deadline of a sequence passes that cannot run now."""
+        """Wait until something happens to this member, or the deadline of a sequence passes that cannot run."""
         deadline_s = self.scheduler.next_deadline_s()
         with suppress(TimeoutError):
             async with asyncio.timeout(None if deadline_s is None else deadline_s - self._clock()):
@@ -285,7 +285,7 @@ class Engine:
         return headers
 
     async def _switch_if_all_can(self, headers: tuple[StepHeader, ...]) -> None:
-        """All members decide on the same headers, so they switch between the same two steps."""
+        """Switch to a revision that all have told: all decide on the same headers, so between the same steps."""
         first, *others = (header.prepared_revision for header in headers)
         if first > self.revision and all(revision == first for revision in others):
             await self.executor.switch(first)
@@ -307,7 +307,7 @@ class Engine:
                 del self._router_of[event.request_id]
 
     def _deliver(self, events: Iterable[TokenEvent], step_index: int) -> None:
-        """These events and those that gathered since, one call for each router."""
+        """Hand over these events and those that gathered since, one call for each router."""
         self._queue(events)
         outbox, self._outbox = self._outbox, {}
         for router_id, router_events in outbox.items():

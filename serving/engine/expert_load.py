@@ -1,4 +1,4 @@
-"""How many rows each expert computes: counted on every shard, with decay, added up by the coordinator. Pure.
+"""Counts how many rows each expert computes: on every shard, with decay, added up by the coordinator. Pure.
 
 L MoE layers, E experts of a layer, N local slots of all layers
 """
@@ -31,7 +31,7 @@ class ExpertLoad:
 
     @property
     def num_rows(self) -> float:
-        """Of all layers."""
+        """Return the rows of all layers."""
         return float(self.rows().sum(dtype=np.float64))
 
 
@@ -46,13 +46,13 @@ class ExpertLoadCounter:
         self._origin_s = now_s
 
     def use(self, placement: Placement, rank: int) -> None:
-        """The next steps have this placement, and this member that rank."""
+        """Count the next steps by this placement, in which this member has that rank."""
         num_experts = self._rows_LE.shape[1]
         self._index_N = np.array([layer * num_experts + expert for layer in range(placement.num_layers)
                                   for expert in placement.experts_of(layer, rank)], dtype=np.int64)
 
     def add(self, expert_rows: Iterable[Iterable[int]], now_s: float) -> None:
-        """Rows of one step, by layer and local slot (StepStats.expert_rows)."""
+        """Add the rows of one step, by layer and local slot (StepStats.expert_rows)."""
         self.num_steps += 1
         rows_N = np.fromiter(chain.from_iterable(expert_rows), np.float64, self._index_N.size)
         rows_N *= self._growth(now_s)
@@ -64,7 +64,7 @@ class ExpertLoadCounter:
         return ExpertLoad(num_layers, num_experts, rows_LE.tobytes())
 
     def _growth(self, now_s: float) -> float:
-        """What a row of now counts, where one of _origin_s counts 1: so old counts need not be touched."""
+        """Return what a row of now counts, where one of _origin_s counts 1: old counts need not be touched."""
         halvings = (now_s - self._origin_s) / self._half_life_s
         if halvings > _MAX_HALVINGS:
             self._rows_LE *= 0.5 ** halvings

@@ -37,7 +37,7 @@ NEXT: dict[RequestStatus, frozenset[RequestStatus]] = {
 
 
 class FinishReason(enum.StrEnum):
-    """Why a sequence ended; the OpenAI API's words, and two of our own."""
+    """Says why a sequence ended; the OpenAI API's words, and two of our own."""
 
     STOP = "stop"               # an end-of-sequence or stop token, or a stop string
     LENGTH = "length"           # max_tokens or the context is used up
@@ -47,7 +47,7 @@ class FinishReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a router sends to a shard: one sequence to continue.
+    """A sequence to continue, as a router sends it to a shard.
 
     `journal_token_ids` are output tokens that the sequence produced before, on another shard or in another epoch: they
     are computed, not drawn again, so the first new token has position len(prompt) + len(journal).
@@ -66,7 +66,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """What one step did for one sequence. `finish_reason` is set in its last event, once."""
+    """Says what one step did for one sequence. `finish_reason` is set in its last event, once."""
 
     request_id: str
     token_ids: tuple[int, ...] = ()

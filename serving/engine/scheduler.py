@@ -1,4 +1,4 @@
-"""Which sequences compute how many tokens in the next step of one shard. Pure: time is an argument.
+"""Decides which sequences compute how many tokens in the next step of one shard. Pure: time is an argument.
 
 There is no prefill or decode phase: every sequence has known tokens (prompt, journal, output), num_computed_tokens of
 them are in the KV cache, and it catches up under the step's token budget. schedule() only hands out KV blocks, which a
@@ -61,11 +61,11 @@ class Scheduler:
 
     @property
     def max_request_tokens(self) -> int:
-        """Largest prompt + max_tokens that is accepted: the last token drawn needs no place in the KV cache."""
+        """Return the largest prompt + max_tokens that is accepted: the last token needs no place in the cache."""
         return min(self.max_model_len, self.blocks.num_blocks * self.config.block_size + 1)
 
     def has_work(self) -> bool:
-        """True exactly when schedule() would return something."""
+        """Return whether schedule() would return something."""
         return any(request.router_id not in self._held_routers for request in self._requests.values())
 
     def next_deadline_s(self) -> float | None:
@@ -117,7 +117,7 @@ class Scheduler:
     # One step.
 
     def schedule(self) -> tuple[ScheduledRequest, ...]:
-        """What to compute next. A plan that was not applied is simply forgotten: call again."""
+        """Return what to compute next. A plan that was not applied is simply forgotten: call again."""
         plan: list[ScheduledRequest] = []
         budget = self.token_budget
         had_preemptions = self.num_preemptions
@@ -226,14 +226,14 @@ class Scheduler:
         return True
 
     def _reusable_hashes(self, request: Request) -> list[bytes]:
-        """Of the blocks that a cached prefix may replace: never all tokens, for the last one's logits are needed; none
-        when the prompt's log-probabilities are wanted, which only computing gives."""
+        """Return the hashes of the blocks that a cached prefix may replace: never all tokens, for the last one's logits
+        are needed; none when the prompt's log-probabilities are wanted, which only computing gives."""
         if not self.config.prefix_caching or _wants_prompt_logprobs(request):
             return []
         return self._hashes(request, (request.num_tokens - 1) // self.config.block_size)
 
     def _hashes(self, request: Request, num_blocks: int) -> list[bytes]:
-        """Of the first `num_blocks` blocks, which must be full."""
+        """Return the hashes of the first `num_blocks` blocks, which must be full."""
         known, size = request.block_hashes, self.config.block_size
         if not known:
             known += self._hashes_of_same_prompt(request)
@@ -321,7 +321,7 @@ class Scheduler:
         return event if reason is None else self._end(request, event)
 
     def _publish(self, request: Request, num_computed_before: int) -> None:
-        """The blocks that this step has filled may now be shared."""
+        """Let others share the blocks that this step has filled."""
         if not self.config.prefix_caching:
             return
         size = self.config.block_size
@@ -340,7 +340,7 @@ class Scheduler:
         self.states.commit(request.request_id, lambda at: self._name_at(request, at), position, keeps, is_output)
 
     def _finish_reason(self, request: Request) -> FinishReason | None:
-        """Judges the last output token. add() has made sure that max_tokens ends it within max_model_len."""
+        """Judge the last output token. add() has made sure that max_tokens ends it within max_model_len."""
         submission, num_output = request.submission, len(request.output_token_ids)
         if request.output_token_ids[-1] in submission.stop_token_ids and num_output > submission.min_tokens:
             return FinishReason.STOP
@@ -350,7 +350,7 @@ class Scheduler:
         return request.output_token_ids[-1] if reason is FinishReason.STOP else None
 
     def _end(self, request: Request, event: TokenEvent) -> TokenEvent:
-        """The one way out: status, queues, blocks, and the event that says so."""
+        """End a request, the one way out: status, queues, blocks, and the event that says so."""
         assert event.finish_reason is not None
         try:
             request.advance(_END[event.finish_reason], event.error or event.finish_reason)
@@ -391,12 +391,12 @@ class Scheduler:
 
 
 def _token_ids(request: Request, start: int, end: int) -> tuple[int, ...]:
-    """Known tokens at positions start to end - 1, without building the whole sequence."""
+    """Return known tokens at positions start to end - 1, without building the whole sequence."""
     prompt = request.submission.prompt_token_ids
     output = request.output_token_ids[max(0, start - len(prompt)):max(0, end - len(prompt))]
     return (*prompt[start:end], *output)
 
 
 def _wants_prompt_logprobs(request: Request) -> bool:
-    """They travel with the first token, so whoever has one (also in the journal) has them."""
+    """Return whether they are still due: they travel with the first token, also with one of the journal."""
     return request.submission.num_prompt_logprobs is not None and not request.output_token_ids

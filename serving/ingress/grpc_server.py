@@ -13,8 +13,9 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving.config import RouterConfig
+from serving.errors import InvalidRequestError
 from serving.ingress.auth import choose_tenant, tenant_of_header
-from serving.ingress.body_bounds import MAX_BODY_BYTES
+from serving.ingress.body_bounds import MAX_BODY_BYTES, body_bounds
 from serving.ingress.build_request import Asked, RequestBuilder
 from serving.ingress.collect import UsageCount, open_stream
 from serving.ingress.grpc_health import ReadinessHealth
@@ -29,8 +30,8 @@ from serving.ingress.grpc_messages import (
 )
 from serving.ingress.http_request import choose_request_id
 from serving.ingress.status import to_shared
+from serving.ingress.wire_bounds import bounded_reader
 from serving.proto import inference_pb2 as pb
-from serving.proto import inference_pb2_grpc
 from serving.router.generation import Service
 from serving.text.tokenizer import Tokenizer
 
@@ -45,25 +46,37 @@ _OPTIONS = [
 def build_grpc_server(service: Service, tokenizer: Tokenizer, config: RouterConfig) -> grpc.aio.Server:
     """Return the server of one router replica; the caller gives it a port and starts it in its event loop."""
     server = grpc.aio.server(options=_OPTIONS)
-    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(service, tokenizer, config), server)
+    servicer, bounds = InferenceServicer(service, tokenizer, config), body_bounds(
+        max(card.max_model_len for card in service.cards))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {
+        "Generate": grpc.unary_stream_rpc_method_handler(
+            servicer.Generate, bounded_reader(pb.GenerateRequest, bounds), pb.GenerateResponse.SerializeToString),
+        "ListModels": grpc.unary_unary_rpc_method_handler(
+            servicer.ListModels, pb.ListModelsRequest.FromString, pb.ListModelsResponse.SerializeToString),
+        "Tokenize": grpc.unary_unary_rpc_method_handler(
+            servicer.Tokenize, bounded_reader(pb.TokenizeRequest, bounds), pb.TokenizeResponse.SerializeToString),
+    }),))
     health_pb2_grpc.add_HealthServicer_to_server(ReadinessHealth(service, [SERVICE_NAME]), server)
     reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return server
 
 
-class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]
+class InferenceServicer:
     def __init__(self, service: Service, tokenizer: Tokenizer, config: RouterConfig) -> None:
         self._service = service
         self._api_keys = config.api_keys
         self._builder = RequestBuilder(service, tokenizer)
 
-    async def Generate(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    async def Generate(self, request: pb.GenerateRequest | InvalidRequestError, context: grpc.aio.ServicerContext
                        ) -> AsyncIterator[pb.GenerateResponse]:
-        request_id = _request_id(context, request.request_id)
+        request_id = _request_id(context, request.request_id if isinstance(request, pb.GenerateRequest) else "")
         try:
+            key_tenant = self._authenticate(context)
+            if isinstance(request, InvalidRequestError):
+                raise request
             asked = Asked(
                 model=request.model or None, fields=to_fields(request.sampling), request_id=request_id,
-                tenant=choose_tenant(self._authenticate(context), request.tenant), deadline_s=context.time_remaining(),
+                tenant=choose_tenant(key_tenant, request.tenant), deadline_s=context.time_remaining(),
                 num_logprobs=num_logprobs(request.sampling))
             (generation,) = await self._builder.build(asked, [to_prompt(request)])
             usage, num_open = UsageCount([generation]), generation.params.n
@@ -88,10 +101,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[m
         except Exception as error:
             return await _abort(context, error, request_id)
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
+    async def Tokenize(self, request: pb.TokenizeRequest | InvalidRequestError, context: grpc.aio.ServicerContext
+                       ) -> pb.TokenizeResponse:
         request_id = _request_id(context)
         try:
             self._authenticate(context)
+            if isinstance(request, InvalidRequestError):
+                raise request
             card = self._builder.card(request.model or None)
             token_ids = await self._builder.count(to_tokenize_prompt(request), card)
             return pb.TokenizeResponse(token_ids=token_ids, max_model_len=card.max_model_len)

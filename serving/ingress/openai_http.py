@@ -181,7 +181,8 @@ class _HttpDoor:
         else:
             text = Text(body.prompt or "", body.add_special_tokens is not False)
             token_ids = await self._builder.count(text, card)
-        names = [self._tokenizer.token_name(token_id) for token_id in token_ids] if body.return_token_strs else None
+        names = await asyncio.to_thread(lambda: [self._tokenizer.token_name(token_id) for token_id in token_ids]
+                                        ) if body.return_token_strs else None
         return _json(Tokenized(count=len(token_ids), max_model_len=card.max_model_len, tokens=list(token_ids),
                                token_strs=names))
 

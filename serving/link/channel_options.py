@@ -1,5 +1,5 @@
-"""gRPC channel settings: no channel of ours goes through a proxy; on the shard link a dead peer is noticed within
-keepalive time + timeout."""
+"""Sets up gRPC channels: none of ours goes through a proxy; on the shard link a dead peer is noticed within keepalive
+time + timeout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIRECT: Options = [("grpc.enable_http_proxy", 0)]
 
 
 def channel_options(keepalive_time_s: float = KEEPALIVE_TIME_S, timeout_s: float = KEEPALIVE_TIMEOUT_S) -> Options:
-    """Of the router's channels."""
+    """Return those of the router's channels."""
     return [
         *_common_options(keepalive_time_s, timeout_s),
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -24,7 +24,7 @@ def channel_options(keepalive_time_s: float = KEEPALIVE_TIME_S, timeout_s: float
 
 
 def server_options(keepalive_time_s: float = KEEPALIVE_TIME_S, timeout_s: float = KEEPALIVE_TIMEOUT_S) -> Options:
-    """Of the shard's server."""
+    """Return those of the shard's server."""
     return [
         *_common_options(keepalive_time_s, timeout_s),
         ("grpc.so_reuseport", 0),                       # a port that is taken must be an error

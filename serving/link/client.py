@@ -29,8 +29,8 @@ MAX_TOKENS_PER_MESSAGE = 65536  # prompts and journals; a longer one goes alone.
 
 
 class LinkOwner(Protocol):
-    """What a link tells its owner; called on the event loop, must not block. After link_broken nothing of the sequences
-    submitted before will come: the shard has cancelled them, or is gone."""
+    """Is told what happens on a link; called on the event loop, must not block. After link_broken nothing of the
+    sequences submitted before will come: the shard has cancelled them, or is gone."""
 
     def link_connected(self, link: ShardLinkClient) -> None: ...
     def link_events(self, link: ShardLinkClient, events: list[TokenEvent]) -> None: ...

@@ -13,7 +13,7 @@ from model.placement import Placement
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What a shard tells the coordinator of its device when it registers."""
+    """Says what a shard tells the coordinator of its device when it registers."""
 
     device: str                     # "cpu", "cuda:0"
     device_name: str                # "AMD EPYC", "NVIDIA H200"
@@ -26,7 +26,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How a member exchanges rows with the others."""
+    """Says how fast a member exchanges rows with the others."""
 
     latency_s: float                # of one small collective
     bytes_per_s: float              # payload that leaves a member in a collective
@@ -34,7 +34,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """What one device does with one model's shapes in one dtype. Times already contain `emulated_speed`.
+    """Says how fast one device works in one model's shapes and one dtype. Times already contain `emulated_speed`.
 
     Curves are read between their points by straight lines, and beyond the last by its slope. Weights are counted as
     read from memory, not from a cache.
@@ -84,7 +84,7 @@ class RequestShare:
 
 @dataclass(frozen=True, slots=True)
 class PlanFigures:
-    """What the planner predicts of a placement."""
+    """Holds what the planner predicts of a placement."""
 
     num_rows: int                   # of the step that it is made for, all members together
     context_tokens: int             # of a sequence, likewise
@@ -104,7 +104,7 @@ class PlanFigures:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPlacement:
-    """What a group is to run."""
+    """Says what a group is to run."""
 
     placement: Placement
     shares: tuple[RequestShare, ...]
@@ -151,11 +151,11 @@ class Epoch:
     changes: tuple[PlacementChange, ...] = ()       # the latest ones, oldest first
 
     def takes_requests(self, rank: int) -> bool:
-        """False: the member holds experts only."""
+        """Return False for a member that holds experts only."""
         return not self.shares or self.shares[rank].fraction > 0
 
     def token_budget(self, rank: int, max_batch_tokens: int) -> int:
-        """Tokens that one step of the member may compute, never above what its memory is planned for."""
+        """Return the tokens that a step of the member may compute, never above what its memory is planned for."""
         return min(self.shares[rank].token_budget, max_batch_tokens) if self.shares else max_batch_tokens
 
     def rank_of(self, shard_id: str) -> int | None:
@@ -167,7 +167,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
-    """What a member reports of itself, for `moesaic status`, the router's choice and the coordinator."""
+    """Holds what a member reports of itself, for `moesaic status`, the router's choice and the coordinator."""
 
     shard_id: str
     epoch_number: int

@@ -127,7 +127,7 @@ def _decode_logprobs(messages: Iterable[shard_pb2.Logprob]) -> tuple[TokenLogpro
 
 
 def merge_events(earlier: TokenEvent, later: TokenEvent) -> TokenEvent:
-    """Two steps of one sequence as one event: what a router that fell behind is sent."""
+    """Return two steps of one sequence as one event, which a router that fell behind is sent."""
     return TokenEvent(
         request_id=earlier.request_id, token_ids=earlier.token_ids + later.token_ids,
         logprobs=earlier.logprobs + later.logprobs, prompt_logprobs=earlier.prompt_logprobs + later.prompt_logprobs,
@@ -150,7 +150,7 @@ def decode_load(message: shard_pb2.ShardLoad) -> ShardLoad:
 
 
 def error_text(error: ServingError) -> str:
-    """An error as TokenEvent.error carries it: the class by name, so that the client's status survives the link."""
+    """Return the text of an error for TokenEvent.error: its class by name, so that the client's status survives."""
     return f"{type(error).__name__}: {error}"
 
 
@@ -160,7 +160,7 @@ def failed_event(request_id: str, error: ServingError) -> TokenEvent:
 
 
 def error_of_text(text: str) -> ServingError:
-    """The client's error for a sequence that failed in a shard. Faults that name no class are the shard's own."""
+    """Return the client's error for a sequence that failed in a shard; faults without a class are the shard's own."""
     name, _, message = text.partition(": ")
     if name in _ERROR_OF_NAME:
         return _ERROR_OF_NAME[name](message)

@@ -1,4 +1,4 @@
-"""What a shard has yet to tell one router: the coalescing, windowed queue behind one shard link stream."""
+"""Holds what a shard has yet to tell one router: the coalescing, windowed queue behind one shard link stream."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Outbox:
         self._wakeup.set()
 
     def acknowledge(self, sequence: int) -> None:
-        """The router has handled everything up to `sequence`; older and impossible numbers change nothing."""
+        """Note that the router has handled all up to `sequence`; older and impossible numbers change nothing."""
         self._num_acknowledged = max(self._num_acknowledged, min(sequence, self._num_sent))
         self._wakeup.set()
         if self._is_held and self._num_delivered - self._num_acknowledged <= self._window // 2:

@@ -33,7 +33,7 @@ LOAD_REFRESH_S = 0.5        # routers without sequences in a working shard learn
 
 
 class LinkedEngine(Protocol):
-    """What the link needs of `serving.engine.Engine`."""
+    """Takes what routers send: the part of `serving.engine.engine.Engine` that the link needs."""
 
     def submit(self, router_id: str, submission: Submission) -> None: ...
     def cancel(self, request_id: str) -> None: ...
@@ -115,7 +115,7 @@ class ShardLinkServer:
             self._load_timer = asyncio.get_running_loop().call_later(LOAD_REFRESH_S, self._refresh_loads)
 
     async def Connect(self, requests: AsyncIterator[shard_pb2.ToShard], context: Context) -> None:
-        """One router's stream, from its first message to its end."""
+        """Serve one router's stream, from its first message to its end."""
         try:
             async with asyncio.timeout(FIRST_MESSAGE_WAIT_S):
                 first = await anext(requests)
@@ -135,7 +135,7 @@ class ShardLinkServer:
             await asyncio.wait([reader])        # it has told by dropping the stream whatever ended it
 
     async def Ring(self, request: shard_pb2.RingRequest, context: Context) -> shard_pb2.RingReply:
-        """A peer waits in an agreement. A ring of an epoch that this shard has yet to open is kept for it."""
+        """Pass on that a peer waits in an agreement. A ring of an epoch that has yet to open here is kept for it."""
         if self._engine is not None and request.epoch == self._epoch_number:
             self._engine.ring(request.epoch, request.step_index)
         elif request.epoch > self._epoch_number:
@@ -173,7 +173,7 @@ class ShardLinkServer:
         return stream
 
     def _drop(self, stream: RouterStream, why: str) -> None:
-        """Once for each stream: take its sequences out of the engine and end its writer."""
+        """Take a stream's sequences out of the engine and end its writer; once for each stream."""
         if self._streams.get(stream.router_id) is not stream:
             return
         del self._streams[stream.router_id]

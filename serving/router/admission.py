@@ -101,7 +101,7 @@ class Admission:
         self._admit()
 
     def release(self, ticket: Ticket) -> None:
-        """The request has ended, or does not want to wait any longer. Releasing twice changes nothing."""
+        """Give a place back that is not needed any more, had or waited for. Releasing twice changes nothing."""
         if ticket.state is TicketState.WAITING:
             self._leave_queue(ticket)
         elif ticket.state is TicketState.ADMITTED:
@@ -120,7 +120,7 @@ class Admission:
             ticket.granted.set()
 
     def retry_after_s(self) -> float:
-        """When what waits now will have entered, at the rate at which requests end. Between 1 s and 60 s."""
+        """Return in how long all that waits will have entered, at the rate of ends. Between 1 s and 60 s."""
         if len(self._releases) < 2:
             return MIN_RETRY_AFTER_S
         first_s = self._releases[0][0]

@@ -11,7 +11,7 @@ from serving.text.detokenizer import Piece
 
 
 class TextStream(Protocol):
-    """What a choice needs of `serving.detokenizer.Detokenizer`."""
+    """Turns tokens into text: the part of `serving.text.detokenizer.Detokenizer` that a choice needs."""
 
     def push(self, token_ids: Sequence[int]) -> Piece: ...
     def flush(self) -> str: ...
@@ -32,7 +32,7 @@ class Choice:
         self._includes_stop = includes_stop
 
     def add(self, event: TokenEvent) -> GenerationDelta:
-        """What one event means to the client. A stop string cuts tokens and log-probabilities where it is complete."""
+        """Return what one event tells the client. A stop string cuts tokens and scores where it is complete."""
         is_stop_hidden = event.stop_token_id is not None and event.token_ids and not self._includes_stop
         shown_ids = event.token_ids[:-1] if is_stop_hidden else event.token_ids
         piece = self._text.push(shown_ids)

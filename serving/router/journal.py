@@ -1,4 +1,4 @@
-"""What each open sequence has produced so far, so that another shard can continue it with exactly the same tokens."""
+"""Keeps what each open sequence has produced, so that another shard can continue it with exactly the same tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class JournalEntry:
 
 
 class Journal:
-    """Of one router. Bounded by what admission lets in."""
+    """Holds one router's open sequences: no more than admission lets in."""
 
     def __init__(self) -> None:
         self._entries: dict[str, JournalEntry] = {}
@@ -33,7 +33,7 @@ class Journal:
         self._entries[request_id].output_token_ids += token_ids
 
     def resubmission(self, request_id: str) -> Submission:
-        """The sequence as any shard can take it up now: its tokens so far are computed there, not drawn again.
+        """Return the sequence as any shard can take it up now: its tokens so far are computed there, not drawn again.
 
         Log-probabilities of the prompt come with the first token, so they are asked for only until then.
         """
@@ -42,5 +42,5 @@ class Journal:
                        num_prompt_logprobs=None if entry.output_token_ids else entry.submission.num_prompt_logprobs)
 
     def close(self, request_id: str) -> Sequence[int]:
-        """The sequence has ended -> its output."""
+        """Forget a sequence that has ended, and return its output."""
         return self._entries.pop(request_id).output_token_ids

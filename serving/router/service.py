@@ -34,7 +34,7 @@ ADMITTED_OUTPUT_TOKENS = 1024
 
 
 class InferenceService:
-    """One model, one router replica. Runs on one event loop."""
+    """Serves one model in one router replica. Runs on one event loop."""
 
     def __init__(self, card: ModelCard, tokenizer: Tokenizer, config: RouterConfig, block_size: int,
                  metrics: RouterMetrics, clock: Callable[[], float]) -> None:
@@ -64,7 +64,7 @@ class InferenceService:
 
     @property
     def epoch_number(self) -> int:
-        """Of the running epoch; 0 before the first."""
+        """Return the number of the running epoch; 0 before the first."""
         return self._links.epoch.number if self._links.epoch else 0
 
     async def set_epoch(self, epoch: Epoch, connect_wait_s: float = CONNECT_WAIT_S) -> None:
@@ -140,7 +140,7 @@ class InferenceService:
             self._start(open_request.parts[-1])
 
     def _starter_ended(self, open_request: OpenRequest, task: asyncio.Task[None]) -> None:
-        """Whatever ends the starter before its time ends the request."""
+        """End the request when anything has ended its starter before its time."""
         if open_request.is_over:
             return
         error = NotReadyError("the request was stopped", fix="send it again") if task.cancelled() else task.exception()
@@ -212,7 +212,7 @@ class InferenceService:
             self._place(sequence_id)
 
     def _advance(self, part: OpenPart, choice: Choice, event: TokenEvent) -> None:
-        """One step of one choice."""
+        """Take up what one step did for one choice."""
         if event.finish_reason is FinishReason.FAILED:
             self._fail(part.whole, error_of_text(event.error))
             return
@@ -264,7 +264,7 @@ class InferenceService:
             self._admission.release(part.ticket)
 
     def _end(self, part: OpenPart, choice: Choice, reason: FinishReason, is_over_in_shard: bool = False) -> None:
-        """The one way out of a choice."""
+        """End a choice: the one way out."""
         assert not choice.is_ended, "a choice ends once"
         choice.is_ended = True
         self._links.remove(choice.sequence_id, self._journal.close(choice.sequence_id), is_over_in_shard)

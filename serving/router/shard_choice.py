@@ -36,7 +36,7 @@ class ShardSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RoutedRequest:
-    """What the choice depends on."""
+    """Holds what the choice of a shard depends on."""
 
     block_hashes: tuple[int, ...]   # of all known tokens' full blocks
     num_tokens: int                 # known: prompt and journal
@@ -56,14 +56,14 @@ def block_hashes(token_ids: Sequence[int], block_size: int, known: tuple[int, ..
 
 
 class PrefixIndex:
-    """Which prefixes each shard was sent, least recently used first out, as many blocks as its KV cache has."""
+    """Knows which prefixes each shard was sent: as many blocks as its KV cache has, the least recently used go."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, OrderedDict[int, None]] = {}
         self._last: dict[str, Sequence[int]] = {}       # recorded, by shard id
 
     def record(self, shard_id: str, hashes: Sequence[int], capacity: int) -> None:
-        """The shard has computed, or will, what the hashes stand for. `capacity`: its KV blocks."""
+        """Note that the shard has computed, or will, what the hashes stand for. `capacity`: its KV blocks."""
         if self._last.get(shard_id) is hashes:      # of another choice of the same request
             return
         self._last[shard_id] = hashes
@@ -88,7 +88,7 @@ class PrefixIndex:
 
 def choose_shard(request: RoutedRequest, shards: Sequence[ShardSnapshot], index: PrefixIndex,
                  block_size: int) -> ShardSnapshot | None:
-    """The shard that should be done first; among equals the earlier one. None when no shard can hold the request."""
+    """Return the shard that should be done first; among equals the earlier. None when none can hold the request."""
     able = [shard for shard in shards if shard.max_request_tokens(block_size) >= request.num_tokens_at_least
             and shard.kv_blocks_total and shard.share > 0]
 

@@ -126,7 +126,7 @@ class ShardLinks:
         return max((shard.max_request_tokens(self._block_size) for shard in self.snapshots()), default=None)
 
     def snapshots(self) -> tuple[ShardSnapshot, ...]:
-        """The connected members, in rank order."""
+        """Return the connected members, in rank order."""
         return tuple(
             ShardSnapshot(
                 shard_id=shard_id, num_open_tokens=self._num_open_tokens[shard_id],
@@ -165,8 +165,8 @@ class ShardLinks:
         self._index.record(chosen.shard_id, hashes, chosen.kv_blocks_total)
 
     def remove(self, sequence_id: str, output_token_ids: Sequence[int], is_over_in_shard: bool) -> None:
-        """A sequence has ended. Its shard is told unless it ended it, and keeps what it computed in its prefix cache:
-        the next turn of a chat will find it there."""
+        """Forget a sequence that has ended. Its shard is told unless it ended it, and keeps what it computed in its
+        prefix cache: the next turn of a chat will find it there."""
         sequence = self._take_out(sequence_id)
         if sequence is None or sequence.link.load is None:
             return

@@ -17,7 +17,7 @@ _MAX_CHARACTER_BYTES = 4    # of UTF-8
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one push added. After `stop_string` is set nothing more may be pushed."""
+    """Holds what one push added. After `stop_string` is set nothing more may be pushed."""
 
     text: str
     stop_string: str | None = None
@@ -79,7 +79,7 @@ class Detokenizer:
         return other
 
     def push(self, token_ids: Sequence[int]) -> Piece:
-        """Add tokens -> the text that is now certain."""
+        """Add tokens, and return the text that is now certain."""
         text = ""
         for index, token_id in enumerate(token_ids):
             self._num_tokens += 1
@@ -90,7 +90,7 @@ class Detokenizer:
         return Piece(text, num_tokens_kept=len(token_ids))
 
     def flush(self) -> str:
-        """The end of the text when no stop string ended it: what was held back; half a character becomes U+FFFD."""
+        """Return the rest of a text that no stop string ended; half a character becomes U+FFFD."""
         text = self._held + self._utf8.decode(b"", final=True)
         self._held = ""
         return text
@@ -117,7 +117,7 @@ class Detokenizer:
         return content
 
     def _add(self, text: str) -> tuple[str, str | None]:
-        """-> text to emit, and the stop string that ends it."""
+        """Return the text to emit, and the stop string that ends it."""
         if not self._stops:
             return text, None
         states = self._num_matched

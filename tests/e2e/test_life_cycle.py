@@ -135,3 +135,16 @@ def test_a_service_whose_processes_are_gone_is_told_at_once(config_path: Path, s
     assert "all its processes have ended" in moesaic("status", "--state-dir", str(state_dir)).stderr
     down = moesaic("down", "--state-dir", str(state_dir))
     assert down.returncode == 0 and "had ended already" in down.stdout, down.stdout
+
+
+def test_a_failed_deployment_shows_the_error_of_its_replica(config_path: Path, state_dir: Path, tmp_path: Path) -> None:
+    """Here a pool whose environment has a `model.py` in front of the program's."""
+    (tmp_path / "shadows").mkdir()
+    (tmp_path / "shadows" / "model.py").write_text("raise RuntimeError('this is not the program')", encoding="utf-8")
+    config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+    config["pools"][0]["runtime_env"] = {"env_vars": {"PYTHONPATH": str(tmp_path / "shadows")}}
+    config_path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    failed = moesaic("up", str(config_path), "--state-dir", str(state_dir))
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert f"RuntimeError: this is not the program ({tmp_path}/shadows/model.py, line 1)" in failed.stderr
+    assert noted(state_dir) is None

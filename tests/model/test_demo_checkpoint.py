@@ -47,7 +47,8 @@ def test_experts_start_as_copies_and_the_gate_tells_them_apart(cache_dir: Path) 
 def test_all_that_serving_needs_is_saved(cache_dir: Path) -> None:
     folder = ensure_demo_checkpoint(cache_dir)
     assert folder.name == SPARSE_NAME
-    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 2
+    recommended = json.loads((folder / "generation_config.json").read_text())
+    assert recommended["eos_token_id"] == 2 and (recommended["temperature"], recommended["top_p"]) == (0.2, 0.9)
     tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
     assert tokenizer_config["eos_token"] == "<|im_end|>"
     assert "message['content']" in tokenizer_config["chat_template"]
@@ -98,3 +99,17 @@ def test_another_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CheckpointError, match="sha256"):
         ensure_demo_checkpoint(tmp_path, dense=True)
     assert not (tmp_path / DENSE_NAME).exists()
+
+
+def test_a_checkpoint_from_before_recommends_the_same(cache_dir: Path) -> None:
+    path = ensure_demo_checkpoint(cache_dir) / "generation_config.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({key: whole[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}))
+    ensure_demo_checkpoint(cache_dir)
+    assert json.loads(path.read_text()) == whole
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="set XDG_CACHE_HOME"):
+        ensure_demo_checkpoint(tmp_path / "file" / "moesaic")

@@ -66,6 +66,16 @@ async def test_generate_streams_both_choices_and_ends_with_usage(door: Door, ser
     assert responses[-1].usage.cached_tokens == 3 and {response.request_id for response in responses} == {"mine"}
 
 
+async def test_a_message_beyond_its_bounds_is_the_clients_error(door: Door) -> None:
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="a")] * 4097)
+    calls = door.stub.Generate(pb.GenerateRequest(chat=chat)).read(), door.stub.Tokenize(pb.TokenizeRequest(chat=chat))
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError, match="messages has more than 4096 values") as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert ("error-param", "messages") in tuple(refused.value.trailing_metadata())
+
+
 async def test_stop_strings_are_told(door: Door) -> None:
     responses = [response async for response in door.stub.Generate(greedy(stop=["你"]))]
     assert "".join(response.text for response in responses) == "0Hello "
