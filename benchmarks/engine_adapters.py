@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 BLOCK_SIZE = 16
+MAX_SEQUENCES = 64      # in one batch, of models whose layers keep a state
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class MoesaicEngine:
         placement = Placement(1, (((0,),) * args.num_experts,) * args.num_moe_layers)
         decoder, _ = load_decoder(folder, args, getattr(torch, dtype), kernels, placement, 0)
         num_blocks = num_kv_tokens // BLOCK_SIZE
-        runner = Runner(decoder, LocalDispatcher(kernels, placement), num_blocks, BLOCK_SIZE)
+        num_state_slots = 2 * MAX_SEQUENCES if args.linear_layers else 0        # a running sequence needs two
+        runner = Runner(decoder, LocalDispatcher(kernels, placement), num_blocks, BLOCK_SIZE,
+                        num_state_slots=num_state_slots)
         model_thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads,))
 
         class OneMember:
@@ -95,7 +98,7 @@ class MoesaicEngine:
         self._num_open = self._num_submitted = 0
         self._all_ended = asyncio.Event()
         config = SchedulerConfig(prefix_caching=False)
-        scheduler = Scheduler(config, num_blocks, args.max_position_embeddings)
+        scheduler = Scheduler(config, num_blocks, args.max_position_embeddings, num_state_slots)
         self._engine = Engine(scheduler, OneMember(), 1, time.monotonic, ring_nobody, deliver)
         self._loop = asyncio.new_event_loop()
         self._engine_task = self._loop.create_task(self._engine.run())

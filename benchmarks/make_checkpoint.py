@@ -1,6 +1,6 @@
-"""Random-weight Qwen3-MoE checkpoints for the benchmarks: `make_checkpoint.py small|medium|wide|vast [--out DIR]`.
+"""Random-weight checkpoints for the benchmarks: `make_checkpoint.py small|medium|wide|vast|hybrid [--out DIR]`.
 
-The tokenizer is a byte-level BPE of 256 bytes, a few merges and
+Qwen3-MoE, and for `hybrid` Qwen3-Next. The tokenizer is a byte-level BPE of 256 bytes, a few merges and
 two special tokens, so that the checkpoint can be served; the model's vocabulary is larger, as padded vocabularies are.
 """
 
@@ -41,22 +41,49 @@ class Shape:
     vocab_size: int
 
 
+@dataclass(frozen=True)
+class HybridShape(Shape):
+    """Three of four layers are gated DeltaNet."""
+
+    shared_expert_intermediate_size: int
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+    linear_conv_kernel_dim: int = 4
+    full_attention_interval: int = 4
+    partial_rotary_factor: float = 0.25
+
+    @property
+    def conv_width(self) -> int:
+        return 2 * self.linear_num_key_heads * self.linear_key_head_dim + self.value_width
+
+    @property
+    def value_width(self) -> int:
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+
 SHAPES = {
     "tiny": Shape(64, 2, 4, 2, 16, 8, 2, 32, 512),          # seconds on anything: checks of the benchmarks themselves
     "small": Shape(512, 8, 8, 2, 64, 32, 4, 256, 32_000),
     "medium": Shape(1024, 16, 16, 4, 128, 64, 8, 384, 65_536),
     "wide": Shape(2048, 3, 32, 4, 128, 128, 8, 768, 16_384),    # three layers of Qwen3-30B-A3B, 3.7 GB
     "vast": Shape(4096, 2, 32, 4, 128, 128, 8, 1536, 8192),     # experts of Qwen3-235B-A22B, half the heads, 9.9 GB
+    "hybrid": HybridShape(512, 8, 8, 2, 64, 32, 4, 256, 32_000, 256, 4, 8, 64, 64),
 }
 
 
 def config_of(shape: Shape) -> dict[str, object]:
+    family = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "use_sliding_window": False,
+              "sliding_window": None}
+    if isinstance(shape, HybridShape):
+        family = {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}
     return {
-        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", **asdict(shape),
+        **family, "dtype": "bfloat16", **asdict(shape),
         "intermediate_size": shape.hidden_size * 3, "hidden_act": "silu", "max_position_embeddings": 8192,
         "initializer_range": INIT_STD, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "rope_scaling": None,
-        "attention_bias": False, "attention_dropout": 0.0, "use_cache": True, "use_sliding_window": False,
-        "sliding_window": None, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
+        "attention_bias": False, "attention_dropout": 0.0, "use_cache": True, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "norm_topk_prob": True,
         "output_router_logits": False, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False,
         "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1,
     }
@@ -68,33 +95,69 @@ def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def layer_tensors(shape: Shape, layer: int, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + layer + 1)
-    hidden, head_dim, intermediate = shape.hidden_size, shape.head_dim, shape.moe_intermediate_size
-    query, key = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
-    prefix = f"model.layers.{layer}"
+    hidden, prefix = shape.hidden_size, f"model.layers.{layer}"
+    is_linear = isinstance(shape, HybridShape) and (layer + 1) % shape.full_attention_interval != 0
+    mixer = linear_attention_tensors if is_linear else attention_tensors
     tensors = {
-        f"{prefix}.input_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
-        f"{prefix}.post_attention_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
-        f"{prefix}.self_attn.q_norm.weight": torch.ones(head_dim, dtype=torch.bfloat16),
-        f"{prefix}.self_attn.k_norm.weight": torch.ones(head_dim, dtype=torch.bfloat16),
-        f"{prefix}.self_attn.q_proj.weight": normal((query, hidden), generator),
-        f"{prefix}.self_attn.k_proj.weight": normal((key, hidden), generator),
-        f"{prefix}.self_attn.v_proj.weight": normal((key, hidden), generator),
-        f"{prefix}.self_attn.o_proj.weight": normal((hidden, query), generator),
+        f"{prefix}.input_layernorm.weight": norm_weight(shape, hidden),
+        f"{prefix}.post_attention_layernorm.weight": norm_weight(shape, hidden),
+        **mixer(shape, prefix, generator),
         f"{prefix}.mlp.gate.weight": normal((shape.num_experts, hidden), generator),
     }
     for expert in range(shape.num_experts):
-        name = f"{prefix}.mlp.experts.{expert}"
-        tensors[f"{name}.gate_proj.weight"] = normal((intermediate, hidden), generator)
-        tensors[f"{name}.up_proj.weight"] = normal((intermediate, hidden), generator)
-        tensors[f"{name}.down_proj.weight"] = normal((hidden, intermediate), generator)
+        tensors |= mlp_tensors(f"{prefix}.mlp.experts.{expert}", hidden, shape.moe_intermediate_size, generator)
+    if isinstance(shape, HybridShape):
+        tensors |= mlp_tensors(f"{prefix}.mlp.shared_expert", hidden, shape.shared_expert_intermediate_size, generator)
+        tensors[f"{prefix}.mlp.shared_expert_gate.weight"] = normal((1, hidden), generator)
     return tensors
+
+
+def norm_weight(shape: Shape, size: int) -> Tensor:
+    """Return a weight that changes nothing: a hybrid's are centred at zero."""
+    return (torch.zeros if isinstance(shape, HybridShape) else torch.ones)(size, dtype=torch.bfloat16)
+
+
+def attention_tensors(shape: Shape, prefix: str, generator: torch.Generator) -> dict[str, Tensor]:
+    hidden, head_dim = shape.hidden_size, shape.head_dim
+    query, key = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
+    query_rows = 2 * query if isinstance(shape, HybridShape) else query       # beside a hybrid's query is its gate
+    return {
+        f"{prefix}.self_attn.q_norm.weight": norm_weight(shape, head_dim),
+        f"{prefix}.self_attn.k_norm.weight": norm_weight(shape, head_dim),
+        f"{prefix}.self_attn.q_proj.weight": normal((query_rows, hidden), generator),
+        f"{prefix}.self_attn.k_proj.weight": normal((key, hidden), generator),
+        f"{prefix}.self_attn.v_proj.weight": normal((key, hidden), generator),
+        f"{prefix}.self_attn.o_proj.weight": normal((hidden, query), generator),
+    }
+
+
+def linear_attention_tensors(shape: Shape, prefix: str, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return those of a gated DeltaNet layer, its decay as transformers begins with it."""
+    assert isinstance(shape, HybridShape)
+    hidden, num_heads, kernel = shape.hidden_size, shape.linear_num_value_heads, shape.linear_conv_kernel_dim
+    decay_rates_H = torch.empty(num_heads).uniform_(0.01, 16, generator=generator)
+    return {
+        f"{prefix}.linear_attn.in_proj_qkvz.weight": normal((shape.conv_width + shape.value_width, hidden), generator),
+        f"{prefix}.linear_attn.in_proj_ba.weight": normal((2 * num_heads, hidden), generator),
+        f"{prefix}.linear_attn.conv1d.weight": normal((shape.conv_width, 1, kernel), generator) * 10,
+        f"{prefix}.linear_attn.A_log": decay_rates_H.log().bfloat16(),
+        f"{prefix}.linear_attn.dt_bias": torch.ones(num_heads, dtype=torch.bfloat16),
+        f"{prefix}.linear_attn.norm.weight": torch.ones(shape.linear_value_head_dim, dtype=torch.bfloat16),
+        f"{prefix}.linear_attn.out_proj.weight": normal((hidden, shape.value_width), generator),
+    }
+
+
+def mlp_tensors(name: str, hidden: int, intermediate: int, generator: torch.Generator) -> dict[str, Tensor]:
+    return {f"{name}.gate_proj.weight": normal((intermediate, hidden), generator),
+            f"{name}.up_proj.weight": normal((intermediate, hidden), generator),
+            f"{name}.down_proj.weight": normal((hidden, intermediate), generator)}
 
 
 def shared_tensors(shape: Shape, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed * 1_000_003)
     return {
         "model.embed_tokens.weight": normal((shape.vocab_size, shape.hidden_size), generator),
-        "model.norm.weight": torch.ones(shape.hidden_size, dtype=torch.bfloat16),
+        "model.norm.weight": norm_weight(shape, shape.hidden_size),
         "lm_head.weight": normal((shape.vocab_size, shape.hidden_size), generator),
     }
 

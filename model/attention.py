@@ -33,7 +33,6 @@ class PagedAttention:
             for width, has_bias in ((qkv_width, args.qkv_bias), (args.hidden_size, args.out_bias)))
         self.q_norm_d, self.k_norm_d = (
             new_norm(args, args.head_dim, kernels, dtype) if args.qk_norm else None for _ in range(2))
-        self._rotary_dim = args.rotary_dim
         self._scale = args.head_dim ** -0.5
         self._sliding_window = args.sliding_window
         self._eps = args.rms_norm_eps
@@ -48,19 +47,12 @@ class PagedAttention:
         q_THd = self._normed(q_TJ.reshape(num_rows, self.num_heads, self.head_dim), self.q_norm_d)
         k_TGd = self._normed(k_TJ.reshape(num_rows, self.num_kv_heads, self.head_dim), self.k_norm_d)
         v_TGd = v_TJ.reshape(num_rows, self.num_kv_heads, self.head_dim)
-        kernels.write_kv(cache, self._rotated(k_TGd, cos_sin), v_TGd, batch)
-        out_THd = kernels.attention(self._rotated(q_THd, cos_sin), cache, batch, self._scale, self._sliding_window)
+        kernels.write_kv(cache, kernels.rope(k_TGd, *cos_sin), v_TGd, batch)
+        out_THd = kernels.attention(kernels.rope(q_THd, *cos_sin), cache, batch, self._scale, self._sliding_window)
         out_TJ = out_THd.reshape(num_rows, self.q_width)
         if self.gate_width:
             out_TJ = kernels.times_sigmoid(out_TJ, gate_TJ)
         return kernels.linear(out_TJ, self.out, self.out_bias_D)
-
-    def _rotated(self, x_THd: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-        """The first dimensions of each head are rotated, the others stay."""
-        if self._rotary_dim == self.head_dim:
-            return self._kernels.rope(x_THd, *cos_sin)
-        rotated, rest = x_THd[..., :self._rotary_dim], x_THd[..., self._rotary_dim:]
-        return torch.cat((self._kernels.rope(rotated, *cos_sin), rest), dim=-1)
 
     def _normed(self, x_THd: Tensor, weight_d: Tensor | None) -> Tensor:
         return x_THd if weight_d is None else self._kernels.rms_norm(x_THd, weight_d, self._eps)

@@ -17,9 +17,9 @@ COVERED_BY = {
     "model/attention.py": "oracle/test_transformers.py",
     "model/decoder.py": "oracle/test_transformers.py",
     "model/delta_net.py": "oracle/test_transformers.py",
-    "model/kernels/torch_delta_net.py": "oracle/test_transformers.py",
     "model/moe.py": "oracle/test_transformers.py",
     "model/kernels/protocol.py": "model/kernels/test_packed_cpu.py",
+    "model/kernels/packed_rows.py": "model/kernels/test_packed_cpu.py",
     "model/kernels/torch_attention.py": "model/kernels/test_torch_kernels.py",
 
     # dispatchers: all against the local one

@@ -224,10 +224,10 @@ EXPORT void packed_times_sigmoid(const char *x, long step, long num_tokens, long
     run_rows(&call, sigmoid_task, size, num_threads);
 }
 
-EXPORT void packed_rope(const char *x, long step, long num_tokens, long num_heads, long size, const float *cos,
-                        const float *sin, char *out, long dtype, long num_threads) {
-    RowsCall call = {.x = x, .step = step, .num_tokens = num_tokens, .num_heads = num_heads, .size = size, .cos = cos,
-                     .sin = sin, .out = out, .dtype = dtype};
+EXPORT void packed_rope(const char *x, long step, long num_tokens, long num_heads, long size, long rotary_size,
+                        const float *cos, const float *sin, char *out, long dtype, long num_threads) {
+    RowsCall call = {.x = x, .step = step, .num_tokens = num_tokens, .num_heads = num_heads, .size = size,
+                     .rotary_size = rotary_size, .cos = cos, .sin = sin, .out = out, .dtype = dtype};
     run_rows(&call, rotate_task, num_heads * size, num_threads);
 }
 
@@ -260,14 +260,21 @@ EXPORT long packed_attention(const Attention *call, long num_threads) {
 
 // ---- gated DeltaNet: the structs are described in packed_delta_net.h
 
-EXPORT void packed_causal_conv(const Conv *call, long num_threads) {
-    long num_seqs = call->seqs->num_seqs;
-    if (call->seqs->query_starts[num_seqs] * call->width * call->kernel < CONV_TASK_ELEMENTS) num_threads = 1;
-    parallel_for(num_seqs * num_conv_parts(call), num_threads, conv_task, call);
+EXPORT void packed_causal_conv(const Conv *conv, long num_threads) {
+    long num_rows = conv->seqs->query_starts[conv->seqs->num_seqs];
+    if (num_rows == 0) return;
+    if (num_rows * conv->width * conv->kernel < CONV_TASK_ELEMENTS) num_threads = 1;
+    ConvJob job = {conv, ceil_div(conv->width, CONV_CHANNELS), 0};
+    job.rows_per_task = ceil_div(num_rows, ceil_div(4 * num_threads, job.num_parts));
+    parallel_for(ceil_div(num_rows, job.rows_per_task) * job.num_parts, num_threads, conv_task, &job);
 }
 
-EXPORT void packed_gated_delta_rule(const DeltaRule *call, long num_threads) {
-    parallel_for(call->seqs->num_seqs * call->num_heads * num_delta_parts(call), num_threads, delta_task, call);
+EXPORT void packed_gated_delta_rule(const DeltaRule *rule, long num_threads) {
+    long num_panels = rule->num_heads / rule->num_key_heads * num_panels_of(rule->value_dim);
+    long num_pairs = rule->seqs->num_seqs * rule->num_key_heads;
+    if (num_pairs == 0) return;
+    DeltaJob job = {rule, ceil_div(num_panels, min_long(num_panels, ceil_div(4 * num_threads, num_pairs)))};
+    parallel_for(num_pairs * ceil_div(num_panels, job.panels_per_task), num_threads, delta_task, &job);
 }
 
 // ---- rows of a MoE layer between members: model/dispatch/compiled_row_planner.py

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from model.errors import OutOfMemoryError
 from model.kernels.packed_cpu_library import KernelLibrary
+from model.kernels.packed_delta_net import PackedDeltaNet, new_delta_net_states
+from model.kernels.packed_rows import DTYPE_CODES, DTYPE_SIZES, rows_of
 from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState, ExpertWeights, LinearWeight
 
 _LANES = 16
 _MAX_HEAD_DIM = 256
-_MAX_KEY_DIM = 256      # of a gated DeltaNet head
 _NO_WINDOW = 1 << 40
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}     # `Dtype` of packed_simd.h
-_SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 
 
 class PackedLinear:
@@ -35,18 +34,18 @@ class PackedLinear:
         self.in_features = in_features
         self.dtype = dtype
         self._library = library
-        num_bytes = library.short.packed_weight_bytes(_CODES[dtype], out_features, in_features)
+        num_bytes = library.short.packed_weight_bytes(DTYPE_CODES[dtype], out_features, in_features)
         self.panels = torch.zeros(num_bytes, dtype=torch.uint8)
         self.nbytes = self.panels.nbytes
         self._struct = library.new_struct("Linear", panels=self.panels.data_ptr(), n=out_features, k=in_features,
-                                          dtype=_CODES[dtype])
+                                          dtype=DTYPE_CODES[dtype])
         self.address = ctypes.addressof(self._struct)
 
     def load_rows(self, first_row: int, weight_nK: Tensor) -> None:
         assert weight_nK.shape[1] == self.in_features and first_row + weight_nK.shape[0] <= self.out_features
         weight_nK = weight_nK.to(self.dtype).contiguous()
         self._library.long.packed_pack(self.panels.data_ptr(), weight_nK.data_ptr(), first_row, weight_nK.shape[0],
-                                       self.in_features, _CODES[self.dtype], 1, 0, torch.get_num_threads())
+                                       self.in_features, DTYPE_CODES[self.dtype], 1, 0, torch.get_num_threads())
 
 
 class PackedExperts:
@@ -59,14 +58,14 @@ class PackedExperts:
         self.hidden_size = hidden_size
         self.dtype = dtype
         self._library = library
-        up_bytes, down_bytes = (library.short.packed_weight_bytes(_CODES[dtype], n, k) for n, k in (
+        up_bytes, down_bytes = (library.short.packed_weight_bytes(DTYPE_CODES[dtype], n, k) for n, k in (
             (intermediate_size, hidden_size), (hidden_size, intermediate_size)))
         self.gate_up = torch.zeros(num_experts, 2 * up_bytes, dtype=torch.uint8)
         self.down = torch.zeros(num_experts, down_bytes, dtype=torch.uint8)
         self.nbytes = self.gate_up.nbytes + self.down.nbytes
         self._struct = library.new_struct(
             "Experts", gate_up=self.gate_up.data_ptr(), down=self.down.data_ptr(), num_experts=num_experts,
-            intermediate=intermediate_size, hidden=hidden_size, dtype=_CODES[dtype])
+            intermediate=intermediate_size, hidden=hidden_size, dtype=DTYPE_CODES[dtype])
         self.address = ctypes.addressof(self._struct)
         self.counts = ctypes.c_long * num_experts
 
@@ -90,7 +89,7 @@ class PackedExperts:
     def _pack(self, panels: Tensor, weight_NK: Tensor, panel_stride: int, panel_first: int) -> None:
         weight_NK = weight_NK.to(self.dtype).contiguous()
         self._library.long.packed_pack(panels.data_ptr(), weight_NK.data_ptr(), 0, weight_NK.shape[0],
-                                       weight_NK.shape[1], _CODES[self.dtype], panel_stride, panel_first,
+                                       weight_NK.shape[1], DTYPE_CODES[self.dtype], panel_stride, panel_first,
                                        torch.get_num_threads())
 
 
@@ -107,8 +106,7 @@ class PackedCpuKernels:
         short, long = self._library.short, self._library.long
         self._rms_norm, self._rope, self._combine = short.packed_rms_norm, short.packed_rope, short.packed_combine
         self._write_kv = short.packed_write_kv
-        self._times_sigmoid, self._causal_conv = short.packed_times_sigmoid, short.packed_causal_conv
-        self._gated_delta_rule = long.packed_gated_delta_rule
+        self._times_sigmoid, self._delta_net = short.packed_times_sigmoid, PackedDeltaNet(self._library)
         self._linear, self._experts, self._attention = long.packed_linear, long.packed_experts, long.packed_attention
 
     def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLinear:
@@ -121,10 +119,10 @@ class PackedCpuKernels:
         out_dtype = out_dtype or weight.dtype
         assert out_dtype is weight.dtype or out_dtype is torch.float32
         assert bias_N is None or (bias_N.dtype is weight.dtype and bias_N.is_contiguous())
-        x_TK, step = _rows(x_TK)
+        x_TK, step = rows_of(x_TK)
         out_TN = torch.empty((num_rows, weight.out_features), dtype=out_dtype)
         self._linear(weight.address, x_TK.data_ptr(), step, num_rows, None if bias_N is None else bias_N.data_ptr(),
-                     out_TN.data_ptr(), _CODES[out_dtype], torch.get_num_threads())
+                     out_TN.data_ptr(), DTYPE_CODES[out_dtype], torch.get_num_threads())
         return out_TN
 
     def new_experts(self, num_experts: int, intermediate_size: int, hidden_size: int,
@@ -136,7 +134,7 @@ class PackedCpuKernels:
         num_rows, hidden_size = rows_RD.shape
         assert hidden_size == weights.hidden_size and len(num_rows_E) == weights.num_experts
         assert sum(num_rows_E) == num_rows
-        rows_RD, step = _rows(rows_RD)
+        rows_RD, step = rows_of(rows_RD)
         out_RD = torch.empty((num_rows, hidden_size), dtype=weights.dtype)
         counts = weights.counts(*num_rows_E)
         status = self._experts(weights.address, rows_RD.data_ptr(), step, num_rows, ctypes.addressof(counts),
@@ -147,12 +145,12 @@ class PackedCpuKernels:
     def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
         assert row_of_TK.dtype is torch.int64 and weights_TK.dtype is torch.float32
         assert row_of_TK.shape == weights_TK.shape
-        rows_RD, step = _rows(rows_RD)
+        rows_RD, step = rows_of(rows_RD)
         row_of_TK, weights_TK = row_of_TK.contiguous(), weights_TK.contiguous()
         num_tokens, num_choices = row_of_TK.shape
         out_TD = torch.empty((num_tokens, rows_RD.shape[1]), dtype=rows_RD.dtype)
         self._combine(rows_RD.data_ptr(), step, row_of_TK.data_ptr(), weights_TK.data_ptr(), num_tokens, num_choices,
-                      rows_RD.shape[1], out_TD.data_ptr(), _CODES[rows_RD.dtype], torch.get_num_threads())
+                      rows_RD.shape[1], out_TD.data_ptr(), DTYPE_CODES[rows_RD.dtype], torch.get_num_threads())
         return out_TD
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -160,77 +158,52 @@ class PackedCpuKernels:
 
     def gated_rms_norm(self, x_THd: Tensor, gate_THd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
         assert gate_THd.shape == x_THd.shape and gate_THd.dtype is x_THd.dtype
-        gate_THd, gate_step = _rows(gate_THd)
+        gate_THd, gate_step = rows_of(gate_THd)
         return self._norm(x_THd, weight_d, eps, gate_THd, gate_step)
 
     def _norm(self, x_TD: Tensor, weight_D: Tensor, eps: float, gate: Tensor | None,
               gate_step: int) -> Tensor:
         dtype, shape = x_TD.dtype, x_TD.shape
         assert weight_D.dtype in (dtype, torch.float32) and weight_D.is_contiguous() and weight_D.numel() == shape[-1]
-        x_TD, step = _rows(x_TD)
+        x_TD, step = rows_of(x_TD)
         out_TD = torch.empty(shape, dtype=dtype)
         self._rms_norm(x_TD.data_ptr(), step, shape[0], shape[1] if len(shape) == 3 else 1, shape[-1],
-                       weight_D.data_ptr(), _CODES[weight_D.dtype], None if gate is None else gate.data_ptr(),
-                       gate_step, eps, out_TD.data_ptr(), _CODES[dtype], torch.get_num_threads())
+                       weight_D.data_ptr(), DTYPE_CODES[weight_D.dtype], None if gate is None else gate.data_ptr(),
+                       gate_step, eps, out_TD.data_ptr(), DTYPE_CODES[dtype], torch.get_num_threads())
         return out_TD
 
     def times_sigmoid(self, x_TN: Tensor, gate_TN: Tensor) -> Tensor:
         assert gate_TN.dtype is x_TN.dtype and gate_TN.shape[1] in (1, x_TN.shape[1])
-        (x_TN, step), (gate_TN, gate_step) = _rows(x_TN), _rows(gate_TN)
+        (x_TN, step), (gate_TN, gate_step) = rows_of(x_TN), rows_of(gate_TN)
         out_TN = torch.empty(x_TN.shape, dtype=x_TN.dtype)
         self._times_sigmoid(x_TN.data_ptr(), step, x_TN.shape[0], x_TN.shape[1], gate_TN.data_ptr(), gate_step,
-                            gate_TN.shape[1], out_TN.data_ptr(), _CODES[x_TN.dtype], torch.get_num_threads())
+                            gate_TN.shape[1], out_TN.data_ptr(), DTYPE_CODES[x_TN.dtype], torch.get_num_threads())
         return out_TN
 
     def new_delta_net_states(self, num_layers: int, num_slots: int, num_value_heads: int, key_head_dim: int,
                              value_head_dim: int, conv_kernel_size: int, conv_width: int,
                              dtype: torch.dtype) -> list[DeltaNetState]:
-        assert key_head_dim <= _MAX_KEY_DIM
-        return [DeltaNetState(torch.zeros(num_slots, num_value_heads, key_head_dim, value_head_dim),
-                              torch.zeros(num_slots, conv_kernel_size - 1, conv_width, dtype=dtype))
-                for _ in range(num_layers)]
+        return new_delta_net_states(num_layers, num_slots, (num_value_heads, key_head_dim, value_head_dim),
+                                    (conv_kernel_size, conv_width), dtype)
 
     def causal_conv(self, x_TC: Tensor, weight_KC: Tensor, state: DeltaNetState, batch: AttentionBatch) -> Tensor:
-        slots, (x_TC, step) = state.conv_NcC, _rows(x_TC)
-        assert x_TC.dtype is weight_KC.dtype is slots.dtype and weight_KC.is_contiguous() and slots.is_contiguous()
-        assert weight_KC.shape == (slots.shape[1] + 1, x_TC.shape[1]) and slots.shape[2] == x_TC.shape[1]
-        out_TC = torch.empty(x_TC.shape, dtype=x_TC.dtype)
-        seqs = self._sequences(batch)
-        call = self._library.new_struct(
-            "Conv", x=x_TC.data_ptr(), weight=weight_KC.data_ptr(), slots=slots.data_ptr(), out=out_TC.data_ptr(),
-            step=step, width=x_TC.shape[1], kernel=weight_KC.shape[0], dtype=_CODES[x_TC.dtype],
-            seqs=ctypes.addressof(seqs))
-        self._causal_conv(ctypes.addressof(call), torch.get_num_threads())
-        return out_TC
+        return self._delta_net.causal_conv(x_TC, weight_KC, state, batch)
 
     def gated_delta_rule(self, qkv_TC: Tensor, ba_TJ: Tensor, gates: DeltaNetGates, state: DeltaNetState,
                          batch: AttentionBatch) -> Tensor:
-        slots = state.recurrent_NHkv
-        _, num_heads, key_dim, value_dim = slots.shape
-        (qkv_TC, qkv_step), (ba_TJ, ba_step) = _rows(qkv_TC), _rows(ba_TJ)
-        num_key_heads = (qkv_TC.shape[1] - num_heads * value_dim) // (2 * key_dim)
-        assert qkv_TC.shape[1] == 2 * num_key_heads * key_dim + num_heads * value_dim
-        assert ba_TJ.shape == (qkv_TC.shape[0], 2 * num_heads) and ba_TJ.dtype is qkv_TC.dtype
-        assert num_heads % num_key_heads == 0 and slots.is_contiguous() and slots.dtype is torch.float32
-        out_THv = torch.empty((qkv_TC.shape[0], num_heads, value_dim), dtype=qkv_TC.dtype)
-        seqs = self._sequences(batch)
-        call = self._library.new_struct(
-            "DeltaRule", qkv=qkv_TC.data_ptr(), ba=ba_TJ.data_ptr(), rate=gates.rate_H.data_ptr(),
-            bias=gates.bias_H.data_ptr(), slots=slots.data_ptr(), out=out_THv.data_ptr(), qkv_step=qkv_step,
-            ba_step=ba_step, num_key_heads=num_key_heads, num_heads=num_heads, key_dim=key_dim, value_dim=value_dim,
-            dtype=_CODES[qkv_TC.dtype], seqs=ctypes.addressof(seqs))
-        self._gated_delta_rule(ctypes.addressof(call), torch.get_num_threads())
-        return out_THv
+        return self._delta_net.gated_delta_rule(qkv_TC, ba_TJ, gates, state, batch)
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         assert cos_Td.dtype is torch.float32 and sin_Td.dtype is torch.float32
-        x_THd, step = _rows(x_THd)
+        x_THd, step = rows_of(x_THd)
         cos_Td, sin_Td = cos_Td.contiguous(), sin_Td.contiguous()
         num_tokens, num_heads, head_dim = x_THd.shape
-        assert head_dim % 2 == 0 and cos_Td.shape == sin_Td.shape == (num_tokens, head_dim)
+        rotary_dim = cos_Td.shape[1]
+        assert rotary_dim % 2 == 0 and rotary_dim <= head_dim and cos_Td.shape == sin_Td.shape
+        assert cos_Td.shape[0] == num_tokens
         out_THd = torch.empty((num_tokens, num_heads, head_dim), dtype=x_THd.dtype)
-        self._rope(x_THd.data_ptr(), step, num_tokens, num_heads, head_dim, cos_Td.data_ptr(), sin_Td.data_ptr(),
-                   out_THd.data_ptr(), _CODES[x_THd.dtype], torch.get_num_threads())
+        self._rope(x_THd.data_ptr(), step, num_tokens, num_heads, head_dim, rotary_dim, cos_Td.data_ptr(),
+                   sin_Td.data_ptr(), out_THd.data_ptr(), DTYPE_CODES[x_THd.dtype], torch.get_num_threads())
         return out_THd
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
@@ -242,18 +215,18 @@ class PackedCpuKernels:
 
     def write_kv(self, cache: Tensor, k_TGd: Tensor, v_TGd: Tensor, batch: AttentionBatch) -> None:
         assert cache.is_contiguous() and k_TGd.dtype == v_TGd.dtype == cache.dtype
-        (k_TGd, k_step), (v_TGd, v_step) = _rows(k_TGd), _rows(v_TGd)
+        (k_TGd, k_step), (v_TGd, v_step) = rows_of(k_TGd), rows_of(v_TGd)
         _, _, num_kv_heads, block_size, head_dim = cache.shape
         assert k_TGd.shape == v_TGd.shape and k_TGd.shape[1:] == (num_kv_heads, head_dim)
         assert batch.slots_T.dtype is torch.int64 and batch.slots_T.shape[0] == k_TGd.shape[0]
         self._write_kv(cache.data_ptr(), k_TGd.data_ptr(), k_step, v_TGd.data_ptr(), v_step,
                        batch.slots_T.contiguous().data_ptr(), k_TGd.shape[0], num_kv_heads, head_dim, block_size,
-                       _SIZES[cache.dtype])
+                       DTYPE_SIZES[cache.dtype])
 
     def attention(self, q_THd: Tensor, cache: Tensor, batch: AttentionBatch, scale: float,
                   sliding_window: int | None) -> Tensor:
         assert cache.is_contiguous() and q_THd.dtype == cache.dtype
-        q_THd, step = _rows(q_THd)
+        q_THd, step = rows_of(q_THd)
         num_tokens, num_heads, head_dim = q_THd.shape
         _, _, num_kv_heads, block_size, cache_head_dim = cache.shape
         assert head_dim == cache_head_dim and num_heads % num_kv_heads == 0
@@ -265,30 +238,10 @@ class PackedCpuKernels:
             "Attention", q=q_THd.data_ptr(), cache=cache.data_ptr(), out=out_THd.data_ptr(),
             query_starts=starts_S1.data_ptr(), context_lens=lens_S.data_ptr(), block_tables=tables_SM.data_ptr(),
             q_step=step, num_seqs=lens_S.shape[0], table_width=tables_SM.shape[1], num_heads=num_heads,
-            num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=_CODES[q_THd.dtype],
+            num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=DTYPE_CODES[q_THd.dtype],
             sliding_window=_NO_WINDOW if sliding_window is None else sliding_window, scale=scale)
         _check(self._attention(ctypes.addressof(call), torch.get_num_threads()))
         return out_THd
-
-    def _sequences(self, batch: AttentionBatch) -> ctypes.Structure:
-        starts_S1, reads_S, writes_S = batch.query_starts_S1, batch.state_reads_S, batch.state_writes_S
-        assert reads_S is not None and writes_S is not None and starts_S1.dtype is torch.int32
-        assert reads_S.dtype is writes_S.dtype is torch.int32 and reads_S.shape == writes_S.shape
-        kept = (batch.snapshot_starts_S1, batch.snapshot_rows_W, batch.snapshot_slots_W)
-        assert all(numbers is None or numbers.dtype is torch.int32 for numbers in kept)
-        starts, rows, slots = (None if numbers is None else numbers.data_ptr() for numbers in kept)
-        return self._library.new_struct(
-            "Sequences", query_starts=starts_S1.data_ptr(), reads=reads_S.data_ptr(), writes=writes_S.data_ptr(),
-            kept_starts=starts, kept_rows=rows, kept_slots=slots, num_seqs=reads_S.shape[0])
-
-
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """Return x with contiguous rows (copied if they are not), and the bytes from one row to the next."""
-    strides = x.stride()
-    if strides[-1] != 1 or (len(strides) == 3 and strides[1] != x.shape[2]):
-        x = x.contiguous()
-        strides = x.stride()
-    return x, strides[0] * _SIZES[x.dtype]
 
 
 def _check(status: int) -> None:

@@ -28,7 +28,7 @@ _SHORT_FUNCTIONS: _Functions = {
                         c_long, c_long],
     "packed_times_sigmoid": [c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long, c_void_p, c_long, c_long],
     "packed_causal_conv": [c_void_p, c_long],
-    "packed_rope": [c_void_p, c_long, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_long, c_long],
+    "packed_rope": [c_void_p, c_long, c_long, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_long, c_long],
     "packed_combine": [c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long],
     "packed_write_kv": [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_long, c_long, c_long, c_long, c_long],
     "packed_weight_bytes": [c_long, c_long, c_long],

@@ -9,11 +9,11 @@ enum { ROW_TASK_ELEMENTS = 1 << 14 };       // shorter work is not worth another
 
 typedef struct {
     const char *x, *weight;     // rms_norm: [T, H, D] with any step between tokens, weight [D]; combine: rows [R, D]
-    const float *cos, *sin;     // rope: [T, D]
+    const float *cos, *sin;     // rope: [T, rotary size]
     const int64_t *row_of;      // combine: [T, K]
     const float *weights;       // combine: [T, K]
     const char *gate;           // gated norm and sigmoid: as x, or one of each row
-    long gate_step, gate_size, weight_dtype;
+    long gate_step, gate_size, weight_dtype, rotary_size;
     char *out;                  // contiguous
     long num_tokens, step, num_heads, size, num_choices, tokens_per_task, dtype;
     float eps;
@@ -49,8 +49,11 @@ INLINE void sigmoid_row(const Dtype dtype, const char *x, const char *gate, long
     }
 }
 
-INLINE void rotate_row(const Dtype dtype, const char *x, const float *cos, const float *sin, char *out, long size) {
-    long bytes = dtype_bytes(dtype), half = size / 2;
+// The first `rotary` elements; the others stay as they are
+INLINE void rotate_row(const Dtype dtype, const char *x, const float *cos, const float *sin, char *out, long size,
+                       long rotary) {
+    long bytes = dtype_bytes(dtype), half = rotary / 2;
+    if (rotary < size) memcpy(out + rotary * bytes, x + rotary * bytes, (size - rotary) * bytes);
     for (long i = 0; i < half; i += LANES) {
         long n = half - i;
         f32x16 a = load_n(dtype, x + i * bytes, n), b = load_n(dtype, x + (half + i) * bytes, n);
@@ -85,7 +88,8 @@ INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall 
             const char *gate = call->gate ? call->gate + t * call->gate_step + h * row_bytes : 0;
             if (kernel == NORM) norm_row(dtype, x, call->weight, call->weight_dtype, gate, out, call->size, call->eps);
             else if (kernel == SIGMOID) sigmoid_row(dtype, x, gate, call->gate_size, out, call->size);
-            else rotate_row(dtype, x, call->cos + t * call->size, call->sin + t * call->size, out, call->size);
+            else rotate_row(dtype, x, call->cos + t * call->rotary_size, call->sin + t * call->rotary_size, out, call->size,
+                            call->rotary_size);
         }
     }
 }

@@ -143,7 +143,8 @@ class Kernels(Protocol):
         """
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-        """Apply the rotate-half rotary embedding to x [T, H, d]; cos and sin fp32 [T, d] (both halves)."""
+        """Rotate-half rotary embedding, x [T, H, d], cos and sin fp32 [T, r] (both halves): the first r dimensions of a
+        head are rotated, the others stay."""
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                      dtype: torch.dtype) -> Tensor:

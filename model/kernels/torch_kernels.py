@@ -160,10 +160,12 @@ class TorchKernels:
         return out_THv.to(qkv_TC.dtype)
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-        x = x_THd.float()
+        rotary_dim = cos_Td.shape[1]
+        x = x_THd[..., :rotary_dim].float()
         first, second = x.chunk(2, dim=-1)
-        rotated = torch.cat((-second, first), dim=-1)
-        return (x * cos_Td.unsqueeze(1) + rotated * sin_Td.unsqueeze(1)).to(x_THd.dtype)
+        turned = torch.cat((-second, first), dim=-1)
+        rotated = (x * cos_Td.unsqueeze(1) + turned * sin_Td.unsqueeze(1)).to(x_THd.dtype)
+        return rotated if rotary_dim == x_THd.shape[-1] else torch.cat((rotated, x_THd[..., rotary_dim:]), dim=-1)
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                      dtype: torch.dtype) -> Tensor:

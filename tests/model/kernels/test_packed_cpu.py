@@ -250,16 +250,34 @@ def test_rms_norm_matches_fp64(kernels: PackedCpuKernels, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("head_dim", [8, 72, 128])
-def test_rope_matches_fp64(kernels: PackedCpuKernels, dtype: torch.dtype, head_dim: int) -> None:
+def test_gates_of_norm_and_output_match_fp64(kernels: PackedCpuKernels, dtype: torch.dtype) -> None:
+    wide_TN = (torch.randn(90, 4 * 72 + 9) * 20).to(dtype)
+    x_THd, gate_THd = (wide_TN[:, first:first + 2 * 72].unflatten(1, (2, 72)) for first in (3, 150))
+    weight_d, zero_centred_d = torch.randn(72).to(dtype), 1 + torch.randn(72)       # the latter is fp32 beside any x
+    normed = x_THd.double() * torch.rsqrt(x_THd.double().square().mean(-1, keepdim=True) + 1e-6)
+    ours = kernels.gated_rms_norm(x_THd, gate_THd, weight_d, 1e-6)
+    assert_near(ours, normed * weight_d.double() * functional.silu(gate_THd.double()), 3 * TOLERANCE[dtype])
+    assert torch.equal(kernels.gated_rms_norm(x_THd[7:8], gate_THd[7:8], weight_d, 1e-6), ours[7:8])
+    assert_near(kernels.rms_norm(x_THd, zero_centred_d, 1e-6), normed * zero_centred_d.double(), 2 * TOLERANCE[dtype])
+    for gate_TN in (wide_TN[:, 150:250], wide_TN[:, 7:8]):
+        ours = kernels.times_sigmoid(wide_TN[:, 3:103], gate_TN)
+        assert_near(ours, wide_TN[:, 3:103].double() * torch.sigmoid(gate_TN.double()), TOLERANCE[dtype])
+        assert torch.equal(kernels.times_sigmoid(wide_TN[5:6, 3:103], gate_TN[5:6]), ours[5:6])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(8, 8), (72, 72), (128, 128), (64, 16), (75, 38), (16, 2)])
+def test_rope_matches_fp64(kernels: PackedCpuKernels, dtype: torch.dtype, head_dim: int, rotary_dim: int) -> None:
     qkv = torch.randn(70, 5 * head_dim).to(dtype)
     x_THd = qkv[:, head_dim:4 * head_dim].unflatten(1, (3, head_dim))      # a view with a long step
-    angles = torch.randn(70, head_dim) * 9
-    first, second = x_THd.double().chunk(2, dim=-1)
+    angles = torch.randn(70, rotary_dim) * 9
+    turned = x_THd[..., :rotary_dim].double()
+    first, second = turned.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
-    exact = x_THd.double() * angles.cos().double().unsqueeze(1) + rotated * angles.sin().double().unsqueeze(1)
+    exact = turned * angles.cos().double().unsqueeze(1) + rotated * angles.sin().double().unsqueeze(1)
     ours = kernels.rope(x_THd, angles.cos(), angles.sin())
-    assert_near(ours, exact, TOLERANCE[dtype])
+    assert_near(ours[..., :rotary_dim], exact, TOLERANCE[dtype])
+    assert torch.equal(ours[..., rotary_dim:], x_THd[..., rotary_dim:])
     assert torch.equal(kernels.rope(x_THd[5:6], angles.cos()[5:6], angles.sin()[5:6])[0], ours[5])
 
 

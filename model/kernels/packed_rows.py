@@ -1,0 +1,18 @@
+"""How the packed kernels are told of a tensor's rows: its dtype by number, and the bytes from one row to the next."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}     # `Dtype` of packed_simd.h
+DTYPE_SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+
+
+def rows_of(x: Tensor) -> tuple[Tensor, int]:
+    """Return x with contiguous rows (copied if they are not), and the bytes from one row to the next."""
+    strides = x.stride()
+    if strides[-1] != 1 or (len(strides) == 3 and strides[1] != x.shape[2]):
+        x = x.contiguous()
+        strides = x.stride()
+    return x, strides[0] * DTYPE_SIZES[x.dtype]
