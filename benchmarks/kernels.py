@@ -1,10 +1,12 @@
-"""Speed of the kernels of model/kernels beside torch's own: one linear layer and whole MoE layers, by number of rows.
+"""Speed of the kernels of model/kernels beside torch's own: one linear layer, whole MoE layers and gated DeltaNet, by
+number of rows.
 
-Weights are read cold: calls go round over more weights, and other experts, than caches hold. GB/s counts the weights a
-call needs, read once; GFLOP/s two operations for every multiplication. The best call of several rounds over all cases,
-because other work on the machine only ever slows a call down.
+Weights and states are read cold: calls go round over more of them, and other experts, than caches hold. GB/s counts the
+weights a call needs, read once, states read and written; GFLOP/s two operations for every multiplication (of the
+recurrence: four a token and element of the state). The best call of several rounds over all cases, as other work on
+the machine only ever slows a call down.
 
-  python benchmarks/kernels.py --threads 2
+  python benchmarks/kernels.py --threads 2 [--only delta]
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from machine import describe
 from torch.nn import functional
 
 from model.kernels.packed_cpu import PackedCpuKernels, PackedExperts
+from model.kernels.protocol import AttentionBatch, DeltaNetGates
 
 ROWS = (1, 2, 4, 8, 64, 512, 2048)
 COLD_BYTES = 300e6
@@ -36,6 +39,29 @@ class MoeShape:
 
 
 MOE_SHAPES = (MoeShape("small", 512, 256, 32, 4), MoeShape("medium", 1024, 384, 64, 8))
+
+
+@dataclass(frozen=True)
+class DeltaShape:
+    """A gated DeltaNet layer."""
+
+    name: str
+    key_heads: int
+    heads: int
+    head_dim: int
+
+    @property
+    def width(self) -> int:
+        return (2 * self.key_heads + self.heads) * self.head_dim
+
+    @property
+    def state_size(self) -> int:
+        return self.heads * self.head_dim ** 2
+
+
+DELTA_SHAPES = (DeltaShape("hybrid", 4, 8, 64), DeltaShape("Qwen3.5-35B-A3B", 16, 32, 128))
+DELTA_ROWS = ((1, 1), (8, 1), (32, 1), (1, 64), (1, 2048), (4, 512))        # sequences, rows of each
+CONV_KERNEL = 4
 
 
 @dataclass
@@ -105,18 +131,55 @@ def moe_cases(kernels: PackedCpuKernels, shape: MoeShape) -> Iterator[Case]:
                    rows.shape[0] * expert_bytes // 2)
 
 
+def delta_cases(kernels: PackedCpuKernels, shape: DeltaShape) -> Iterator[Case]:
+    """The recurrence and the convolution before it, of sequences that go on from a state; and copying such states."""
+    slot_bytes = 4 * shape.state_size
+    num_slots = 2 * max(num_seqs for num_seqs, _ in DELTA_ROWS)
+    layers = kernels.new_delta_net_states(int(COLD_BYTES // (num_slots * slot_bytes)) + 1, num_slots, shape.heads,
+                                          shape.head_dim, shape.head_dim, CONV_KERNEL, shape.width, torch.bfloat16)
+    for layer in layers:
+        layer.recurrent_NHkv.normal_()
+    gates = DeltaNetGates(-torch.rand(shape.heads), torch.randn(shape.heads))
+    weight = torch.randn(CONV_KERNEL, shape.width).bfloat16()
+    halves = [layer.recurrent_NHkv.chunk(2) for layer in layers]
+    yield Case(f"copying states, {shape.name}", num_slots // 2, [partial(new.copy_, old) for old, new in halves],
+               num_slots * slot_bytes, 0)
+    for num_seqs, rows_each in DELTA_ROWS:
+        num_rows, batch = num_seqs * rows_each, going_on(num_seqs, rows_each)
+        qkv, ba = torch.randn(num_rows, shape.width).bfloat16(), torch.randn(num_rows, 2 * shape.heads).bfloat16()
+        name = f"{shape.name}, {num_seqs} x {rows_each}"
+        yield Case(f"delta rule, {name}", num_rows, [
+            partial(kernels.gated_delta_rule, qkv, ba, gates, layer, batch) for layer in layers],
+            2 * num_seqs * slot_bytes, 4 * num_rows * shape.state_size)
+        yield Case(f"convolution, {name}", num_rows, [
+            partial(kernels.causal_conv, qkv, weight, layer, batch) for layer in layers],
+            4 * num_rows * shape.width, CONV_KERNEL * num_rows * shape.width)
+
+
+def going_on(num_seqs: int, rows_each: int) -> AttentionBatch:
+    """Return a step in which each sequence reads one slot and writes another one."""
+    none, slots = torch.empty(0, dtype=torch.int32), torch.arange(2 * num_seqs, dtype=torch.int32)
+    return AttentionBatch(torch.arange(num_seqs + 1, dtype=torch.int32) * rows_each, none, none, none, none.long(),
+                          state_reads_S=slots[:num_seqs].clone(), state_writes_S=slots[num_seqs:].clone())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--round-s", type=float, default=0.1, help="seconds for each case in each round")
+    parser.add_argument("--only", choices=["linear", "experts", "delta"], help="leave the others out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     kernels = PackedCpuKernels()
-    cases = list(linear_cases(kernels, 4096, 1024))
-    for shape in MOE_SHAPES:
-        cases += moe_cases(kernels, shape)
+    cases: list[Case] = []
+    if options.only in (None, "linear"):
+        cases += linear_cases(kernels, 4096, 1024)
+    for moe_shape in MOE_SHAPES if options.only in (None, "experts") else ():
+        cases += moe_cases(kernels, moe_shape)
+    for delta_shape in DELTA_SHAPES if options.only in (None, "delta") else ():
+        cases += delta_cases(kernels, delta_shape)
     for _ in range(options.rounds):
         for case in cases:
             case.run(options.round_s)
