@@ -15,6 +15,7 @@ from pathlib import Path
 from model.errors import CheckpointError, UnknownArchitectureError, UnsupportedFieldError
 from model.families import FAMILIES, Family, served_families
 from model.json_file import read_json_object, shown
+from model.quantization_args import read_weight_block_size
 from model.rope_args import RopeArgs, read_rope_args
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _HARMLESS = {
 }
 # These would change the result and are not implemented: the values listed mean "off".
 _OFF: dict[str, tuple[object, ...]] = {
-    "quantization_config": (None,), "compression_config": (None,), "mlp_bias": (None, False),
+    "compression_config": (None,), "mlp_bias": (None, False),
     "num_shared_experts": (None, 0),
     "n_shared_experts": (None, 0), "routed_scaling_factor": (None, 1, 1.0), "n_group": (None, 1),
     "topk_group": (None, 1), "final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
@@ -113,6 +114,7 @@ class ModelArgs:
     shared_expert_size: int = 0         # intermediate size of the expert beside every MoE layer's; 0: none
     gated_attention: bool = False       # attention's output times sigmoid of a gate
     zero_centered_norms: bool = False   # a norm multiplies by 1 + weight
+    weight_block_size: tuple[int, int] | None = None    # weights may be stored in fp8, in such blocks; None: not so
 
     @property
     def rotary_dim(self) -> int:
@@ -190,6 +192,7 @@ def parse_model_args(config: Json) -> ModelArgs:
         shared_expert_size=fields.count("shared_expert_intermediate_size") if family.has_shared_expert else 0,
         gated_attention=family.has_gated_attention,
         zero_centered_norms=family.has_zero_centered_norms,
+        weight_block_size=read_weight_block_size(config),
     )
     _check_sizes(args)
     return args

@@ -20,9 +20,10 @@ from model.checkpoint_files import abbreviated, weight_file_names
 from model.errors import CheckpointError, TensorError
 from model.json_file import FETCH_AGAIN, parse_json_object, shown
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 _MAX_HEADER_BYTES = 100_000_000     # the format's own limit
-_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+               "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Checkpoint:
         stored = self.tensors[name]
         if stored.dtype not in DTYPES:
             raise TensorError(f"{name} has dtype {stored.dtype}, which is not implemented",
-                              fix=f"serve a checkpoint in {', '.join(DTYPES)} (this one looks quantized)")
+                              fix=f"serve a checkpoint in {', '.join(DTYPES)}")
         shape, start, num_bytes = stored.shape, stored.start, stored.end - stored.start
         if first is not None:
             shape, num_bytes = stored.shape[1:], num_bytes // stored.shape[0]

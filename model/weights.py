@@ -19,15 +19,19 @@ from model.decoder import Decoder
 from model.errors import TensorError
 from model.expert_host import ExpertHost
 from model.families import FAMILIES
+from model.fp8 import dequantize
 from model.kernels.protocol import ExpertWeights, Kernels
 from model.moe import new_experts
 from model.placement import Placement
+from model.quantization_args import scale_name, scale_shape
 from model.tensor_uses import TensorUse, expert_uses, tensor_uses
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
+_FP8 = "F8_E4M3"
+_FACTOR_DTYPES = ("F32", "BF16", "F16")
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)     # derived values that old checkpoints carry
 
 
@@ -73,6 +77,7 @@ class WeightLoader:
         uses = list(tensor_uses(decoder, self._names, experts_of_layer))
         _check_names(self._checkpoint, uses, FAMILIES[self.args.family].skipped_prefixes)
         _check_shapes(self._checkpoint, uses)
+        _check_factors(self._checkpoint, uses, self.args.weight_block_size)
         num_tensors, bytes_read = self._load(uses, progress)
         return decoder, _report(rank, decoder.weights_bytes, num_tensors, bytes_read, began_s)
 
@@ -88,6 +93,7 @@ class WeightLoader:
                  for layer, experts in enumerate(experts_of_layer)]
         uses = list(self._uses(fills))
         _check_shapes(self._checkpoint, uses)
+        _check_factors(self._checkpoint, uses, self.args.weight_block_size)
         num_tensors, bytes_read = self._load(uses, progress)
         return host, _report(rank, host.weights_bytes, num_tensors, bytes_read, began_s)
 
@@ -113,7 +119,7 @@ class WeightLoader:
         read_before = self._checkpoint.bytes_read
         with self._checkpoint:
             for use in wanted:
-                _load(self._checkpoint, use, self.dtype)
+                _load(self._checkpoint, use, self.dtype, self.args.weight_block_size)
                 if progress is not None:
                     progress(self._checkpoint.bytes_read - read_before, total_bytes)
         return len(wanted), self._checkpoint.bytes_read - read_before
@@ -142,20 +148,33 @@ def _place(checkpoint: Checkpoint, use: TensorUse) -> tuple[str, int, int]:
 
 
 def _num_bytes(checkpoint: Checkpoint, use: TensorUse) -> int:
-    stored = checkpoint.tensors[use.name]
-    return (stored.end - stored.start) // (1 if use.entry is None else stored.shape[0])
+    stored = [checkpoint.tensors[use.name]]
+    if stored[0].dtype == _FP8:
+        stored.append(checkpoint.tensors[scale_name(use.name)])
+    return sum(some.end - some.start for some in stored) // (1 if use.entry is None else stored[0].shape[0])
 
 
 def _bytes_at_once(stored: StoredTensor, dtype: torch.dtype) -> int:
     """Return the bytes that are held while a tensor of one expert, or one expert of a fused tensor, is read."""
-    matrix_shape = stored.shape[-2:]
     stored_dtype = DTYPES[stored.dtype]
-    converted = 0 if stored_dtype is dtype else dtype.itemsize
-    return math.prod(matrix_shape) * (stored_dtype.itemsize + converted)
+    read_dtype = torch.float32 if stored.dtype == _FP8 else stored_dtype
+    element_bytes = stored_dtype.itemsize + (0 if read_dtype is stored_dtype else read_dtype.itemsize)
+    return math.prod(stored.shape[-2:]) * (element_bytes + (0 if read_dtype is dtype else dtype.itemsize))
 
 
-def _load(checkpoint: Checkpoint, use: TensorUse, dtype: torch.dtype) -> None:
-    stored = checkpoint.read(use.name, use.entry)
+def _read(checkpoint: Checkpoint, use: TensorUse, block_size: tuple[int, int] | None) -> Tensor:
+    """Read a tensor as it is stored, or one in fp8 as the fp32 numbers that it stands for."""
+    if checkpoint.tensors[use.name].dtype != _FP8:
+        return checkpoint.read(use.name, use.entry)
+    assert block_size is not None
+    factors_nk = checkpoint.read(scale_name(use.name), use.entry).to(torch.float32, copy=True)
+    if not _is_finite(factors_nk):
+        raise TensorError(f"{scale_name(use.name)} holds values that are not finite", fix="fetch that file again")
+    return dequantize(checkpoint.read(use.name, use.entry), factors_nk, block_size)
+
+
+def _load(checkpoint: Checkpoint, use: TensorUse, dtype: torch.dtype, block_size: tuple[int, int] | None) -> None:
+    stored = _read(checkpoint, use, block_size)
     weight = stored.to(torch.float32 if use.in_fp32 else dtype)
     if not _is_finite(weight):
         if _is_finite(stored):
@@ -177,7 +196,9 @@ def _check_names(checkpoint: Checkpoint, uses: list[TensorUse], skipped_prefixes
     """Compare the checkpoint's names with the uses, which are all that it should hold, but for what its family has
     beside the language model."""
     names = {use.name for use in uses}
-    unused = set(checkpoint.tensors) - names
+    factors = {scale_name(name) for name in names & set(checkpoint.tensors)
+               if checkpoint.tensors[name].dtype.startswith("F8")}
+    unused = set(checkpoint.tensors) - names - factors
     skipped = {name for name in unused if name.startswith(skipped_prefixes)}
     if skipped:
         logger.info("weights_skipped num_tensors=%d bytes=%d prefixes=%s", len(skipped), sum(
@@ -210,4 +231,25 @@ def _check_shapes(checkpoint: Checkpoint, uses: list[TensorUse]) -> None:
            if name in shapes and stored.dtype not in DTYPES]
     if odd:
         raise TensorError(f"dtypes that are not implemented: {abbreviated(odd)}",
-                          fix=f"serve a checkpoint in {', '.join(DTYPES)} (this one looks quantized)")
+                          fix=f"serve a checkpoint in {', '.join(DTYPES)}")
+
+
+def _check_factors(checkpoint: Checkpoint, uses: list[TensorUse], block_size: tuple[int, int] | None) -> None:
+    """Raise TensorError unless each weight in fp8 has the factors of its blocks beside it."""
+    shapes = {use.name: use.shape for use in uses if checkpoint.tensors[use.name].dtype == _FP8}
+    if not shapes:
+        return
+    if block_size is None or any(len(shape) < 2 for shape in shapes.values()):
+        odd = sorted(name for name, shape in shapes.items() if block_size is None or len(shape) < 2)
+        raise TensorError(f"{len(odd)} tensors are stored in fp8 and config.json does not say in which blocks: "
+                          f"{abbreviated(odd)}", fix="correct its quantization_config, or fetch it again")
+    _refuse_missing(checkpoint, set(map(scale_name, shapes)))
+    wrong = []
+    for name, shape in shapes.items():
+        factors, wanted = checkpoint.tensors[scale_name(name)], scale_shape(shape, block_size)
+        if factors.shape != wanted or factors.dtype not in _FACTOR_DTYPES:
+            wrong.append(f"{scale_name(name)} is {list(factors.shape)} in {factors.dtype}, not {list(wanted)}")
+    if wrong:
+        raise TensorError(f"{len(wrong)} tensors of factors do not fit blocks of {block_size[0]} x {block_size[1]}: "
+                          f"{abbreviated(wrong)}",
+                          fix=f"correct weight_block_size in config.json; known dtypes are {', '.join(_FACTOR_DTYPES)}")
