@@ -166,7 +166,8 @@ class TransformersEngine:
 
         torch = self._torch
         start_s = time.perf_counter()
-        token_ids, cache, moments = torch.tensor(prompts, device=self._device), DynamicCache(), list[float]()
+        token_ids, moments = torch.tensor(prompts, device=self._device), list[float]()
+        cache = DynamicCache(config=self._model.config)
         with torch.inference_mode():
             while len(moments) < num_tokens and time.perf_counter() - start_s < time_limit_s:
                 output = self._model(token_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -7,6 +7,8 @@ import torch
 
 from model.args import parse_model_args
 from model.caches import SequenceCaches
+from model.kernels.protocol import Kernels
+from model.kernels.select import select_kernels
 from model.kernels.torch_kernels import TorchKernels
 from model.memory import kv_block_bytes, state_slot_bytes
 
@@ -14,11 +16,12 @@ FIELDS: dict[str, object] = {"num_hidden_layers": 4, "hidden_size": 32, "num_att
                              "num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2}
 
 
+@pytest.mark.parametrize("kernels", [TorchKernels(), select_kernels("cpu")], ids=lambda kernels: kernels.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_are_those_planned(dtype: torch.dtype) -> None:
+def test_bytes_are_those_planned(kernels: Kernels, dtype: torch.dtype) -> None:
     args = parse_model_args({"model_type": "qwen3_next", "linear_num_key_heads": 2, "linear_num_value_heads": 4,
                              **FIELDS})
-    caches = SequenceCaches(args, TorchKernels(), dtype, 10, 4, 6)
+    caches = SequenceCaches(args, kernels, dtype, 10, 4, 6)
     size = dtype.itemsize
     assert caches.nbytes == 10 * kv_block_bytes(args, 4, size) + 6 * state_slot_bytes(args, size)
     assert (sorted(caches.kv_of_layer), sorted(caches.state_of_layer)) == ([3], [0, 1, 2])

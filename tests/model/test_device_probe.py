@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model import device_probe, probe_work
-from model.args import ModelArgs, read_model_args
+from model.args import ModelArgs, parse_model_args, read_model_args
 from model.device_probe import OTHERS_ROWS, ROWS, DeviceProbe, DeviceTimes, Timings
 from model.kernels.protocol import Kernels
 from model.kernels.select import select_kernels
@@ -56,6 +56,22 @@ def test_every_figure_of_a_tiny_model_is_finite_and_ascends(args: ModelArgs, ker
 def test_other_shapes_are_measured_too(args: ModelArgs, changes: dict[str, object]) -> None:
     probe = DeviceProbe(replace(args, **changes), torch.float32, TorchKernels("cpu"))     # type: ignore[arg-type]
     check(probe.times(probe.measure()))
+
+
+@pytest.mark.parametrize("kernels", [TorchKernels("cpu"), select_kernels("cpu")], ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"])
+def test_shared_experts_and_linear_layers_are_measured_too(kernels: Kernels, family: str) -> None:
+    args = parse_model_args({
+        "model_type": family, "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 2, "vocab_size": 64, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24,
+        "num_experts": 4, "num_experts_per_tok": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 12})
+    probe = DeviceProbe(args, torch.bfloat16, kernels)
+    timings = probe.measure()
+    assert all(math.isfinite(seconds) and seconds > 0 for seconds in timings.values())
+    check(probe.times(timings))
+    kinds = {type(layer.mixer).__name__ for layer in probe._layers._all}
+    assert kinds == ({"PagedAttention"} if family == "qwen2_moe" else {"PagedAttention", "GatedDeltaNet"})
 
 
 def test_a_curve_ends_before_its_calls_take_too_long(args: ModelArgs, monkeypatch: pytest.MonkeyPatch) -> None:
