@@ -58,6 +58,17 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def children_unaware() -> Iterator[None]:
+    """Start processes in the block that do not notice Ctrl-C: a terminal sends it to them too, and this process ends
+    them without their stacks on the screen."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})    # which they inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
     """Put back what a library does to the handlers of signals in the block (ray.init takes SIGTERM, in C++ too)."""
     handlers = {signum: signal.getsignal(signum) for signum in ALL_SIGNALS}
