@@ -63,7 +63,8 @@ class Coordinator:
 
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
         """Register a shard, or hear that it lives. True: it runs what is unknown here and should send that along."""
-        self._reports[member.shard_id] = Report(member, status, self._clock())
+        known, now_s = self._reports.get(member.shard_id), self._clock()
+        self._reports[member.shard_id] = Report(member, status, now_s, known.first_s if known else now_s)
         self._highest_epoch_number = max(self._highest_epoch_number, status.epoch_number)
         if epoch is not None and self._is_newer(epoch):
             self._adopt(epoch)
@@ -228,7 +229,7 @@ class Coordinator:
         self._revision_above = epoch.revision + secrets.randbelow(_REVISION_JUMP)
         for member in epoch.members:
             unheard = ShardStatus(member.shard_id, epoch.number, UNKNOWN)
-            self._reports.setdefault(member.shard_id, Report(member, unheard, now_s))
+            self._reports.setdefault(member.shard_id, Report(member, unheard, now_s, now_s))
         self._view = replace(self._view, epoch=epoch, next=None)
 
     async def _plan(self, members: tuple[Member, ...]) -> None:

@@ -121,7 +121,7 @@ class Shard:
             self._epoch = epoch
             try:
                 await self._serve(epoch, kernels, args)
-                why = "a newer epoch came"
+                why = "the epoch has ended"
             except GroupError as error:
                 why = str(error)
             except ModelError as error:
@@ -133,10 +133,6 @@ class Shard:
     def _is_mine_and_new(self, view: View) -> bool:
         return (view.epoch is not None and view.epoch.number > (self._epoch.number if self._epoch else 0)
                 and view.epoch.rank_of(self.shard_id) is not None)
-
-    def _is_over(self, view: View, epoch: Epoch) -> bool:
-        """Without a newer epoch the group goes on, or breaks by itself: nothing better is known."""
-        return view.epoch is not None and view.epoch.number > epoch.number
 
     async def _serve(self, epoch: Epoch, kernels: Kernels, args: ModelArgs) -> None:
         """Load, join and step, until the epoch is over. Raises GroupError when the group breaks."""
@@ -150,8 +146,8 @@ class Shard:
             self._config, self._pool, model, budget_bytes, num_members))
         self._advance(ShardState.LOADED, "weights are loaded")
         view = await self._follower.until(
-            lambda view: self._is_over(view, epoch) or view.phase in (GroupPhase.JOINING, GroupPhase.READY))
-        if self._is_over(view, epoch):
+            lambda view: view.has_ended(epoch.number) or view.phase in (GroupPhase.JOINING, GroupPhase.READY))
+        if view.has_ended(epoch.number):
             return
         assert view.epoch is not None
         self._epoch = epoch = view.epoch        # complete: it says where to meet
@@ -163,7 +159,7 @@ class Shard:
             self._run = run
             self._advance(ShardState.READY, "the group is formed")
             self._ready.set()
-            await run.until(self._follower.until(lambda view: self._is_over(view, epoch)))
+            await run.until(self._follower.until(lambda view: view.has_ended(epoch.number)))
         finally:
             self._run = None
             await run.close()

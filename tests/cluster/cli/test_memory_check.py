@@ -66,7 +66,8 @@ def coordinator_serves(some: ServeConfig, machine: Machine = MACHINE) -> bool:
         one = Member(shard_id, pool.name, f"id-{index}", f"node-{index}", f"{index}:1", facts,
                      profile=emulated(PROFILE, pool.emulated_speed))
         reports.append(Report(one, ShardStatus(shard_id, 0, "waiting"), 0.0))
-    rules = GroupRules(some.num_members, tuple(pool.name for pool in some.pools), plan_rules(ARGS, some), 10.0)
+    rules = GroupRules(some.num_members, tuple(pool.name for pool in some.pools), plan_rules(ARGS, some), 10.0,
+                       5.0)
     members = sorted((report.member for report in reports), key=lambda one: one.pool)[:some.num_members]
     assert decide(GroupSnapshot(tuple(reports), None, 0, 0, 0.0), rules).view.phase == "waiting"
     return plan_members(tuple(members), rules, None).placement is not None

@@ -38,4 +38,4 @@ def report(one: Member, state: ShardState = ShardState.WAITING, epoch_number: in
 
 def rules(num_members: int = 3, config: PlacementConfig | None = None) -> GroupRules:
     return GroupRules(num_members, ("gpu", "cpu"), PlanRules(ARGS, DEMAND, 2, 64, config or PlacementConfig()),
-                      lost_after_s=10.0)
+                      lost_after_s=10.0, replaced_after_s=6.0)
