@@ -134,7 +134,8 @@ def _collective_round_trip() -> Iterator[Check]:
     """Two processes of this machine form a group, as shards do, and agree on steps."""
     port = _free_port()
     context = multiprocessing.get_context("spawn")
-    seconds = context.Value("d", -1.0)
+    with children_unaware():        # of its own: it starts multiprocessing's resource tracker, which changes the mask
+        seconds = context.Value("d", -1.0)
     processes = [context.Process(target=_agree_many_times, args=(port, rank, seconds), daemon=True)
                  for rank in range(2)]
     try:

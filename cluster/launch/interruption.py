@@ -59,13 +59,18 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def children_unaware() -> Iterator[None]:
-    """Start processes in the block that do not notice Ctrl-C: a terminal sends it to them too, and this process ends
-    them without their stacks on the screen."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})    # which they inherit
+    """Start processes in the block that do not notice what a terminal sends to them too (Ctrl-C): this process ends
+    them, without their stacks on the screen. Signals to this process wait for the end of the block."""
+    came: list[int] = []
+    handlers = {signum: signal.signal(signum, lambda number, _: came.append(number)) for signum in ALL_SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})     # children inherit it
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _put_back(handlers)
+        for signum in came[:1]:
+            signal.raise_signal(signum)
 
 
 @contextlib.contextmanager
