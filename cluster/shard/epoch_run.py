@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cluster.coordinator.client import ViewFollower
 from cluster.planner.cache_plan import CacheSizes
-from cluster.planner.memory_demand import max_model_len
+from cluster.planner.memory_demand import DTYPE_BYTES, max_model_len
 from cluster.shard.executor import GroupExecutor, PreparedRevision, StepCounters
 from cluster.shard.link_probe import measure_link
 from cluster.shard.loaded_model import LoadedModel, new_dispatcher, new_pace, new_runner
@@ -19,6 +19,7 @@ from cluster.shard.process_group import ProcessGroup
 from cluster.shard.revision import RevisionFollower, RevisionMaker
 from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import ExpertWeights
+from model.memory import kv_block_bytes, state_slot_bytes
 from model.placement import Placement
 from model.runner import Runner
 from serving.config import ServeConfig
@@ -63,8 +64,10 @@ class EpochRun:
         self.revisions = RevisionFollower(self._epoch, model, maker, views, revision_changed)
         self._closing.push_async_callback(self.revisions.close)
         self._executor = GroupExecutor(runner, self._group, self._thread, self._epoch, counters, self._on_switch)
-        scheduler = Scheduler(self._config.scheduler, sizes.num_blocks,
-                              max_model_len(model.decoder.args, self._config), sizes.num_state_slots)
+        args, dtype_bytes = model.decoder.args, DTYPE_BYTES[self._config.model.dtype]
+        scheduler = Scheduler(self._config.scheduler, sizes.num_blocks, max_model_len(args, self._config),
+                              sizes.num_state_slots, slot_bytes=state_slot_bytes(args, dtype_bytes),
+                              block_bytes=kv_block_bytes(args, self._config.scheduler.block_size, dtype_bytes))
         self.engine = Engine(scheduler, self._executor, self._epoch.number, time.monotonic, self._ringer.ring_peers,
                              self._link.deliver)
         self._set_token_budget(self._epoch)

@@ -38,6 +38,7 @@ from model.kernels.protocol import Kernels
 from model.kernels.select import select_kernels
 from model.weights import WeightLoader
 from serving.config import PoolConfig, ServeConfig
+from serving.engine.engine import ShardLoad
 from serving.engine.expert_load import ExpertLoadCounter
 from serving.link.epoch import DeviceProfile, Epoch, Link, Member, ShardStatus
 from serving.link.server import ShardLinkServer, start_link_server
@@ -231,11 +232,13 @@ class Shard:
 
     def status(self) -> ShardStatus:
         run, model = self._run, self._model
-        load = run.engine.load() if run else None
+        load = run.engine.load() if run else ShardLoad()
         return ShardStatus(
             shard_id=self.shard_id, epoch_number=self._epoch.number if self._epoch else 0, state=self._lifecycle.state,
-            num_running=load.num_running if load else 0, num_waiting=load.num_waiting if load else 0,
-            kv_blocks_total=load.kv_blocks_total if load else 0, kv_blocks_free=load.kv_blocks_free if load else 0,
+            num_running=load.num_running, num_waiting=load.num_waiting,
+            kv_blocks_total=load.kv_blocks_total, kv_blocks_free=load.kv_blocks_free,
+            state_slots_total=load.state_slots_total, state_slots_free=load.state_slots_free,
+            num_snapshots=load.num_snapshots, num_cached_tokens=load.num_cached_tokens,
             weights_bytes=model.decoder.weights_bytes if model else 0,
             kv_cache_bytes=run.kv_cache_bytes if run else 0, resident_bytes=resident_memory_bytes(),
             bytes_read=self._progress[0], bytes_to_read=self._progress[1],

@@ -176,8 +176,12 @@ class ShardStatus:
     num_waiting: int = 0
     kv_blocks_total: int = 0
     kv_blocks_free: int = 0
+    state_slots_total: int = 0      # 0: no layer keeps a state
+    state_slots_free: int = 0
+    num_snapshots: int = 0          # of states
+    num_cached_tokens: int = 0      # that the prefix cache served, since the shard's engine started
     weights_bytes: int = 0
-    kv_cache_bytes: int = 0
+    kv_cache_bytes: int = 0         # states included
     resident_bytes: int = 0         # of the whole process, measured
     bytes_read: int = 0             # of the checkpoint
     bytes_to_read: int = 0          # of the checkpoint, when all is loaded

@@ -132,7 +132,8 @@ class ShardLinks:
                 shard_id=shard_id, num_open_tokens=self._num_open_tokens[shard_id],
                 num_foreign_sequences=max(0, link.load.num_sequences - self._num_placed[shard_id]),
                 kv_blocks_free=link.load.kv_blocks_free, kv_blocks_total=link.load.kv_blocks_total,
-                share=self._shares[shard_id])
+                share=self._shares[shard_id], state_slots_free=link.load.state_slots_free,
+                state_slots_total=link.load.state_slots_total)
             for shard_id, link in self._links.items() if link.is_connected and link.load is not None)
 
     def place(self, submission: Submission, hashes: tuple[int, ...], may_shorten: bool) -> None:

@@ -44,13 +44,16 @@ def test_a_request_leaves_its_marks_under_the_names_of_the_field() -> None:
 def test_shards_show_their_latest_load_and_leave_no_series_behind() -> None:
     metrics = RouterMetrics()
     load = ShardLoad(num_running=3, num_waiting=2, kv_blocks_free=25, kv_blocks_total=100, tokens_per_s=80.0,
-                     num_preemptions=4, step_s=0.25)
+                     num_preemptions=4, step_s=0.25, state_slots_free=6, state_slots_total=8, num_snapshots=5,
+                     num_cached_tokens=640)
     for _ in range(2):
         metrics.shards.observe("s1", "cpu", load)
     found = samples(metrics)
     for name, value in {
             "num_requests_running": 3, "num_requests_waiting": 2, "kv_cache_usage_perc": 0.75, "kv_blocks": 100,
-            "shard_tokens_per_second": 80.0, "step_time_seconds": 0.25, "num_preemptions_total": 4}.items():
+            "shard_tokens_per_second": 80.0, "step_time_seconds": 0.25, "num_preemptions_total": 4,
+            "state_slots_usage_perc": 0.25, "state_slots": 8, "state_snapshots": 5,
+            "shard_cached_tokens_total": 640}.items():
         assert found[f"moesaic:{name}", ("cpu", "s1")] == value, name
     metrics.shards.forget("s1", "cpu")
     metrics.shards.forget("never seen", "cpu")

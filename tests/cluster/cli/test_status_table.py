@@ -63,6 +63,19 @@ def test_emulated_speeds_are_marked_in_the_table_and_in_the_json() -> None:
     assert [profile and profile["emulated_speed"] for profile in profiles] == [None, 0.125, None]
 
 
+def test_blocks_and_states_of_a_hybrid_are_both_shown() -> None:
+    status = a_status()
+    shards = tuple((one, replace(shard, state_slots_total=10, state_slots_free=6, num_snapshots=3,
+                                 num_cached_tokens=320)) for one, shard in status.shards)
+    text = shown(replace(status, shards=shards))
+    assert text.count("75%") == text.count("states 40%") == 3 and "1,041 of 1,400" in text and "…" not in text
+    assert all(cell_len(line) <= 80 for line in text.splitlines())
+    assert shown(replace(status, shards=shards), 100).count("75% / states 40%") == 3
+    _, first = json.loads(status_json(replace(status, shards=shards)))["shards"][0]
+    names = ("state_slots_total", "state_slots_free", "num_snapshots", "num_cached_tokens")
+    assert [first[name] for name in names] == [10, 6, 3, 320]
+
+
 LONG = ("gke-production-europe-gpu-pool-3f2a9c1b-x7kq.europe-west4-a.c.example.internal",
         "計算機の名前はとても長い-壱番-東京", "c")
 

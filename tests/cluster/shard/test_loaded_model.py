@@ -12,15 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cluster.planner.cache_plan import least_cache_bytes
 from cluster.planner.memory_demand import buffer_bytes, min_kv_cache_bytes
 from cluster.shard import loaded_model
 from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model, new_dispatcher, new_pace
 from cluster.shard.process_group import ProcessGroup
-from model.args import read_model_args
+from model.args import LinearAttentionArgs, read_model_args
+from model.decoder import Decoder
 from model.errors import OutOfMemoryError
 from model.expert_host import ExpertHost
 from model.kernels.torch_kernels import TorchKernels
-from model.memory import expert_bytes, kv_block_bytes
+from model.memory import expert_bytes, kv_block_bytes, state_slot_bytes
 from model.pace import TimedPace
 from model.placement import Placement
 from model.weights import WeightLoader
@@ -80,6 +82,27 @@ def test_where_memory_is_short_serving_comes_before_changing(case: Case) -> None
     assert case.num_blocks(case.budget(least)) == least // block_bytes
     with pytest.raises(OutOfMemoryError, match="for the KV cache"):
         case.num_blocks(USED)
+
+
+def test_a_cache_without_room_for_the_states_of_one_sequence_says_how_many_bytes_are_missing(
+        case: Case) -> None:
+    linear = LinearAttentionArgs(2, 4, 16, 16, 4)
+    args = replace(case.model.decoder.args, linear_layers=(0,), linear=linear)
+    needed = least_cache_bytes(args, case.config)
+    assert needed > 3 * state_slot_bytes(args, 4) > 3 * 4 * 4 * 16 * 16
+    hybrid = replace(case.model, decoder=cast(Decoder, SimpleNamespace(
+        args=args, kernels=case.model.decoder.kernels, experts=())))
+    budget = 10**12
+    with pytest.raises(OutOfMemoryError, match=rf"take {needed}, 1 bytes are missing"):
+        cache_sizes(case.config, replace_pool(kv_cache=needed - 1), hybrid, budget, 1)
+    sizes = cache_sizes(case.config, replace_pool(kv_cache=needed), hybrid, budget, 1)
+    assert (sizes.num_blocks, sizes.num_state_slots) == (1, 3)
+    with pytest.raises(OutOfMemoryError, match="for the KV cache and states.* bytes are missing"):
+        cache_sizes(case.config, POOL, hybrid, USED, 1)
+
+
+def replace_pool(kv_cache: int) -> PoolConfig:
+    return POOL.model_copy(update={"kv_cache": kv_cache})
 
 
 def test_a_member_with_experts_only_has_no_kv_cache(case: Case, loader: WeightLoader) -> None:
