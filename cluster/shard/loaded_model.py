@@ -49,17 +49,9 @@ class LoadedModel:
     takes_requests: bool
     num_expert_copies: int
 
-    def holds(self, epoch: Epoch, rank: int) -> bool:
-        """True when another epoch asks for the same experts, so that nothing need be loaded again."""
-        layers = range(self.placement.num_layers)
-        return (epoch.placement.num_layers == self.placement.num_layers
-                and epoch.takes_requests(rank) == self.takes_requests
-                and all(epoch.placement.experts_of(layer, rank) == self.placement.experts_of(layer, self.rank)
-                        for layer in layers))
-
-    def placed(self, placement: Placement) -> LoadedModel:
-        """After its experts have been exchanged for those of another placement."""
-        return replace(self, placement=placement, num_expert_copies=placement.num_experts_of(self.rank))
+    def placed(self, placement: Placement, rank: int) -> LoadedModel:
+        """Return it as it is when its experts have been exchanged for those of another placement."""
+        return replace(self, placement=placement, rank=rank, num_expert_copies=placement.num_experts_of(rank))
 
     @property
     def change_reserve_bytes(self) -> int:

@@ -111,15 +111,13 @@ def test_a_member_with_experts_only_has_no_kv_cache(case: Case, loader: WeightLo
     model = load_model(loader, epoch, 0, lambda done, total: None)
     assert isinstance(model.decoder, ExpertHost) and not model.takes_requests
     assert replace(case, model=model).num_blocks(budget_bytes=0) == 0
-    assert model.holds(epoch, 0) and not case.model.holds(epoch, 0) and not model.holds(epoch, 1)
 
 
 def test_after_a_change_of_the_placement_it_is_known_what_is_held(case: Case) -> None:
     placement = Placement(2, (((1,), (0,), (1,), (1,)),))
-    model = case.model.placed(placement)
-    assert (case.model.num_expert_copies, model.num_expert_copies) == (3, 1)
-    assert model.holds(Epoch(2, MEMBERS, placement, ""), 0)
-    assert not model.holds(Epoch(2, MEMBERS, PLACEMENT, ""), 0)
+    model = case.model.placed(placement, rank=1)
+    assert (case.model.num_expert_copies, model.num_expert_copies) == (3, 3)
+    assert (model.placement, model.rank) == (placement, 1)
 
 
 def test_a_member_alone_on_a_cpu_times_its_work_and_that_for_experts(case: Case) -> None:
