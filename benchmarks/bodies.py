@@ -203,7 +203,7 @@ async def serve_router(listener: socket.socket, folder: Path, context: int, shar
     """Serve until killed."""
     while not shard_port.value:     # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    facts = DeviceFacts("cpu", "stub", "stub", 1, 1, 1)
+    facts = DeviceFacts("cpu", "stub", "stub", 1, 1)
     member = Member("s0", "default", "n0", "n0", f"127.0.0.1:{int(shard_port.value)}", facts)
     metrics, tokenizer = RouterMetrics(), Tokenizer.from_dir(folder)
     service = InferenceService(ModelCard("m", context, 0), tokenizer, RouterConfig(), BLOCK_SIZE, metrics,

@@ -174,8 +174,7 @@ class PlacementMetrics:
         self.request_share.clear()
         self.expert_copies.clear()
         for rank, member in enumerate(epoch.members):
-            share = epoch.shares[rank].fraction if epoch.shares else 1.0 / len(epoch.members)
-            self.request_share.labels(member.shard_id, member.pool).set(share)
+            self.request_share.labels(member.shard_id, member.pool).set(epoch.shares[rank].fraction)
             self.expert_copies.labels(member.shard_id, member.pool).set(epoch.placement.num_experts_of(rank))
         self.work_over_profile.clear()
         for member, ratio in zip(epoch.members, ratios, strict=True):

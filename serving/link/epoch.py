@@ -18,7 +18,6 @@ class DeviceFacts:
     device: str                     # "cpu", "cuda:0"
     device_name: str                # "AMD EPYC", "NVIDIA H200"
     kernels: str                    # Kernels.name: numbers agree bit for bit between equal names
-    memory_total_bytes: int         # of the device
     memory_budget_bytes: int        # what the pool's config lets this shard use, weights + KV cache + buffers
     num_threads: int
     resident_bytes: int = 0         # of the process before it loaded any weights, measured; 0 on an accelerator
@@ -145,18 +144,23 @@ class Epoch:
     members: tuple[Member, ...]
     placement: Placement
     rendezvous: str                 # tcp://host:port of rank 0's store of the process group; "" until all have loaded
-    shares: tuple[RequestShare, ...] = ()   # by rank; empty: all alike, with the configured token budget
+    shares: tuple[RequestShare, ...]        # by rank
     figures: PlanFigures | None = None
     revision: int = 0               # of placement and shares: they may change while members and ranks stay
     changes: tuple[PlacementChange, ...] = ()       # the latest ones, oldest first
 
+    def __post_init__(self) -> None:
+        if len(self.shares) != len(self.members):
+            raise ValueError(f"epoch {self.number} has {len(self.shares)} shares for {len(self.members)} members; give "
+                             "each its own")
+
     def takes_requests(self, rank: int) -> bool:
         """Return False for a member that holds experts only."""
-        return not self.shares or self.shares[rank].fraction > 0
+        return self.shares[rank].fraction > 0
 
     def token_budget(self, rank: int, max_batch_tokens: int) -> int:
         """Return the tokens that a step of the member may compute, never above what its memory is planned for."""
-        return min(self.shares[rank].token_budget, max_batch_tokens) if self.shares else max_batch_tokens
+        return min(self.shares[rank].token_budget, max_batch_tokens)
 
     def rank_of(self, shard_id: str) -> int | None:
         for rank, member in enumerate(self.members):

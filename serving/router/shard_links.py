@@ -244,5 +244,4 @@ class ShardLinks:
 
 
 def _shares_of(epoch: Epoch) -> dict[str, float]:
-    shares = [entry.fraction for entry in epoch.shares] or [1.0] * len(epoch.members)
-    return {member.shard_id: share for member, share in zip(epoch.members, shares, strict=True)}
+    return {member.shard_id: share.fraction for member, share in zip(epoch.members, epoch.shares, strict=True)}

@@ -29,10 +29,11 @@ from model.weights import WeightLoader
 from serving.config import ModelConfig, PoolConfig, ServeConfig
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare
 from tests.model.conftest import CONFIG, tiny_tensors
+from tests.placements import even_shares
 
 USED = 1_000_000
 PLACEMENT = Placement(2, (((0,), (0,), (0, 1), (1,)),))
-FACTS = DeviceFacts("cpu", "test", "test", 1, 1, 1)
+FACTS = DeviceFacts("cpu", "test", "test", 1, 1)
 MEMBERS = tuple(Member(f"s{rank}", "default", "n", "node", "127.0.0.1:1", FACTS) for rank in range(2))
 POOL = PoolConfig(memory_budget=1)      # only says that there is one: the budget is passed
 
@@ -61,7 +62,8 @@ def loader(tmp_path: Path) -> WeightLoader:
 def case(loader: WeightLoader, monkeypatch: pytest.MonkeyPatch) -> Case:
     monkeypatch.setattr(loaded_model, "used_memory_bytes", lambda device: USED)
     config = ServeConfig(model=ModelConfig(path=".", dtype="float32"), pools=(POOL,))
-    return Case(load_model(loader, Epoch(1, MEMBERS, PLACEMENT, ""), 0, lambda done, total: None), config)
+    epoch = Epoch(1, MEMBERS, PLACEMENT, "", even_shares(2))
+    return Case(load_model(loader, epoch, 0, lambda done, total: None), config)
 
 
 def test_the_experts_of_one_layer_can_exist_twice_beside_the_kv_cache(case: Case) -> None:

@@ -20,7 +20,7 @@ from serving.config import ModelConfig, PoolConfig, ServeConfig
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare
 from tests.model.conftest import CONFIG, tiny_tensors
 
-FACTS = DeviceFacts("cpu", "test", "test", 1 << 40, 1 << 40, 1, resident_bytes=1000)
+FACTS = DeviceFacts("cpu", "test", "test", 1 << 40, 1, resident_bytes=1000)
 MEMBERS = tuple(Member(f"s{rank}", "default", "n", "node", "127.0.0.1:1", FACTS) for rank in range(2))
 FIRST = Placement(2, (((0,), (0,), (0, 1), (1,)),))
 OTHER = Placement(2, (((0,), (1,), (0,), (0,)),))

@@ -15,6 +15,7 @@ from model.step import SamplingSpec
 from serving.engine.request import Submission
 from serving.link.epoch import Epoch, Member, ShardStatus
 from tests.model.conftest import CONFIG, tiny_tensors
+from tests.placements import even_shares
 from tests.process_pool import ProcessPool, free_rendezvous
 
 JOBS = "tests.cluster.shard.shard_jobs"
@@ -53,10 +54,11 @@ class LiveShards:
 
     def bring_up(self, number: int, placement: Placement) -> list[ShardStatus]:
         """Through one epoch's states, until all serve it."""
-        epoch = Epoch(number, tuple(self.members[:placement.num_members]), placement, "")
+        epoch = Epoch(number, tuple(self.members[:placement.num_members]), placement, "",
+                      even_shares(placement.num_members))
         self.call("show", View(GroupPhase.LOADING, epoch))
         self.until(ShardState.LOADED, number)
-        epoch = Epoch(number, epoch.members, placement, free_rendezvous())
+        epoch = Epoch(number, epoch.members, placement, free_rendezvous(), epoch.shares)
         self.call("show", View(GroupPhase.JOINING, epoch))
         return self.until(ShardState.READY, number)
 
@@ -97,7 +99,7 @@ def test_a_member_that_leaves_a_working_group_lets_the_others_go(pool: ProcessPo
 
 def test_a_shard_leaves_an_epoch_that_has_ended_while_it_waits_for_the_others(pool: ProcessPool, folder: Path) -> None:
     shards = LiveShards(pool, folder, 1)
-    shards.call("show", View(GroupPhase.LOADING, Epoch(1, (shards.members[0],) * 2, PLACEMENT, "")))
+    shards.call("show", View(GroupPhase.LOADING, Epoch(1, (shards.members[0],) * 2, PLACEMENT, "", even_shares(2))))
     shards.until(ShardState.LOADED, 1)
     shards.call("show", View(GroupPhase.WAITING, None, "ended", ended_epoch_number=1))
     status, = shards.until(ShardState.WAITING, 1)
