@@ -4,7 +4,7 @@
 Every body is sent alone, over a socket, to a new process that serves the real HTTP app: real service, admission and
 link over gRPC to the real engine of one shard in another process; only the model's step is a stub that draws one token.
 A row of the table is one body: its size, the answer's status, the router's peak of resident memory above that before,
-in MB and for each byte of the body beyond the first 4 MB, the longest time for which its event loop kept a 1 ms ticker
+in MB and for each byte of the body beyond the first 8 MB, the longest time for which its event loop kept a 1 ms ticker
 waiting, the same two of the shard, and how long the answer took.
 The last line of stdout is one JSON object.
 """
@@ -50,7 +50,7 @@ from serving.text.tokenizer import Tokenizer  # noqa: E402
 
 NUM_EMBEDDINGS = 512
 BLOCK_SIZE = 16
-FREE_BYTES = 4e6            # what any request may cost: threads, buffers, what the allocator takes at a time
+FREE_BYTES = 8e6            # what any request may cost: threads, buffers, what the allocator takes at a time
 ANSWER_TIMEOUT_S = 120.0
 FILLER = 9                  # a token id
 SHARES = (RequestShare(1.0, 2048),)
@@ -179,7 +179,7 @@ def hostile_bodies(context: int) -> Iterator[Body]:
         {"model": "m", "max_tokens": 2,
          "messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 1000}] * 8}).encode())
     yield Body("accepted: tokenize, with names", "/tokenize", lambda: json.dumps(
-        {"model": "m", "prompt": "~x" * 2**16, "return_token_strs": True}).encode())
+        {"model": "m", "prompt": "~x" * 2**15, "return_token_strs": True}).encode())
     yield Body("accepted: detokenize", "/detokenize", lambda: json.dumps(
         {"model": "m", "tokens": [300] * 2**16}).encode())
 
@@ -203,7 +203,7 @@ async def serve_router(listener: socket.socket, folder: Path, context: int, shar
     """Serve until killed."""
     while not shard_port.value:     # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    facts = DeviceFacts("cpu", "stub", "stub", 1, 1, 1)
+    facts = DeviceFacts("cpu", "stub", "stub", 1, 1)
     member = Member("s0", "default", "n0", "n0", f"127.0.0.1:{int(shard_port.value)}", facts)
     metrics, tokenizer = RouterMetrics(), Tokenizer.from_dir(folder)
     service = InferenceService(ModelCard("m", context, 0), tokenizer, RouterConfig(), BLOCK_SIZE, metrics,

@@ -65,6 +65,7 @@ def main() -> None:
         run("placement.py", "--instances", "20"),
         run("startup.py", "--repeats", "1"),
         run("switch.py", "--changes", "2"),
+        run("bodies.py", "--only", "usual,prompt:,accepted"),
         run_load(options),
     ]
     print()

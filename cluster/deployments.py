@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.background import Background
+from cluster.coordinator.client import REPEAT_S
 from cluster.coordinator.handle import CoordinatorHandle
 from cluster.coordinator.view import ClusterStatus, PlacementStatus, RouterReport, View
 from cluster.device.node import NODE_LABEL, NodeIdentity
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
     from cluster.shard.shard import Shard
 
-LOST_AFTER_S = 15.0         # a member that has not reported for so long is gone; it reports every second
+LOST_AFTER_S = 3 * REPEAT_S
+REPLACED_AFTER_S = 1.2 * REPEAT_S
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -51,7 +53,7 @@ class CoordinatorDeployment:
         self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.planner.group_plan"))
         args = read_model_args(locate_checkpoint(config.model, "facts"))
         rules = GroupRules(config.num_members, tuple(pool.name for pool in config.pools), plan_rules(args, config),
-                           LOST_AFTER_S)
+                           LOST_AFTER_S, REPLACED_AFTER_S)
         self._coordinator = Coordinator(rules, time.monotonic)
         self._background = Background(asyncio.create_task(
             self._coordinator.rebalance_forever(config.placement.rebalance_interval_s)))

@@ -8,13 +8,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cluster.device.file_limit import raise_file_limit
+
 # Serve calls what this variable of a node's environment names, in every proxy, before it listens.
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.http_proxy.prepare"}
 
 
 def prepare() -> list[Middleware]:
     """Let the proxy read the body of a request that offers another protocol, as Java's client and `curl --http2` do
-    (`Upgrade: h2c`). uvicorn's own choice of a parser, httptools, stops at such a header and loses the body."""
+    (`Upgrade: h2c`). uvicorn's own choice of a parser, httptools, stops at such a header and loses the body. And let
+    it hold as many connections as the system lets: beyond its soft limit of files it would drop them unanswered."""
+    raise_file_limit()
     auto.AutoHTTPProtocol = H11Protocol
     return []
 

@@ -19,6 +19,7 @@ from cluster.device.node import NodeIdentity, PortTakenError, host_and_port, por
 from serving.config import ServeConfig
 from serving.ingress.grpc_server import build_grpc_server
 from serving.ingress.openai_http import build_http_app
+from serving.link.epoch import Epoch
 from serving.metrics import RouterMetrics
 from serving.router.generation import ModelCard
 from serving.router.service import InferenceService
@@ -92,16 +93,15 @@ class RouterReplica:
 
     async def _follow_epochs(self) -> None:
         while True:
-            view = await self._follower.until(self._is_ready_and_new)
-            assert view.epoch is not None
-            self._epoch = (view.epoch.number, view.epoch.revision)
-            await self._service.set_epoch(view.epoch)
+            epoch = await self._follower.first(self._new_epoch)
+            self._epoch = (epoch.number, epoch.revision)
+            await self._service.set_epoch(epoch)
             self._reporter.notify()
 
-    def _is_ready_and_new(self, view: View) -> bool:
-        """A new revision of the same epoch changes the shares of the requests."""
-        return (view.phase is GroupPhase.READY and view.epoch is not None
-                and (view.epoch.number, view.epoch.revision) > self._epoch)
+    def _new_epoch(self, view: View) -> Epoch | None:
+        """Take an epoch to serve, or a new revision of one: it changes the shares of the requests."""
+        epoch = view.epoch if view.phase is GroupPhase.READY else None
+        return epoch if epoch is not None and (epoch.number, epoch.revision) > self._epoch else None
 
     async def _send_report(self, report: RouterReport) -> None:
         """Say how this router is, and show what the coordinator answers of the placement."""

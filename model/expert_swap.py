@@ -1,6 +1,7 @@
-"""Prepares another placement for a member that goes on serving: new weights, put in between two steps.
+"""Gives a member the experts of another placement. Only layers whose experts change on it are touched.
 
-Only layers whose experts change on this member are touched. Until the swap they exist twice.
+A member that goes on serving has them prepared beside the running ones, to be put in between two steps: until then they
+exist twice. One that does nothing else has them exchanged in place, layer by layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from model.expert_host import MemberModel
 from model.kernels.protocol import ExpertWeights
 from model.moe import new_experts
 from model.placement import Placement
-from model.weights import LayerFill, WeightLoader
+from model.weights import LayerFill, Progress, WeightLoader
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class ExpertChange:
 
     running: Placement
     wanted: Placement
-    rank: int
+    rank: int                           # in `wanted`
+    running_rank: int | None = None     # in `running`; None: the same
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -43,11 +45,19 @@ class ExpertChange:
         before = set(self._before(layer))
         return {expert: slot for slot, expert in enumerate(self._after(layer)) if expert not in before}
 
+    def slots(self, layer: int) -> dict[int, int]:
+        """Return, of all experts that are wanted: expert -> slot."""
+        return {expert: slot for slot, expert in enumerate(self._after(layer))}
+
     def num_experts(self, layer: int) -> int:
         return len(self._after(layer))
 
+    def num_more_experts(self, layer: int) -> int:
+        """Return how many experts the layer has more than now; below zero for fewer."""
+        return len(self._after(layer)) - len(self._before(layer))
+
     def _before(self, layer: int) -> tuple[int, ...]:
-        return self.running.experts_of(layer, self.rank)
+        return self.running.experts_of(layer, self.rank if self.running_rank is None else self.running_rank)
 
     def _after(self, layer: int) -> tuple[int, ...]:
         return self.wanted.experts_of(layer, self.rank)
@@ -78,3 +88,37 @@ def prepare_experts(change: ExpertChange, model: MemberModel, loader: WeightLoad
     loader.load_experts([LayerFill(layer, weights, change.read_slots(layer))
                          for layer, weights in weights_of_layer.items()], lambda done, total: check())
     return weights_of_layer
+
+
+def exchange_experts(change: ExpertChange, model: MemberModel, loader: WeightLoader, has_room: Callable[[int], bool],
+                     progress: Progress) -> int:
+    """Give an idle member its wanted experts, and return the bytes read. Experts that stay are copied within memory.
+
+    Layers that shrink come first, so that no more is held than before or after, plus one layer. Where `has_room(bytes)`
+    says that even this does not fit, a layer's experts are given up first and all read. Raises TensorError,
+    CheckpointError: then `model` is not to be used.
+    """
+    expert_bytes = new_experts(loader.args, 1, loader.kernels, loader.dtype).nbytes
+    fills: list[LayerFill] = []
+    unread_bytes = 0        # allocated, and not in use before they are read
+    for layer in sorted(change.layers, key=change.num_more_experts):
+        fits = has_room(unread_bytes + change.num_experts(layer) * expert_bytes)
+        fill = _moved(change, layer, model, loader) if fits else _emptied(change, layer, model, loader)
+        unread_bytes += len(fill.slots) * expert_bytes
+        fills.append(fill)
+    return loader.load_experts(fills, progress)
+
+
+def _moved(change: ExpertChange, layer: int, model: MemberModel, loader: WeightLoader) -> LayerFill:
+    weights = new_experts(loader.args, change.num_experts(layer), loader.kernels, loader.dtype)
+    for slot, running_slot in change.kept_slots(layer).items():
+        weights.copy_slot(slot, model.experts[layer].weights, running_slot)
+    model.experts[layer].weights = weights
+    return LayerFill(layer, weights, change.read_slots(layer))
+
+
+def _emptied(change: ExpertChange, layer: int, model: MemberModel, loader: WeightLoader) -> LayerFill:
+    model.experts[layer].weights = new_experts(loader.args, 0, loader.kernels, loader.dtype)    # frees what was there
+    weights = new_experts(loader.args, change.num_experts(layer), loader.kernels, loader.dtype)
+    model.experts[layer].weights = weights
+    return LayerFill(layer, weights, change.slots(layer))

@@ -96,12 +96,17 @@ class ShardMetrics:
         self.num_waiting = gauge("num_requests_waiting", "Requests that wait for KV blocks or a place in the batch")
         self.kv_usage = gauge("kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1")
         self.kv_blocks = gauge("kv_blocks", "KV blocks in all")
+        self.state_usage = gauge("state_slots_usage_perc", "Share of the state slots that sequences hold, 0 to 1")
+        self.state_slots = gauge("state_slots", "Slots for states in all; 0: no layer keeps one")
+        self.snapshots = gauge("state_snapshots", "Snapshots of states that a prefix can be continued from")
         self.tokens_per_s = gauge("shard_tokens_per_second", "Tokens computed over the last seconds of work")
         self.step_time = gauge("step_time_seconds", "Mean length of the recent steps")
         self.emulated_speed = gauge("emulated_speed", "Part of its speed that the shard's pool emulates; 1: all of it")
         self.preemptions = Counter("moesaic:num_preemptions_total", "Requests whose blocks were taken to be recomputed",
                                    SHARD_LABELS, registry=registry)
-        self._num_preemptions: dict[tuple[str, str], int] = {}
+        self.cached_tokens = Counter("moesaic:shard_cached_tokens_total", "Tokens that the prefix cache served, in "
+                                     "hybrids from snapshots of states", SHARD_LABELS, registry=registry)
+        self._counted: dict[tuple[str, str], ShardLoad] = {}        # what the counters stand at
 
     def joined(self, member: Member) -> None:
         """The shard is linked to."""
@@ -112,21 +117,31 @@ class ShardMetrics:
         self.num_running.labels(shard, pool).set(load.num_running)
         self.num_waiting.labels(shard, pool).set(load.num_waiting)
         used = load.kv_blocks_total - load.kv_blocks_free
-        self.kv_usage.labels(shard, pool).set(used / load.kv_blocks_total if load.kv_blocks_total else 0.0)
+        self.kv_usage.labels(shard, pool).set(_part(used, load.kv_blocks_total))
         self.kv_blocks.labels(shard, pool).set(load.kv_blocks_total)
+        slots = load.state_slots_total
+        self.state_usage.labels(shard, pool).set(_part(slots - load.state_slots_free, slots))
+        self.state_slots.labels(shard, pool).set(slots)
+        self.snapshots.labels(shard, pool).set(load.num_snapshots)
         self.tokens_per_s.labels(shard, pool).set(load.tokens_per_s)
         self.step_time.labels(shard, pool).set(load.step_s)
-        before = self._num_preemptions.get((shard, pool), 0)
-        self.preemptions.labels(shard, pool).inc(max(0, load.num_preemptions - before))
-        self._num_preemptions[shard, pool] = load.num_preemptions
+        before = self._counted.get((shard, pool), ShardLoad())
+        self.preemptions.labels(shard, pool).inc(max(0, load.num_preemptions - before.num_preemptions))
+        self.cached_tokens.labels(shard, pool).inc(max(0, load.num_cached_tokens - before.num_cached_tokens))
+        self._counted[shard, pool] = load
 
     def forget(self, shard: str, pool: str) -> None:
         """The shard left the epoch: its series end, so that dead shards do not pile up."""
-        if self._num_preemptions.pop((shard, pool), None) is None:
+        if self._counted.pop((shard, pool), None) is None:
             return
         for metric in (self.num_running, self.num_waiting, self.kv_usage, self.kv_blocks, self.tokens_per_s,
-                       self.step_time, self.emulated_speed, self.preemptions):
+                       self.step_time, self.emulated_speed, self.preemptions, self.state_usage, self.state_slots,
+                       self.snapshots, self.cached_tokens):
             metric.remove(shard, pool)
+
+
+def _part(used: int, total: int) -> float:
+    return used / total if total else 0.0
 
 
 class PlacementMetrics:
@@ -159,8 +174,7 @@ class PlacementMetrics:
         self.request_share.clear()
         self.expert_copies.clear()
         for rank, member in enumerate(epoch.members):
-            share = epoch.shares[rank].fraction if epoch.shares else 1.0 / len(epoch.members)
-            self.request_share.labels(member.shard_id, member.pool).set(share)
+            self.request_share.labels(member.shard_id, member.pool).set(epoch.shares[rank].fraction)
             self.expert_copies.labels(member.shard_id, member.pool).set(epoch.placement.num_experts_of(rank))
         self.work_over_profile.clear()
         for member, ratio in zip(epoch.members, ratios, strict=True):

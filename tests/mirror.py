@@ -59,7 +59,10 @@ COVERED_BY = {
     "cluster/router_replica.py": "e2e/test_generation.py",
     "cluster/coordinator/handle.py": "e2e/test_generation.py",
     "cluster/coordinator/view.py": "cluster/coordinator/test_coordinator.py",         # plain values
-    "cluster/shard/shard.py": "e2e/test_generation.py",
+    "cluster/shard/epoch_run.py": "cluster/shard/test_shard.py",            # real shards through several epochs
+    "cluster/shard/parts.py": "cluster/shard/test_shard.py",
+    "cluster/shard/preparation.py": "cluster/shard/test_shard.py",
+    "cluster/shard/registered_shard.py": "cluster/shard/test_shard.py",
     "cluster/device/facts.py": "cluster/shard/test_loaded_model.py",
     "cluster/device/backend.py": "cluster/shard/test_process_group.py",
     "cluster/launch/local_nodes.py": "e2e/test_operations.py",

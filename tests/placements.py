@@ -1,8 +1,9 @@
-"""Placements that many tests use."""
+"""Placements and shares that many tests use."""
 
 from __future__ import annotations
 
 from model.placement import Placement
+from serving.link.epoch import RequestShare
 
 
 def contiguous_placement(num_layers: int, num_experts: int, shares: tuple[int, ...]) -> Placement:
@@ -12,3 +13,8 @@ def contiguous_placement(num_layers: int, num_experts: int, shares: tuple[int, .
     owner = [rank for rank, share in enumerate(shares) for _ in range(share)]
     layer = tuple((rank,) for rank in owner)
     return Placement(num_members=len(shares), holders=(layer,) * num_layers)
+
+
+def even_shares(num_members: int, token_budget: int = 512) -> tuple[RequestShare, ...]:
+    """All take as many requests."""
+    return (RequestShare(1.0 / num_members, token_budget),) * num_members

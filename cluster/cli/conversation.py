@@ -52,7 +52,8 @@ def print_answer(console: Console, client: ChatClient, messages: list[Message], 
             num_tokens = num_tokens if piece.num_tokens is None else piece.num_tokens
             finish_reason = piece.finish_reason or finish_reason
     finally:
-        console.print()
+        if texts:
+            console.print()
     total_s = time.perf_counter() - began_s
     return Answered("".join(texts), num_tokens, total_s if first_s is None else first_s, total_s,
                     finish_reason == "length")

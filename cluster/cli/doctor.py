@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from cluster.device.facts import num_threads_of
 from cluster.device.file_limit import bounded_by_files, raise_file_limit
 from cluster.device.host_limits import host_cpus, host_memory
+from cluster.launch.interruption import children_unaware
 from serving.config import AdmissionConfig, ServeConfig
 from serving.link.epoch import DeviceProfile
 
@@ -133,12 +134,14 @@ def _collective_round_trip() -> Iterator[Check]:
     """Two processes of this machine form a group, as shards do, and agree on steps."""
     port = _free_port()
     context = multiprocessing.get_context("spawn")
-    seconds = context.Value("d", -1.0)
+    with children_unaware():        # of its own: it starts multiprocessing's resource tracker, which changes the mask
+        seconds = context.Value("d", -1.0)
     processes = [context.Process(target=_agree_many_times, args=(port, rank, seconds), daemon=True)
                  for rank in range(2)]
     try:
-        for process in processes:
-            process.start()
+        with children_unaware():
+            for process in processes:
+                process.start()
         for process in processes:
             process.join(ROUND_TRIP_TIMEOUT_S)
     finally:

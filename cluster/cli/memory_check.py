@@ -18,6 +18,7 @@ import torch
 from cluster.cli.doctor import Check, Verdict
 from cluster.device.backend import import_backend
 from cluster.device.facts import available_memory_bytes, memory_budget, resident_memory_bytes
+from cluster.launch.interruption import children_unaware
 from cluster.planner.costs.step_costs import Workload, check_workload
 from cluster.planner.memory_fit import MemoryFit, members_fit
 from cluster.planner.memory_plan import MemberMemory
@@ -43,7 +44,9 @@ class Machine:
 def this_machine() -> Machine:
     """Measure the memory: what a shard's process takes, in a process of its own that imports what a shard imports."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
-        process_bytes = processes.submit(_shard_process_bytes).result(IMPORT_TIMEOUT_S)
+        with children_unaware():
+            measuring = processes.submit(_shard_process_bytes)
+        process_bytes = measuring.result(IMPORT_TIMEOUT_S)
     gpu_free_bytes = torch.cuda.mem_get_info(0)[0] if torch.cuda.is_available() else None
     return Machine(process_bytes, available_memory_bytes(), gpu_free_bytes)
 

@@ -28,11 +28,11 @@ def placement_view(status: PlacementStatus) -> Group:
         parts += [Text(line) for line in figure_lines(epoch.figures)]
     table = _table("rank", "node", "pool", "requests", "budget", "experts")
     for rank, member in enumerate(epoch.members):
-        share = epoch.shares[rank] if epoch.shares else None
+        share = epoch.shares[rank]
         speed = member.profile.emulated_speed if member.profile else None
         name = member.node_name if speed is None else f"{member.node_name} (emulated {speed:g})"
-        table.add_row(str(rank), name, member.pool, f"{share.fraction:.1%}" if share else "even",
-                      str(share.token_budget) if share else "-", expert_ranges(epoch.placement, rank))
+        table.add_row(str(rank), name, member.pool, f"{share.fraction:.1%}", str(share.token_budget),
+                      expert_ranges(epoch.placement, rank))
     return Group(*parts, table, *_work_lines(status))
 
 
@@ -108,10 +108,9 @@ def placement_json(status: PlacementStatus) -> str:
 def _member_json(status: PlacementStatus, rank: int) -> dict[str, object]:
     epoch, ratio = status.epoch, status.ratios[rank]
     member = epoch.members[rank]
-    share = epoch.shares[rank] if epoch.shares else None
+    share = epoch.shares[rank]
     return {"rank": rank, "shard_id": member.shard_id, "node": member.node_name, "pool": member.pool,
-            "request_share": share.fraction if share else 1.0 / len(epoch.members),
-            "token_budget": share.token_budget if share else None,
+            "request_share": share.fraction, "token_budget": share.token_budget,
             "expert_copies": epoch.placement.num_experts_of(rank),
             "emulated_speed": member.profile.emulated_speed if member.profile else None,
             "work_over_profile": asdict(ratio) if ratio else None}

@@ -100,8 +100,6 @@ def _kind(entry: Shard) -> tuple[str, str, str]:
 def _row(shards: list[Shard], epoch: Epoch | None, total_rows: int, has_pools: bool) -> ShardRow:
     member, first = shards[0]
     name = f"{member.node_name} ({member.pool})" if has_pools else member.node_name
-    blocks = sum(shard.kv_blocks_total for _, shard in shards)
-    used = blocks - sum(shard.kv_blocks_free for _, shard in shards)
     resident, budget = (sum(shard.resident_bytes for _, shard in shards),
                         sum(one.facts.memory_budget_bytes for one, _ in shards))
     num_rows = sum(shard.num_expert_rows for _, shard in shards)
@@ -109,10 +107,20 @@ def _row(shards: list[Shard], epoch: Epoch | None, total_rows: int, has_pools: b
     speed = member.profile.emulated_speed if member.profile else None
     return ShardRow(
         name if len(shards) == 1 else f"{len(shards)} x {name}", first.state, _experts(shards, epoch),
-        f"{_mib(resident)} of {_mib(budget)}", f"{used / blocks:.0%}" if blocks else "-",
+        f"{_mib(resident)} of {_mib(budget)}", _caches(shards),
         f"{sum(shard.num_running for _, shard in shards)}+{sum(shard.num_waiting for _, shard in shards)}",
         f"{num_rows:,}{share}", f"{_short(num_rows)}{share}",
         "" if speed is None else f"(emulated\n{speed:g})")
+
+
+def _caches(shards: list[Shard]) -> str:
+    """Return the part of the KV blocks that is in use, and where layers keep states that of their slots."""
+    blocks, slots = (sum(shard.kv_blocks_total for _, shard in shards),
+                     sum(shard.state_slots_total for _, shard in shards))
+    if not blocks:
+        return "-"
+    kv = f"{1 - sum(shard.kv_blocks_free for _, shard in shards) / blocks:.0%}"
+    return f"{kv} / states {1 - sum(shard.state_slots_free for _, shard in shards) / slots:.0%}" if slots else kv
 
 
 def _experts(shards: list[Shard], epoch: Epoch | None) -> str:

@@ -59,8 +59,9 @@ def _table(rows: list[ShardRow], names: list[str], is_short: bool) -> Table:
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     for row, name in zip(rows, names, strict=True):
         table.add_row(Text(f"{name}\n{row.note}" if row.note else name),
-                      Text(row.state, style=_COLOURS.get(row.state, "yellow")), row.experts, row.memory, row.kv,
-                      row.load, row.short_rows if is_short else row.rows)
+                      Text(row.state, style=_COLOURS.get(row.state, "yellow")), row.experts, row.memory,
+                      row.kv.replace(" / ", "\n") if is_short else row.kv, row.load,
+                      row.short_rows if is_short else row.rows)
     return table
 
 

@@ -16,6 +16,7 @@ from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
+T = TypeVar("T")
 
 WATCH_S = 10.0          # how long the coordinator may hold a question before it repeats its answer
 RETRY_S = 0.2           # pause after a call that failed: the coordinator restarts
@@ -94,8 +95,12 @@ class ViewFollower:
                 self._changed.set()
                 self._changed = asyncio.Event()
 
-    async def until(self, accept: Callable[[View], bool]) -> View:
-        """The first view from now on that `accept` takes."""
-        while not accept(self.view):
+    async def first(self, choose: Callable[[View], T | None]) -> T:
+        """Return the first that `choose` takes of a view, from now on."""
+        while (chosen := choose(self.view)) is None:
             await self._changed.wait()
-        return self.view
+        return chosen
+
+    async def until(self, accept: Callable[[View], bool]) -> View:
+        """Return the first view from now on that `accept` takes."""
+        return await self.first(lambda view: view if accept(view) else None)

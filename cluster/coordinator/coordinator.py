@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 
+from cluster.coordinator.member_room import reachable_slots, room_bytes
 from cluster.coordinator.membership import (
     UNKNOWN,
     GroupPlanned,
@@ -21,8 +22,9 @@ from cluster.coordinator.membership import (
     decide,
     is_of_unknown_epoch,
 )
-from cluster.coordinator.placement_change import ChangeState, advance, begin, find, running_change
+from cluster.coordinator.placement_change import AwaitedRevision, ChangeState, advance, begin, find, running_change
 from cluster.coordinator.planning import plan_change, plan_given, plan_members
+from cluster.coordinator.rebalance import epoch_to_rebalance, gain_worth_taking, rebalance_id
 from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, RouterReport, View
 from cluster.coordinator.work_reports import WorkReports
 from cluster.planner.layer.error import PlacementError
@@ -36,7 +38,6 @@ from serving.link.epoch import Epoch, Member, PlacementChange, PlannedPlacement,
 logger = logging.getLogger(__name__)
 
 FORGET_AFTER_S = 60.0       # reports of members and routers that are gone
-PREPARE_TIMEOUT_S = 600.0   # of one stage of a change
 _REVISION_JUMP = 1_000_000
 
 
@@ -56,14 +57,15 @@ class Coordinator:
         self._planned: GroupPlanned | None = None
         self._planning: asyncio.Task[None] | None = None
         self._num_rows_considered = 0.0
-        self._awaited = (0, 0.0)                    # the revision that members prepare, and since when
+        self._awaited = AwaitedRevision()
         self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules).view
         self._told_key = self._view.key
         self._changed = asyncio.Event()
 
     async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
         """Register a shard, or hear that it lives. True: it runs what is unknown here and should send that along."""
-        self._reports[member.shard_id] = Report(member, status, self._clock())
+        known, now_s = self._reports.get(member.shard_id), self._clock()
+        self._reports[member.shard_id] = Report(member, status, now_s, known.first_s if known else now_s)
         self._highest_epoch_number = max(self._highest_epoch_number, status.epoch_number)
         if epoch is not None and self._is_newer(epoch):
             self._adopt(epoch)
@@ -127,31 +129,22 @@ class Coordinator:
         return self._begin(epoch, operation_id, why, best.target)
 
     async def rebalance(self) -> PlacementChange | None:
-        """Look once whether another placement would be faster by the margin, for the counted load and measured work.
-
-        Not over a placement that somebody gave, and not again when the same change has failed.
-        """
-        config, epoch = self._rules.plan.config, self._view.epoch
-        counted = self._work.counted(epoch)
-        if (config.rebalance_margin is None or config.policy != "speed" or self._view.phase is not GroupPhase.READY
-                or epoch is None or running_change(epoch) or counted is None):
-            return None
-        operation_id, num_rows = f"auto-{epoch.number}-{epoch.revision}", float(counted.sum())
-        is_given = epoch.figures is not None and epoch.figures.solver == "given"
-        if is_given or find(epoch, operation_id) or num_rows <= self._num_rows_considered:
+        """Look once whether another placement would be faster by the margin, for the counted load and measured work."""
+        config, counted = self._rules.plan.config, self._work.counted(self._view.epoch)
+        num_rows = float(counted.sum()) if counted is not None else 0.0
+        epoch = epoch_to_rebalance(self._view, config, num_rows, self._num_rows_considered)
+        if epoch is None:
             return None
         self._num_rows_considered = num_rows
         best = await self._best_change(self._as_measured(epoch), counted)
-        target = best.target
-        assert target.figures is not None
-        gain = best.running_s / target.figures.step_s - 1.0
-        logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned_step_s=%.6f", epoch.number,
-                    epoch.revision, best.running_s, target.figures.step_s)
-        if gain < config.rebalance_margin:
+        gain = gain_worth_taking(best, config.rebalance_margin)
+        logger.info("rebalance_considered epoch=%d revision=%d step_s=%.6f planned=%s", epoch.number, epoch.revision,
+                    best.running_s, best.target.figures)
+        if gain is None:
             return None
         self._num_rows_considered = 0.0
         measured = " and measured work" if any(self._work.ratios(epoch)) else ""
-        return self._begin(epoch, operation_id, f"{gain:.0%} faster for the counted load{measured}", target)
+        return self._begin(epoch, rebalance_id(epoch), f"{gain:.0%} faster for the counted load{measured}", best.target)
 
     async def rebalance_forever(self, interval_s: float) -> None:
         while True:
@@ -167,7 +160,8 @@ class Coordinator:
         for member, ratio in zip(epoch.members, self._work.ratios(epoch), strict=True):
             if ratio is not None:
                 logger.info("planned_with_work shard_id=%s %s", member.shard_id, ratio)
-        return await asyncio.to_thread(plan_change, epoch, self._rules.plan, counted, self._slots(epoch))
+        return await asyncio.to_thread(plan_change, epoch, self._rules.plan, counted,
+                                       reachable_slots(epoch, self._reports, self._rules.demand))
 
     def _as_measured(self, epoch: Epoch) -> Epoch:
         return self._work.as_measured(epoch, {shard_id: report.member for shard_id, report in self._reports.items()})
@@ -186,8 +180,7 @@ class Coordinator:
         epoch = begin(epoch, operation_id, why, target, self._rules.demand.expert_bytes)
         self._view = replace(self._view, epoch=epoch)
         self._refresh()
-        change = find(self._view.epoch or epoch, operation_id) or find(epoch, operation_id)
-        assert change is not None
+        change = find(self._view.epoch or epoch, operation_id) or epoch.changes[-1]
         logger.info("placement_change operation_id=%s moved_bytes=%d why=%s", operation_id, change.moved_bytes, why)
         return change
 
@@ -228,7 +221,7 @@ class Coordinator:
         self._revision_above = epoch.revision + secrets.randbelow(_REVISION_JUMP)
         for member in epoch.members:
             unheard = ShardStatus(member.shard_id, epoch.number, UNKNOWN)
-            self._reports.setdefault(member.shard_id, Report(member, unheard, now_s))
+            self._reports.setdefault(member.shard_id, Report(member, unheard, now_s, now_s))
         self._view = replace(self._view, epoch=epoch, next=None)
 
     async def _plan(self, members: tuple[Member, ...]) -> None:
@@ -266,32 +259,12 @@ class Coordinator:
         """The view with what comes of a change of placement that runs."""
         reports = [self._reports[member.shard_id] for member in epoch.members]
         prepared = self._view.next if self._view.epoch and self._view.epoch.number == epoch.number else None
-        awaited, since_s = self._awaited
-        is_late = prepared is not None and prepared.revision == awaited and self._clock() - since_s > PREPARE_TIMEOUT_S
+        demand, now_s = self._rules.demand, self._clock()
         state = advance(ChangeState(epoch, prepared), [report.status for report in reports],
-                        [self._room_bytes(report) for report in reports], self._rules.demand.expert_bytes,
-                        self._revision_above, is_late)
-        if state.next is not None and state.next.revision != awaited:
-            self._awaited = (state.next.revision, self._clock())
+                        [room_bytes(report, demand) for report in reports], demand.expert_bytes,
+                        self._revision_above, self._awaited.is_late(prepared, now_s))
+        self._awaited = self._awaited.followed_by(state.next, now_s)
         return replace(view, epoch=state.epoch, next=state.next)
-
-    def _room_bytes(self, report: Report) -> int:
-        """What new experts may take beside the old ones. An accelerator's is not reported: one layer at a time."""
-        facts = report.member.facts
-        if facts.device != "cpu":
-            return 0
-        return max(0, facts.memory_budget_bytes - report.status.resident_bytes - self._rules.demand.buffer_bytes)
-
-    def _slots(self, epoch: Epoch) -> tuple[int, ...]:
-        """Copies that each member can come to hold: what it has, and what fits beside that and a layer in change."""
-        expert_bytes, slots = self._rules.demand.expert_bytes, []
-        for rank, member in enumerate(epoch.members):
-            largest = max((len(epoch.placement.experts_of(layer, rank)) for layer in range(epoch.placement.num_layers)),
-                          default=0)
-            report = self._reports.get(member.shard_id)
-            room_bytes = (self._room_bytes(report) if report else 0) - largest * expert_bytes
-            slots.append(epoch.placement.num_experts_of(rank) + max(0, room_bytes) // max(1, expert_bytes))
-        return tuple(slots)
 
     def _forget_the_silent(self) -> None:
         now_s = self._clock()

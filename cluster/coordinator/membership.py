@@ -19,11 +19,12 @@ UNKNOWN = "unknown"     # a member that the coordinator knows of only from anoth
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a shard last said of itself, and when."""
+    """A shard has said this of itself."""
 
     member: Member
     status: ShardStatus
-    at_s: float
+    at_s: float                 # the last time
+    first_s: float = 0.0        # the first time
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class GroupRules:
     pools: tuple[str, ...]              # ranks are ordered by pool, node name and shard id
     plan: PlanRules
     lost_after_s: float                 # a member that did not report for so long is gone
+    replaced_after_s: float             # likewise, when another process has started on its node, in its pool, since
 
     @property
     def demand(self) -> MemoryDemand:
@@ -74,29 +76,40 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> Decision:
     unknown = [report.status.epoch_number for report in snapshot.reports
                if is_of_unknown_epoch(report, snapshot.known_epoch_number)]
     if unknown:
-        return Decision(_waiting(f"epoch {max(unknown)} runs; its members are asked about it"))
-    present = sorted((report.member for report in snapshot.reports if _is_present(report, snapshot, rules)),
-                     key=lambda member: (_pool_index(member, rules), member.node_name, member.shard_id))
+        return Decision(_waiting(snapshot, f"epoch {max(unknown)} runs; its members are asked about it"))
+    present = sorted((report for report in snapshot.reports if _is_present(report, snapshot, rules)),
+                     key=lambda report: _order(report.member, rules))
     ended = f"epoch {snapshot.epoch.number} ended: {over}; " if snapshot.epoch and over else ""
     if len(present) < rules.num_members:
-        return Decision(_waiting(ended + _who_is_missing(present, snapshot, rules)))
-    members = tuple(present[:rules.num_members])
+        return Decision(_waiting(snapshot, ended + _who_is_missing(present, snapshot, rules)))
+    chosen = present[:rules.num_members]
+    leaving = [report.member for report in chosen if report.status.state in _IN_EPOCH]
+    if leaving:
+        where = ", ".join(f"{member.shard_id} on node {member.node_name}" for member in leaving)
+        return Decision(_waiting(snapshot, f"{ended}waiting until its members have left it: {where}"))
+    return _next_epoch(snapshot, tuple(report.member for report in chosen), ended)
+
+
+def _next_epoch(snapshot: GroupSnapshot, members: tuple[Member, ...], ended: str) -> Decision:
+    """Decide on an epoch of these members, once their placement is planned."""
     planned = snapshot.planned
     if planned is None or planned.shard_ids != tuple(member.shard_id for member in members):
-        return Decision(_waiting(f"{ended}the placement is planned"), to_plan=members)
+        return Decision(_waiting(snapshot, f"{ended}the placement is planned"), to_plan=members)
     if planned.placement is None:
-        return Decision(View(GroupPhase.WAITING, None, f"{ended}{planned.why}", is_too_small=True))
+        return Decision(replace(_waiting(snapshot, f"{ended}{planned.why}"), is_too_small=True))
     epoch = Epoch(snapshot.highest_epoch_number + 1, members, planned.placement.placement, rendezvous="",
                   shares=planned.placement.shares, figures=planned.placement.figures, changes=planned.changes)
-    return Decision(View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights"))
+    return Decision(View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights",
+                         ended_epoch_number=snapshot.known_epoch_number))
 
 
-def _waiting(why: str) -> View:
-    return View(GroupPhase.WAITING, None, why)
+def _waiting(snapshot: GroupSnapshot, why: str) -> View:
+    """Show that no epoch runs: whoever is still in one that the coordinator knows is to leave it."""
+    return View(GroupPhase.WAITING, None, why, ended_epoch_number=snapshot.known_epoch_number)
 
 
 def is_of_unknown_epoch(report: Report, known_epoch_number: int) -> bool:
-    """The shard serves, or comes to serve, an epoch that another coordinator made: it must tell before a new one is."""
+    """Return whether the shard is in an epoch that another coordinator made: it must tell before a new one is made."""
     return report.status.epoch_number > known_epoch_number and report.status.state in _IN_EPOCH
 
 
@@ -128,16 +141,25 @@ def _why_epoch_is_over(snapshot: GroupSnapshot, epoch: Epoch, rules: GroupRules)
 
 
 def _is_present(report: Report, snapshot: GroupSnapshot, rules: GroupRules) -> bool:
-    return (report.status.state != ShardState.FAILED and snapshot.now_s - report.at_s <= rules.lost_after_s
+    limit_s = rules.replaced_after_s if _is_replaced(report, snapshot) else rules.lost_after_s
+    return (report.status.state != ShardState.FAILED and snapshot.now_s - report.at_s <= limit_s
             and report.member.pool in rules.pools)
 
 
-def _pool_index(member: Member, rules: GroupRules) -> int:
-    return rules.pools.index(member.pool)
+def _is_replaced(report: Report, snapshot: GroupSnapshot) -> bool:
+    """Return whether another process has begun in its place since it was last heard: there is one of a pool on a node,
+    and a dead one is started anew."""
+    place = (report.member.pool, report.member.node_id)
+    return any((other.member.pool, other.member.node_id) == place and other.first_s > report.at_s
+               for other in snapshot.reports)
 
 
-def _who_is_missing(present: list[Member], snapshot: GroupSnapshot, rules: GroupRules) -> str:
-    here = ", ".join(member.node_name for member in present) or "none"
+def _order(member: Member, rules: GroupRules) -> tuple[int, str, str]:
+    return rules.pools.index(member.pool), member.node_name, member.shard_id
+
+
+def _who_is_missing(present: list[Report], snapshot: GroupSnapshot, rules: GroupRules) -> str:
+    here = ", ".join(report.member.node_name for report in present) or "none"
     failed = {report.status.detail: report.member.node_name for report in snapshot.reports
               if report.status.state == ShardState.FAILED}
     reasons = "".join(f"; a shard failed on node {node}: {detail}" for detail, node in sorted(failed.items()))

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from model.placement import Placement
 from serving.link.epoch import Epoch, PlacementChange, PlannedPlacement, ShardStatus
 
-MAX_CHANGES = 20        # that an epoch remembers
+MAX_CHANGES = 20            # that an epoch remembers
+PREPARE_TIMEOUT_S = 600.0   # of one stage of a change
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,25 @@ class ChangeState:
 
     epoch: Epoch                # the one that runs
     next: Epoch | None          # the revision that the members prepare
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedRevision:
+    """Tracks how long the members have been preparing a revision."""
+
+    revision: int = 0           # 0: none
+    since_s: float = 0.0
+
+    def is_late(self, prepared: Epoch | None, now_s: float) -> bool:
+        """Return whether the members have had their time for this revision."""
+        return (prepared is not None and prepared.revision == self.revision
+                and now_s - self.since_s > PREPARE_TIMEOUT_S)
+
+    def followed_by(self, prepared: Epoch | None, now_s: float) -> AwaitedRevision:
+        """Return what to await when the members prepare this revision from now on; the same one goes on."""
+        if prepared is None or prepared.revision == self.revision:
+            return self
+        return AwaitedRevision(prepared.revision, now_s)
 
 
 def num_moved(old: Placement, new: Placement) -> int:

@@ -35,6 +35,11 @@ class View:
     why: str = ""
     is_too_small: bool = False      # the members that it takes are here, and cannot hold the model
     next: Epoch | None = None       # a later revision of `epoch`, to be prepared while that serves
+    ended_epoch_number: int = 0     # no epoch up to this one goes on; 0: the coordinator knows of none that has ended
+
+    def has_ended(self, epoch_number: int) -> bool:
+        """Return whether the members of that epoch are to leave it."""
+        return self.ended_epoch_number >= epoch_number or (self.epoch is not None and self.epoch.number > epoch_number)
 
     @property
     def key(self) -> str:
@@ -42,7 +47,7 @@ class View:
         number, revision = (self.epoch.number, self.epoch.revision) if self.epoch else (0, 0)
         operations = [change.operation_id for change in self.next.changes[-1:]] if self.next else []
         coming = f"{self.next.revision} {operations}" if self.next else ""
-        return f"{number}.{revision}>{coming} {self.phase} {self.why}"
+        return f"{self.ended_epoch_number}:{number}.{revision}>{coming} {self.phase} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ def measure_device(pool: PoolConfig, kernels_name: str, num_shards_a_machine: in
                           f"({memory.limited_by or 'all its memory'})",
                           fix="lower memory_budget, or give the container more memory")
     return DeviceFacts(device="cpu", device_name=device_name("cpu"), kernels=kernels_name,
-                       memory_total_bytes=memory.total_bytes, memory_budget_bytes=budget_bytes,
-                       num_threads=num_threads_of(pool), resident_bytes=resident_bytes)
+                       memory_budget_bytes=budget_bytes, num_threads=num_threads_of(pool),
+                       resident_bytes=resident_bytes)
 
 
 def memory_budget(pool: PoolConfig, available_bytes: int, resident_bytes: int, num_shards_a_machine: int = 1) -> int:
@@ -96,10 +96,9 @@ def trim_memory() -> None:
 def _measure_cuda(pool: PoolConfig, kernels_name: str) -> DeviceFacts:
     import torch
 
-    free, total = torch.cuda.mem_get_info(0)
+    free_bytes, _ = torch.cuda.mem_get_info(0)
     return DeviceFacts(device="cuda:0", device_name=device_name("cuda"), kernels=kernels_name,
-                       memory_total_bytes=total, memory_budget_bytes=memory_budget(pool, free, 0),
-                       num_threads=num_threads_of(pool))
+                       memory_budget_bytes=memory_budget(pool, free_bytes, 0), num_threads=num_threads_of(pool))
 
 
 def device_name(kind: str) -> str:

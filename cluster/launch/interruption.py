@@ -58,6 +58,22 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def children_unaware() -> Iterator[None]:
+    """Start processes in the block that do not notice what a terminal sends to them too (Ctrl-C): this process ends
+    them, without their stacks on the screen. Signals to this process wait for the end of the block."""
+    came: list[int] = []
+    handlers = {signum: signal.signal(signum, lambda number, _: came.append(number)) for signum in ALL_SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})     # children inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _put_back(handlers)
+        for signum in came[:1]:
+            signal.raise_signal(signum)
+
+
+@contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
     """Put back what a library does to the handlers of signals in the block (ray.init takes SIGTERM, in C++ too)."""
     handlers = {signum: signal.getsignal(signum) for signum in ALL_SIGNALS}

@@ -24,6 +24,13 @@ def sequence_bytes(args: ModelArgs, context_tokens: int, dtype_bytes: int) -> in
     return context_tokens * kv_block_bytes(args, 1, dtype_bytes) + slots_bytes
 
 
+def least_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
+    """Return the fewest bytes with which anything runs: a KV block, and the slots of one sequence."""
+    dtype_bytes = DTYPE_BYTES[config.model.dtype]
+    return (kv_block_bytes(args, config.scheduler.block_size, dtype_bytes)
+            + STATE_SLOTS_PER_SEQUENCE * state_slot_bytes(args, dtype_bytes))
+
+
 def divide_cache(args: ModelArgs, config: ServeConfig, cache_bytes: int) -> CacheSizes:
     """Divide so that as many sequences of `placement.context_tokens` as possible run at once.
 

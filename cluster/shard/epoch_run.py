@@ -1,24 +1,23 @@
-"""A shard's part in one epoch: its place in the process group, its engine, its rings."""
+"""A shard takes part in one epoch: its place in the process group, its engine, its rings."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from cluster.coordinator.client import ViewFollower
 from cluster.planner.cache_plan import CacheSizes
-from cluster.planner.memory_demand import max_model_len
-from cluster.shard.executor import GroupExecutor, PreparedRevision, StepCounters
+from cluster.planner.memory_demand import DTYPE_BYTES, max_model_len
+from cluster.shard.executor import GroupExecutor, PreparedRevision
 from cluster.shard.link_probe import measure_link
 from cluster.shard.loaded_model import LoadedModel, new_dispatcher, new_pace, new_runner
+from cluster.shard.parts import ShardParts
 from cluster.shard.process_group import ProcessGroup
 from cluster.shard.revision import RevisionFollower, RevisionMaker
 from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import ExpertWeights
+from model.memory import kv_block_bytes, state_slot_bytes
 from model.placement import Placement
 from model.runner import Runner
 from serving.config import ServeConfig
@@ -26,49 +25,58 @@ from serving.engine.engine import Engine
 from serving.engine.scheduler import Scheduler
 from serving.link.epoch import Epoch, Link
 from serving.link.peer_ringer import PeerRinger
-from serving.link.server import ShardLinkServer
 from serving.supervision import TaskEndedError, first_end, owned_tasks
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedGroup:
+    """A member's place in a group that has formed, and what computes there."""
+
+    group: ProcessGroup
+    model: LoadedModel
+    sizes: CacheSizes
+    runner: Runner
+    maker: RevisionMaker
+    link: Link | None
+
+
 class EpochRun:
-    """Made for one epoch: join, until, close."""
+    """A member's engine in the group of one epoch. Made by `join`; `until` steps, `close` leaves the group.
 
-    def __init__(self, epoch: Epoch, rank: int, config: ServeConfig, link: ShardLinkServer,
-                 thread: ThreadPoolExecutor) -> None:
-        self.engine: Engine
-        self.revisions: RevisionFollower
-        self.kv_cache_bytes = 0
-        self.link: Link | None = None   # measured when the group has formed
-        self._epoch = epoch
-        self._rank = rank
-        self._config = config
-        self._link = link
-        self._thread = thread
-        self._ringer = PeerRinger(epoch.members, epoch.number, rank)
-        self._group: ProcessGroup | None = None
-        self._closing = contextlib.AsyncExitStack()
+    `revision_changed` is called when there is news of `revisions`.
+    """
 
-    async def join(self, model: LoadedModel, sizes: CacheSizes, counters: StepCounters, views: ViewFollower,
-                   revision_changed: Callable[[], None]) -> None:
-        """Form the group and open the link for routers. Raises GroupError.
+    def __init__(self, parts: ShardParts, epoch: Epoch, ringer: PeerRinger, joined: JoinedGroup,
+                 revision_changed: Callable[[], None]) -> None:
+        self.kv_cache_bytes = joined.runner.caches.nbytes
+        self.link = joined.link
+        self.revisions = RevisionFollower(epoch, joined.model, joined.maker, parts.views, revision_changed)
+        self._parts = parts
+        self._epoch_number = epoch.number
+        self._group = joined.group
+        self._ringer = ringer
+        self._executor = GroupExecutor(joined.runner, joined.group, parts.thread, epoch, parts.counters,
+                                       self._on_switch)
+        self.engine = Engine(_new_scheduler(parts.config, joined), self._executor, epoch.number, time.monotonic,
+                             ringer.ring_peers, parts.link.deliver)
+        self._set_token_budget(epoch)
 
-        `revision_changed` is called when there is news of `revisions`.
-        """
-        self._ringer.connect()
-        loop = asyncio.get_running_loop()
-        runner, maker = await loop.run_in_executor(self._thread, self._join, model, sizes)
-        assert self._group is not None
-        self.revisions = RevisionFollower(self._epoch, model, maker, views, revision_changed)
-        self._closing.push_async_callback(self.revisions.close)
-        self._executor = GroupExecutor(runner, self._group, self._thread, self._epoch, counters, self._on_switch)
-        scheduler = Scheduler(self._config.scheduler, sizes.num_blocks,
-                              max_model_len(model.decoder.args, self._config), sizes.num_state_slots)
-        self.engine = Engine(scheduler, self._executor, self._epoch.number, time.monotonic, self._ringer.ring_peers,
-                             self._link.deliver)
-        self._set_token_budget(self._epoch)
-        self._link.open_epoch(self._epoch.number, self.engine)
+    @staticmethod
+    async def join(parts: ShardParts, epoch: Epoch, rank: int, model: LoadedModel, sizes: CacheSizes,
+                   revision_changed: Callable[[], None]) -> EpochRun:
+        """Form the group and open the link for routers. Raises GroupError."""
+        ringer = PeerRinger(epoch.members, epoch.number, rank)
+        ringer.connect()
+        try:
+            joined = await parts.in_thread(lambda: _join(parts.config, epoch, rank, model, sizes))
+        except BaseException:
+            await ringer.close()
+            raise
+        run = EpochRun(parts, epoch, ringer, joined, revision_changed)
+        parts.link.open_epoch(epoch.number, run.engine)
+        return run
 
     @property
     def prepared_revision(self) -> int:
@@ -82,37 +90,53 @@ class EpochRun:
             ended = await first_end(tasks.values())
             if ended is not tasks["is_over"]:
                 raise TaskEndedError(f"the task {ended.get_name()} returned", fix="see the log for why")
-            await self.engine.stop()
+            await self.engine.stop()        # close() lets go of members that wait for this one
 
     async def close(self) -> None:
-        self._link.close_epoch(f"epoch {self._epoch.number} is over")
+        """Leave the group, at once: members that wait for this one in an agreement learn by it that it is gone."""
+        self._parts.link.close_epoch(f"epoch {self._epoch_number} is over")
+        await self._parts.in_thread(self._group.close)
         await self._ringer.close()
-        await self._closing.aclose()
-        if self._group is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._group.close)
+        await self.revisions.close()
 
     def _on_switch(self, prepared: PreparedRevision, replaced: dict[int, ExpertWeights]) -> None:
         self._set_token_budget(prepared.epoch)
         self.revisions.has_switched(prepared, replaced)
 
     def _set_token_budget(self, epoch: Epoch) -> None:
-        max_batch_tokens = self._config.scheduler.max_batch_tokens
-        self.engine.scheduler.token_budget = epoch.token_budget(self._rank, max_batch_tokens)
+        max_batch_tokens = self._parts.config.scheduler.max_batch_tokens
+        self.engine.scheduler.token_budget = epoch.token_budget(self._group.rank, max_batch_tokens)
 
-    def _join(self, model: LoadedModel, sizes: CacheSizes) -> tuple[Runner, RevisionMaker]:
-        """On the model thread."""
-        group_config, kernels = self._config.group, model.decoder.kernels
-        self._group = ProcessGroup.join(self._epoch.rendezvous, self._rank, len(self._epoch.members),
-                                        group_config.collective_timeout_s, group_config.backend, str(kernels.device))
-        known = [member.profile.link if member.profile else None for member in self._epoch.members]
-        # Members of an epoch agree on whether all have measured theirs before.
-        self.link = known[self._rank] if all(known) else measure_link(self._group, kernels.device)
-        group, member = self._group, self._epoch.members[self._rank]
-        pace = new_pace(member, kernels)
 
-        def dispatcher_of(placement: Placement) -> Dispatcher:
-            return new_dispatcher(kernels, placement, group, self._config, pace)
-        runner = new_runner(model, dispatcher_of(self._epoch.placement), sizes, self._config.scheduler.block_size,
-                            pace)
-        self.kv_cache_bytes = runner.caches.nbytes
-        return runner, RevisionMaker(dispatcher_of, member.facts.memory_budget_bytes)
+def _new_scheduler(config: ServeConfig, joined: JoinedGroup) -> Scheduler:
+    args, dtype_bytes = joined.model.decoder.args, DTYPE_BYTES[config.model.dtype]
+    return Scheduler(config.scheduler, joined.sizes.num_blocks, max_model_len(args, config),
+                     joined.sizes.num_state_slots, slot_bytes=state_slot_bytes(args, dtype_bytes),
+                     block_bytes=kv_block_bytes(args, config.scheduler.block_size, dtype_bytes))
+
+
+def _join(config: ServeConfig, epoch: Epoch, rank: int, model: LoadedModel, sizes: CacheSizes) -> JoinedGroup:
+    """Join on the model thread, and make what computes in the group."""
+    kernels = model.decoder.kernels
+    group = ProcessGroup.join(epoch.rendezvous, rank, len(epoch.members), config.group.collective_timeout_s,
+                              config.group.backend, str(kernels.device))
+    try:
+        return _in_group(group, config, epoch, model, sizes)
+    except BaseException:
+        group.close()
+        raise
+
+
+def _in_group(group: ProcessGroup, config: ServeConfig, epoch: Epoch, model: LoadedModel,
+              sizes: CacheSizes) -> JoinedGroup:
+    kernels, member = model.decoder.kernels, epoch.members[group.rank]
+    known = [member.profile.link if member.profile else None for member in epoch.members]
+    # Members of an epoch agree on whether all have measured theirs before.
+    link = known[group.rank] if all(known) else measure_link(group, kernels.device)
+    pace = new_pace(member, kernels)
+
+    def dispatcher_of(placement: Placement) -> Dispatcher:
+        return new_dispatcher(kernels, placement, group, config, pace)
+    runner = new_runner(model, dispatcher_of(epoch.placement), sizes, config.scheduler.block_size, pace)
+    maker = RevisionMaker(dispatcher_of, member.facts.memory_budget_bytes)
+    return JoinedGroup(group, model, sizes, runner, maker, link)

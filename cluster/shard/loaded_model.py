@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.device.facts import return_free_memory, used_memory_bytes
-from cluster.planner.cache_plan import CacheSizes, divide_cache
+from cluster.planner.cache_plan import CacheSizes, divide_cache, least_cache_bytes
 from cluster.planner.memory_demand import (
     DTYPE_BYTES,
     PROCESS_GROWTH_BYTES,
@@ -49,17 +49,9 @@ class LoadedModel:
     takes_requests: bool
     num_expert_copies: int
 
-    def holds(self, epoch: Epoch, rank: int) -> bool:
-        """True when another epoch asks for the same experts, so that nothing need be loaded again."""
-        layers = range(self.placement.num_layers)
-        return (epoch.placement.num_layers == self.placement.num_layers
-                and epoch.takes_requests(rank) == self.takes_requests
-                and all(epoch.placement.experts_of(layer, rank) == self.placement.experts_of(layer, self.rank)
-                        for layer in layers))
-
-    def placed(self, placement: Placement) -> LoadedModel:
-        """After its experts have been exchanged for those of another placement."""
-        return replace(self, placement=placement, num_expert_copies=placement.num_experts_of(self.rank))
+    def placed(self, placement: Placement, rank: int) -> LoadedModel:
+        """Return it as it is when its experts have been exchanged for those of another placement."""
+        return replace(self, placement=placement, rank=rank, num_expert_copies=placement.num_experts_of(rank))
 
     @property
     def change_reserve_bytes(self) -> int:
@@ -82,7 +74,8 @@ def cache_sizes(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budge
                 num_members: int) -> CacheSizes:
     """Return the KV blocks and state slots that fit beside what the process takes now, weights included.
 
-    None for a member that takes no requests. Raises OutOfMemoryError when not one block fits.
+    None for a member that takes no requests. Raises OutOfMemoryError when not one block fits, or not one sequence's
+    state slots.
     """
     return_free_memory()        # the KV cache of the epoch before
     if not model.takes_requests:
@@ -97,13 +90,19 @@ def cache_sizes(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budge
     # Changing the placement comes after serving: where the memory is that short, it is refused.
     reserve = model.change_reserve_bytes if num_members > 1 else 0
     left = max(left - reserve, min(least, left))
-    wanted = pool.kv_cache or (left if pool.memory_budget else int(left * _DEFAULT_PART))
-    sizes = divide_cache(args, config, wanted)
-    if sizes.num_blocks < 1 or wanted > left:
+    needed = least_cache_bytes(args, config)
+    wanted = pool.kv_cache or (left if pool.memory_budget else max(int(left * _DEFAULT_PART), min(needed, left)))
+    lacking = max(wanted, needed, least if left < needed else 0) - left
+    if lacking > 0:
         raise OutOfMemoryError(
             f"budget {budget_bytes} bytes - process with its weights {used} - buffers {buffers} leaves {left} bytes "
-            f"for the KV cache, which needs {pool.kv_cache or least}",
+            f"for the KV cache and states, which need {left + lacking}: {lacking} bytes are missing",
             fix="raise the pool's memory_budget, or lower its kv_cache or scheduler.max_batch_tokens")
+    if wanted < needed:
+        raise OutOfMemoryError(f"kv_cache of {wanted} bytes: one KV block and the state slots of one sequence take "
+                               f"{needed}, {needed - wanted} bytes are missing",
+                               fix=f"set the pool's kv_cache to {needed} bytes or more, or leave it out")
+    sizes = divide_cache(args, config, wanted)
     logger.info("caches_sized blocks=%d state_slots=%d bytes=%d used=%d budget=%d", sizes.num_blocks,
                 sizes.num_state_slots, wanted, used, budget_bytes)
     return sizes

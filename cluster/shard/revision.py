@@ -66,7 +66,7 @@ class RevisionMaker:
         dispatcher = self._new_dispatcher(wanted.placement)
         logger.info("revision_prepared revision=%d layers=%d copies=%d took_s=%.2f", wanted.revision,
                     len(weights_of_layer), change.num_slots, time.perf_counter() - began_s)
-        return PreparedRevision(wanted, model.placed(wanted.placement), dispatcher, weights_of_layer)
+        return PreparedRevision(wanted, model.placed(wanted.placement, model.rank), dispatcher, weights_of_layer)
 
     def _check_memory(self, change: ExpertChange, model: LoadedModel) -> None:
         needed = change_bytes(change, model.loader)

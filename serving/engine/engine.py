@@ -44,6 +44,10 @@ class ShardLoad:
     tokens_per_s: float = 0.0       # computed over the last seconds of work; 0 when unknown
     num_preemptions: int = 0        # since the shard started
     step_s: float = 0.0             # mean length of the recent steps; 0 when unknown
+    state_slots_free: int = 0       # snapshots that nobody reads included
+    state_slots_total: int = 0      # 0: no layer keeps a state
+    num_snapshots: int = 0          # of states
+    num_cached_tokens: int = 0      # that the prefix cache served, since the shard started
 
     @property
     def num_sequences(self) -> int:
@@ -162,11 +166,13 @@ class Engine:
         self._wake.set()
 
     def load(self) -> ShardLoad:
-        blocks = self.scheduler.blocks
+        blocks, states = self.scheduler.blocks, self.scheduler.states
         return ShardLoad(
             num_running=self.scheduler.num_running, num_waiting=self.scheduler.num_waiting,
             kv_blocks_free=blocks.num_free, kv_blocks_total=blocks.num_blocks, tokens_per_s=self._rate.tokens_per_s,
-            num_preemptions=self.scheduler.num_preemptions, step_s=self._rate.step_s)
+            num_preemptions=self.scheduler.num_preemptions, step_s=self._rate.step_s,
+            state_slots_free=states.num_free, state_slots_total=states.num_slots, num_snapshots=states.num_snapshots,
+            num_cached_tokens=self.scheduler.num_cached_tokens)
 
     # The group.
 

@@ -16,7 +16,7 @@ from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepPlan, S
 from serving.config import SchedulerConfig
 from serving.engine.block_manager import BlockManager, block_hash
 from serving.engine.request import FinishReason, Request, RequestStatus, TokenEvent
-from serving.engine.state_slots import StateSlots, snapshot_positions
+from serving.engine.state_slots import MIN_SLOTS, StateSlots, snapshot_positions
 from serving.errors import ContextLengthError, InvalidRequestError
 
 _END = {FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
@@ -35,12 +35,19 @@ class Scheduler:
     does not listen (held) give theirs first.
     """
 
-    def __init__(self, config: SchedulerConfig, num_blocks: int, max_model_len: int, num_state_slots: int = 0) -> None:
-        """`num_state_slots`: of models with layers that keep a state; a running sequence needs two."""
+    def __init__(self, config: SchedulerConfig, num_blocks: int, max_model_len: int, num_state_slots: int = 0,
+                 block_bytes: int = 0, slot_bytes: int = 0) -> None:
+        """`num_state_slots`: of models with layers that keep a state. `block_bytes` and `slot_bytes`, of one each, are
+        told to whom they refuse."""
+        if 0 < num_state_slots < MIN_SLOTS:
+            raise ValueError(f"num_state_slots={num_state_slots}: a sequence that starts from a snapshot needs "
+                             f"{MIN_SLOTS}; give more, or 0 for a model without states")
         self.config = config
         self.max_model_len = max_model_len
         self.token_budget = config.max_batch_tokens     # of a step, at least 1; may change between two steps
         self.num_preemptions = 0
+        self.num_cached_tokens = 0                      # not computed, as the prefix cache had them
+        self.block_bytes, self.slot_bytes = block_bytes, slot_bytes
         self.states = StateSlots(num_state_slots)
         self.blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching, self.states.forget)
         self._requests: dict[str, Request] = {}
@@ -221,6 +228,7 @@ class Scheduler:
         bisect.insort(self._running, request, key=_arrival)
         request.block_table = block_table
         request.num_computed_tokens = len(prefix) * self.config.block_size
+        self.num_cached_tokens += request.num_computed_tokens
         if request.num_preemptions == 0:
             request.num_cached_tokens = min(request.num_computed_tokens, len(request.submission.prompt_token_ids))
         return True
@@ -385,9 +393,19 @@ class Scheduler:
         raise ContextLengthError(
             f"{num_prompt} prompt tokens + max_tokens={submission.max_tokens} make "
             f"{num_prompt + submission.max_tokens} tokens; at most {self.max_request_tokens} fit "
-            f"(max_model_len={self.max_model_len}, KV cache {self.blocks.num_blocks}x{self.config.block_size} tokens)",
+            f"(max_model_len={self.max_model_len}, KV cache {self.blocks.num_blocks}x{self.config.block_size} tokens"
+            f"{self._missing_bytes(num_prompt + submission.max_tokens)})",
             fix=f"shorten the prompt, or ask for at most {max(0, self.max_request_tokens - num_prompt)} tokens",
             param="max_tokens" if num_prompt < self.max_request_tokens else "prompt")
+
+    def _missing_bytes(self, num_tokens: int) -> str:
+        """Say what so many tokens take beside what there is, where that is known and too little."""
+        needed = self.blocks.num_blocks_for(num_tokens - 1) * self.block_bytes
+        there = self.blocks.num_blocks * self.block_bytes
+        if needed <= there:
+            return ""
+        states = f", beside {MIN_SLOTS * self.slot_bytes} of states" if self.slot_bytes else ""
+        return f"; the request takes {needed} bytes of the cache's {there}{states}"
 
 
 def _token_ids(request: Request, start: int, end: int) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from serving.engine.block_manager import BlockManager
 
+SLOTS_OF_A_SEQUENCE = 2     # that runs: one read, one written
+MIN_SLOTS = SLOTS_OF_A_SEQUENCE + 1     # with fewer it could not start from a snapshot
 NUM_LAST_MESSAGES = 3       # of a conversation, after which a snapshot is kept
 
 
@@ -66,7 +68,7 @@ class StateSlots:
             return True
         found = None if name is None else self._slots.find(name)
         assert (found is None) == (name is None), "num_reusable() has found the snapshot"
-        slots = self._slots.allocate(2, [] if found is None else [found])
+        slots = self._slots.allocate(SLOTS_OF_A_SEQUENCE, [] if found is None else [found])
         if slots is None:
             return False
         *_, spare, write = slots

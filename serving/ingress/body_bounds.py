@@ -14,7 +14,7 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 1024                # of one message's content
 MAX_PROMPTS = 2048              # in one body, as the OpenAI API
 MAX_CHOICES = 4096              # of one body: prompts x n
-MAX_DETOKENIZED = 2**16         # ids at once; as many as the context has where that is more
+MAX_COUNTED_TOKENS = 2**16      # of /tokenize and /detokenize; as many as the context has where that is more
 MAX_REPEATED_TOKENS = 2**18     # of the prompts, in all choices of one answer
 MAX_TOKEN_IDS = 2**18           # in one body; as many as the context has where that is more
 
@@ -31,7 +31,7 @@ def body_bounds(max_model_len: int) -> BodyBounds:
         default=Bounds(1024, 65_536),
         fields={
             "model": _NAME, "user": _NAME, "request_id": _NAME,
-            "prompt": Bounds(num_token_ids, _ANY), "tokens": Bounds(max(MAX_DETOKENIZED, max_model_len), 0),
+            "prompt": Bounds(num_token_ids, _ANY), "tokens": Bounds(max(MAX_COUNTED_TOKENS, max_model_len), 0),
             "messages": Bounds(MAX_MESSAGES, 0), "messages.role": _NAME, "messages.name": _NAME,
             "messages.content": Bounds(MAX_PARTS, _ANY), "messages.content.type": _NAME,
             "messages.content.text": _TEXT, "messages.content.refusal": _TEXT, "messages.reasoning": _TEXT,

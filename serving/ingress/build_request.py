@@ -16,7 +16,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import InvalidRequestError, UnsupportedFieldError
-from serving.ingress.body_bounds import MAX_TOKEN_IDS
+from serving.ingress.body_bounds import MAX_COUNTED_TOKENS
 from serving.ingress.prompts import Conversation, Prompt, PromptEncoder
 from serving.router.generation import GenerationRequest, ModelCard, Service
 from serving.router.request_checks import LengthLimit, context_limit, served_card
@@ -84,7 +84,7 @@ class RequestBuilder:
 
     async def count(self, prompt: Prompt, card: ModelCard) -> tuple[int, ...]:
         """Return the token ids of a prompt that is not to be answered, so that it may be longer than the context."""
-        num_tokens = max(MAX_TOKEN_IDS, card.max_model_len)
+        num_tokens = max(MAX_COUNTED_TOKENS, card.max_model_len)
         limit = LengthLimit(num_tokens, f"at most {num_tokens} tokens of one text are counted")
         return (await self._encoder.encode([prompt], limit))[0]
 

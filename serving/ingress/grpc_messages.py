@@ -63,9 +63,15 @@ def to_tokenize_prompt(request: pb.TokenizeRequest) -> Conversation | Text:
 
 
 def to_conversation(chat: pb.Chat) -> Conversation:
+    """Return the chat. Raises InvalidRequestError."""
     messages = tuple(chat_message(message.role, message.content, param=f"chat.messages[{index}]")
                      for index, message in enumerate(chat.messages))
-    return Conversation(messages, variables=MessageToDict(chat.chat_template_kwargs))
+    try:
+        variables = MessageToDict(chat.chat_template_kwargs)
+    except ValueError as error:     # protobuf's numbers may be NaN or infinite, JSON's may not
+        raise InvalidRequestError(f"chat_template_kwargs is not JSON: {error}", fix="send finite numbers",
+                                  param="chat.chat_template_kwargs") from None
+    return Conversation(messages, variables=variables)
 
 
 def to_response(delta: GenerationDelta, request_id: str) -> pb.GenerateResponse:

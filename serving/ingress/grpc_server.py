@@ -5,8 +5,9 @@ A failed call's trailing metadata says more than its status: x-request-id, error
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Never
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Never, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -29,12 +30,16 @@ from serving.ingress.grpc_messages import (
     to_usage,
 )
 from serving.ingress.http_request import choose_request_id
+from serving.ingress.prompts import Prompt
 from serving.ingress.status import to_shared
 from serving.ingress.wire_bounds import bounded_reader
 from serving.proto import inference_pb2 as pb
 from serving.router.generation import Service
 from serving.text.tokenizer import Tokenizer
 
+M = TypeVar("M", pb.GenerateRequest, pb.TokenizeRequest)
+P = TypeVar("P", bound=Prompt)
+_LONG_MESSAGE_BYTES = 16 * 2**10
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_BODY_BYTES),
@@ -78,7 +83,7 @@ class InferenceServicer:
                 model=request.model or None, fields=to_fields(request.sampling), request_id=request_id,
                 tenant=choose_tenant(key_tenant, request.tenant), deadline_s=context.time_remaining(),
                 num_logprobs=num_logprobs(request.sampling))
-            (generation,) = await self._builder.build(asked, [to_prompt(request)])
+            (generation,) = await self._builder.build(asked, [await _in_turn(request, to_prompt)])
             usage, num_open = UsageCount([generation]), generation.params.n
             # gRPC cancels this coroutine when the client cancels or its deadline passes, which closes the streams.
             async with open_stream(self._service, [generation]) as deltas:
@@ -109,13 +114,20 @@ class InferenceServicer:
             if isinstance(request, InvalidRequestError):
                 raise request
             card = self._builder.card(request.model or None)
-            token_ids = await self._builder.count(to_tokenize_prompt(request), card)
+            token_ids = await self._builder.count(await _in_turn(request, to_tokenize_prompt), card)
             return pb.TokenizeResponse(token_ids=token_ids, max_model_len=card.max_model_len)
         except Exception as error:
             return await _abort(context, error, request_id)
 
     def _authenticate(self, context: grpc.aio.ServicerContext) -> str | None:
         return tenant_of_header(_metadata(context, "authorization"), self._api_keys)
+
+
+async def _in_turn(request: M, translate: Callable[[M], P]) -> P:
+    """Translate a long message in a thread, so that others have their turn meanwhile."""
+    if request.ByteSize() < _LONG_MESSAGE_BYTES:
+        return translate(request)
+    return await asyncio.to_thread(translate, request)
 
 
 def _request_id(context: grpc.aio.ServicerContext, given: str = "") -> str:

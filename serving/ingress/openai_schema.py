@@ -116,8 +116,9 @@ def parse_body(kind: type[_Body], content: bytes, bounds: BodyBounds) -> _Body:
     except ValidationError as error:
         raise invalid_request(error) from None
     extras = dict(body.model_extra or {})
-    if extras.get("tool_choice") == "none":
-        extras.pop("tools", None)       # what must not be called need not be known
+    for choice, tools in (("tool_choice", "tools"), ("function_call", "functions")):
+        if extras.get(choice) == "none":
+            extras.pop(tools, None)     # what must not be called need not be known
     refuse_unused(extras, _OTHER_FIELDS)
     if isinstance(body, (ChatCompletionBody, CompletionBody)):
         _check_stream_options(body)
@@ -134,7 +135,7 @@ def _check_best_of(body: ChatCompletionBody | CompletionBody) -> None:
 def _check_stream_options(body: ChatCompletionBody | CompletionBody) -> None:
     if body.stream_options is None:
         return
-    if not body.stream:
+    if not body.stream and any(body.stream_options.model_dump().values()):
         raise InvalidRequestError("stream_options is given without stream", fix="set stream to true, or remove it",
                                   param="stream_options")
     if body.stream_options.include_obfuscation:

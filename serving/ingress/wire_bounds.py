@@ -5,9 +5,10 @@ protobuf makes 60 bytes of a chat message that is two bytes long, so the fields 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequestError
@@ -20,11 +21,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 def bounded_reader(kind: type[M], bounds: BodyBounds) -> Callable[[bytes], M | InvalidRequestError]:
     """Return a deserializer. It returns an error, for gRPC tells the client nothing of one that is raised."""
-    nested = [field.number for field in kind.DESCRIPTOR.fields if field.name in ("chat", "sampling")]
-
     def read(content: bytes) -> M | InvalidRequestError:
         try:
-            _check_number_of_fields(content, nested, bounds.num_values)
+            _check_number_of_fields(content, kind.DESCRIPTOR, bounds.num_values)
             message: M = kind.FromString(content)
             _check_sizes(message, bounds)
         except InvalidRequestError as error:
@@ -35,18 +34,22 @@ def bounded_reader(kind: type[M], bounds: BodyBounds) -> Callable[[bytes], M | I
     return read
 
 
-def _check_number_of_fields(content: bytes, nested: Sequence[int], limit: int) -> None:
-    """Raise InvalidRequestError when the message, with its chat and sampling, has more fields than the limit."""
+def _check_number_of_fields(content: bytes, kind: Descriptor, limit: int) -> None:
+    """Raise InvalidRequestError when the message, with all that are within it, has more fields than the limit."""
     number = 0
-    for field, start, end in _fields(content, 0, len(content)):
-        inner = _fields(content, start, end) if field in nested else ()
-        for _ in inner:
+    walk = [(kind, _fields(content, 0, len(content)))]      # messages that are being read, the innermost last
+    while walk:
+        inside, fields = walk[-1]
+        for field, start, end in fields:
             number += 1
             if number > limit:
+                raise InvalidRequestError(f"the request has more than {limit} fields", fix=f"send at most {limit}")
+            known = inside.fields_by_number.get(field)
+            if known is not None and known.message_type is not None:
+                walk.append((known.message_type, _fields(content, start, end)))
                 break
-        number += 1
-        if number > limit:
-            raise InvalidRequestError(f"the request has more than {limit} fields", fix=f"send at most {limit}")
+        else:
+            walk.pop()
 
 
 def _fields(content: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -69,7 +69,7 @@ class SubmissionQueue:
 
     async def messages(self) -> AsyncIterator[shard_pb2.ToShard]:
         """Yield what is to be written, the greeting first; ask for the next when the one before is on its way."""
-        yield shard_pb2.ToShard(epoch=self._epoch_number, router_id=self._router_id, window=self._window)
+        yield shard_pb2.ToShard(epoch_number=self._epoch_number, router_id=self._router_id, window=self._window)
         while True:
             await self._wakeup.wait()
             self._wakeup.clear()
@@ -83,7 +83,7 @@ class SubmissionQueue:
     def _take(self) -> shard_pb2.ToShard:
         cancellations, self._cancellations = self._cancellations, []
         self._num_acknowledged = self._num_handled
-        return shard_pb2.ToShard(epoch=self._epoch_number, submissions=self._take_submissions(),
+        return shard_pb2.ToShard(epoch_number=self._epoch_number, submissions=self._take_submissions(),
                                  cancellations=cancellations, acknowledged_sequence=self._num_acknowledged)
 
     def _take_submissions(self) -> list[shard_pb2.Submission]:
@@ -206,8 +206,8 @@ class ShardLinkClient:
         logger.info("shard_connected shard_id=%s epoch=%d", self.member.shard_id, self.epoch_number)
         self._owner.link_connected(self)
         while (message := await call.read()) is not grpc.aio.EOF:
-            if message.epoch != self.epoch_number:
-                logger.warning("late_message shard_id=%s epoch=%d", self.member.shard_id, message.epoch)
+            if message.epoch_number != self.epoch_number:
+                logger.warning("late_message shard_id=%s epoch=%d", self.member.shard_id, message.epoch_number)
                 continue
             self.load = decode_load(message.load)
             self._owner.link_events(self, decode_updates(message.updates))

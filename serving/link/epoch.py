@@ -18,7 +18,6 @@ class DeviceFacts:
     device: str                     # "cpu", "cuda:0"
     device_name: str                # "AMD EPYC", "NVIDIA H200"
     kernels: str                    # Kernels.name: numbers agree bit for bit between equal names
-    memory_total_bytes: int         # of the device
     memory_budget_bytes: int        # what the pool's config lets this shard use, weights + KV cache + buffers
     num_threads: int
     resident_bytes: int = 0         # of the process before it loaded any weights, measured; 0 on an accelerator
@@ -145,18 +144,23 @@ class Epoch:
     members: tuple[Member, ...]
     placement: Placement
     rendezvous: str                 # tcp://host:port of rank 0's store of the process group; "" until all have loaded
-    shares: tuple[RequestShare, ...] = ()   # by rank; empty: all alike, with the configured token budget
+    shares: tuple[RequestShare, ...]        # by rank
     figures: PlanFigures | None = None
     revision: int = 0               # of placement and shares: they may change while members and ranks stay
     changes: tuple[PlacementChange, ...] = ()       # the latest ones, oldest first
 
+    def __post_init__(self) -> None:
+        if len(self.shares) != len(self.members):
+            raise ValueError(f"epoch {self.number} has {len(self.shares)} shares for {len(self.members)} members; give "
+                             "each its own")
+
     def takes_requests(self, rank: int) -> bool:
         """Return False for a member that holds experts only."""
-        return not self.shares or self.shares[rank].fraction > 0
+        return self.shares[rank].fraction > 0
 
     def token_budget(self, rank: int, max_batch_tokens: int) -> int:
         """Return the tokens that a step of the member may compute, never above what its memory is planned for."""
-        return min(self.shares[rank].token_budget, max_batch_tokens) if self.shares else max_batch_tokens
+        return min(self.shares[rank].token_budget, max_batch_tokens)
 
     def rank_of(self, shard_id: str) -> int | None:
         for rank, member in enumerate(self.members):
@@ -176,8 +180,12 @@ class ShardStatus:
     num_waiting: int = 0
     kv_blocks_total: int = 0
     kv_blocks_free: int = 0
+    state_slots_total: int = 0      # 0: no layer keeps a state
+    state_slots_free: int = 0
+    num_snapshots: int = 0          # of states
+    num_cached_tokens: int = 0      # that the prefix cache served, since the shard's engine started
     weights_bytes: int = 0
-    kv_cache_bytes: int = 0
+    kv_cache_bytes: int = 0         # states included
     resident_bytes: int = 0         # of the whole process, measured
     bytes_read: int = 0             # of the checkpoint
     bytes_to_read: int = 0          # of the checkpoint, when all is loaded

@@ -47,7 +47,7 @@ class PeerRinger:
 
     async def _ring(self, stub: shard_pb2_grpc.ShardLinkStub, step_index: int) -> None:
         # wait_for_ready: a connection still being made must not lose the ring.
-        await stub.Ring(shard_pb2.RingRequest(epoch=self._epoch_number, step_index=step_index),
+        await stub.Ring(shard_pb2.RingRequest(epoch_number=self._epoch_number, step_index=step_index),
                         timeout=self._timeout_s, wait_for_ready=True)
 
 

@@ -121,7 +121,7 @@ class ShardLinkServer:
                 first = await anext(requests)
         except (TimeoutError, StopAsyncIteration, DecodeError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the stream began without a message: {error!r}")
-        engine = await self._engine_of(first.epoch, context)
+        engine = await self._engine_of(first.epoch_number, context)
         stream = self._register(first, engine)
         reader = asyncio.create_task(self._read(stream, requests))
         try:
@@ -136,12 +136,13 @@ class ShardLinkServer:
 
     async def Ring(self, request: shard_pb2.RingRequest, context: Context) -> shard_pb2.RingReply:
         """Pass on that a peer waits in an agreement. A ring of an epoch that has yet to open here is kept for it."""
-        if self._engine is not None and request.epoch == self._epoch_number:
-            self._engine.ring(request.epoch, request.step_index)
-        elif request.epoch > self._epoch_number:
-            self._early_rings[request.epoch] = max(request.step_index, self._early_rings.get(request.epoch, 0))
+        if self._engine is not None and request.epoch_number == self._epoch_number:
+            self._engine.ring(request.epoch_number, request.step_index)
+        elif request.epoch_number > self._epoch_number:
+            earlier = self._early_rings.get(request.epoch_number, 0)
+            self._early_rings[request.epoch_number] = max(request.step_index, earlier)
         else:
-            await self._refuse_epoch(request.epoch, context)
+            await self._refuse_epoch(request.epoch_number, context)
         return shard_pb2.RingReply()
 
     async def _engine_of(self, epoch_number: int, context: Context) -> LinkedEngine:
@@ -166,10 +167,10 @@ class ShardLinkServer:
         before = self._streams.get(first.router_id)
         if before is not None:      # its end was not noticed yet; the router has given that stream up
             self._drop(before, "the router connected again")
-        stream = RouterStream(first.router_id, first.epoch, engine, first.window)
+        stream = RouterStream(first.router_id, first.epoch_number, engine, first.window)
         self._streams[first.router_id] = stream
         engine.hold(first.router_id, False)
-        logger.info("router_connected router_id=%s epoch=%d", first.router_id, first.epoch)
+        logger.info("router_connected router_id=%s epoch=%d", first.router_id, first.epoch_number)
         return stream
 
     def _drop(self, stream: RouterStream, why: str) -> None:
@@ -185,8 +186,8 @@ class ShardLinkServer:
         why = "the router closed the stream"
         try:
             async for message in requests:
-                if message.epoch != stream.epoch_number:
-                    why = f"a message of epoch {message.epoch} came on a stream of epoch {stream.epoch_number}"
+                if message.epoch_number != stream.epoch_number:
+                    why = f"a message of epoch {message.epoch_number} came on a stream of epoch {stream.epoch_number}"
                     break
                 stream.handle(message, self._clock())
         except grpc.aio.BaseError as error:     # the call ended while we were reading
@@ -201,7 +202,7 @@ class ShardLinkServer:
         while True:
             outgoing = await stream.outbox.take()
             await context.write(shard_pb2.ToRouter(
-                epoch=stream.epoch_number, step_index=outgoing.step_index, sequence=outgoing.sequence,
+                epoch_number=stream.epoch_number, step_index=outgoing.step_index, sequence=outgoing.sequence,
                 updates=encode_updates(outgoing.events), load=encode_load(stream.engine.load())))
 
     def _refresh_loads(self) -> None:

@@ -144,11 +144,8 @@ class InferenceService:
         if open_request.is_over:
             return
         error = NotReadyError("the request was stopped", fix="send it again") if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, ServingError):
-            logger.error("request_failed error=%r", error, exc_info=error)
-            error = ServingError(f"the router failed the request: {error!r:.200}")
         if error is not None:
-            self._fail(open_request, error)
+            self._fail(open_request, _shown(error))
 
     def _start(self, part: OpenPart) -> None:
         """Make the choices and send them to shards. Each is accepted here, and from here on ends exactly once."""
@@ -177,8 +174,8 @@ class InferenceService:
         try:
             self._links.place(self._journal.resubmission(sequence_id), part.hashes,
                               may_shorten=part.request.params.max_tokens is None)
-        except ServingError as error:
-            self._fail(part.whole, error)
+        except Exception as error:      # a fault of ours in one request must not keep the others from their shards
+            self._fail(part.whole, _shown(error))
 
     # From the shards to the door: LinksOwner.
 
@@ -190,8 +187,7 @@ class InferenceService:
             try:
                 self._advance(part, choice, event)
             except Exception as error:      # a fault in one request's text must not end the link of all
-                logger.exception("request_failed request_id=%s", event.request_id)
-                self._fail(part.whole, ServingError(f"the router failed the request: {error!r:.200}"))
+                self._fail(part.whole, _shown(error))
 
     def sequences_lost(self, sequence_ids: list[str], error: ShardFailedError) -> None:
         """Continue them elsewhere; with no shard left their requests fail."""
@@ -272,3 +268,11 @@ class InferenceService:
         self._metrics.requests.request_ended(reason, self._clock() - part.whole.arrival_s, choice.num_tokens)
         if all(other.is_ended for other in part.choices):
             self._admission.release(part.ticket)
+
+
+def _shown(error: BaseException) -> ServingError:
+    """Return the error for the client; a fault of ours is logged."""
+    if isinstance(error, ServingError):
+        return error
+    logger.error("request_failed error=%r", error, exc_info=error)
+    return ServingError(f"the router failed the request: {error!r:.200}")

@@ -14,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serving.engine.state_slots import SLOTS_OF_A_SEQUENCE
+
 EXPECTED_OUTPUT_TOKENS = 256    # of a sequence about which nothing better is known
 MAX_INDEX_BLOCKS = 1 << 18      # per shard, however large its KV cache
 
@@ -28,6 +30,13 @@ class ShardSnapshot:
     kv_blocks_free: int
     kv_blocks_total: int
     share: float                    # of the requests that it should have, relative to the others
+    state_slots_free: int = 0
+    state_slots_total: int = 0      # 0: no layer keeps a state
+
+    @property
+    def lacks_state_slots(self) -> bool:
+        """Return True where one more sequence must wait until another has ended."""
+        return self.state_slots_total > 0 and self.state_slots_free < SLOTS_OF_A_SEQUENCE
 
     def max_request_tokens(self, block_size: int) -> int:
         """Largest prompt + output that can ever fit: the last token drawn needs no place in the KV cache."""
@@ -97,8 +106,8 @@ def choose_shard(request: RoutedRequest, shards: Sequence[ShardSnapshot], index:
                          request.num_tokens - 1)
         num_uncached = request.num_tokens - num_cached
         num_waiting = shard.num_open_tokens + shard.num_foreign_sequences * EXPECTED_OUTPUT_TOKENS
-        must_wait_for_blocks = shard.kv_blocks_free * block_size < num_uncached
+        must_wait = shard.kv_blocks_free * block_size < num_uncached or shard.lacks_state_slots
         num_to_compute = num_waiting + num_uncached + request.num_output_tokens
-        return must_wait_for_blocks, num_to_compute / shard.share, num_waiting
+        return must_wait, num_to_compute / shard.share, num_waiting
 
     return min(able, key=cost, default=None)

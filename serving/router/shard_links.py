@@ -132,7 +132,8 @@ class ShardLinks:
                 shard_id=shard_id, num_open_tokens=self._num_open_tokens[shard_id],
                 num_foreign_sequences=max(0, link.load.num_sequences - self._num_placed[shard_id]),
                 kv_blocks_free=link.load.kv_blocks_free, kv_blocks_total=link.load.kv_blocks_total,
-                share=self._shares[shard_id])
+                share=self._shares[shard_id], state_slots_free=link.load.state_slots_free,
+                state_slots_total=link.load.state_slots_total)
             for shard_id, link in self._links.items() if link.is_connected and link.load is not None)
 
     def place(self, submission: Submission, hashes: tuple[int, ...], may_shorten: bool) -> None:
@@ -243,5 +244,4 @@ class ShardLinks:
 
 
 def _shares_of(epoch: Epoch) -> dict[str, float]:
-    shares = [entry.fraction for entry in epoch.shares] or [1.0] * len(epoch.members)
-    return {member.shard_id: share for member, share in zip(epoch.members, shares, strict=True)}
+    return {member.shard_id: share.fraction for member, share in zip(epoch.members, epoch.shares, strict=True)}

@@ -11,6 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from typing import cast
 
 import jinja2
 from jinja2 import Environment, nodes
@@ -28,6 +29,7 @@ _STEPS_OF_CALL = 5
 _SIZE_OF_STEP = 1024            # characters that cost as much as a step
 _NUMBER = re.compile(r"\d+")
 _MAX_INDENT = 100
+_MAX_DIGITS = 100       # that a number is rounded to
 _PADDED = frozenset({"center", "ljust", "rjust", "zfill"})
 _WIDENED = frozenset({"indent", "expandtabs"})
 # These hand entries on; all other filters write their value out, with everything in it.
@@ -35,6 +37,8 @@ _KEEPS_ENTRIES = frozenset({
     "attr", "batch", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list",
     "map", "max", "min", "random", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "sort", "sum",
     "unique"})
+_COMPARES_ENTRIES = frozenset({"dictsort", "groupby", "max", "min", "sort", "unique"})
+
 
 class TemplateLimitError(jinja2.TemplateError):
     """The template does too much."""
@@ -60,7 +64,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=_written)
         del self.globals["lipsum"]
         self.filters = {name: _counted_filter(name, function) for name, function in {**self.filters, **filters}.items()}
-        self.filters |= {"_turns": _turns, "_concatenated": _concatenated}
+        self.filters |= {"_turns": _turns, "_concatenated": _concatenated, "_compared": _compared}
+        self.tests = {name: _counted_test(cast("Callable[..., object]", test)) for name, test in self.tests.items()}
 
     def limited_template(self, source: str) -> jinja2.Template:
         """Compile. Raises jinja2.TemplateError."""
@@ -75,6 +80,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         subject = getattr(method, "__self__", None)
         if isinstance(subject, str):
             _check_growth(str(getattr(method, "__name__", "")), subject, (*args, *kwargs.values()))
+        elif subject is not None:
+            _written((*args, *kwargs.values()))     # they may be compared, or become keys
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, range):
             _budget.get().spend(len(result))
@@ -97,7 +104,7 @@ def limit_steps(num_messages: int, num_characters: int) -> None:
 
 
 class _Rewriter(NodeTransformer):
-    """Loops and `~` become filters, which are functions of ours."""
+    """Loops, `~` and what is compared or a key become filters, which are functions of ours."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -108,9 +115,31 @@ class _Rewriter(NodeTransformer):
         self.generic_visit(node)
         return _filter(nodes.List(node.nodes, lineno=node.lineno), "_concatenated")
 
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _filter_unless_constant(node.expr, "_compared")
+        for operand in node.ops:
+            operand.expr = _filter_unless_constant(operand.expr, "_compared")
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
+        self.generic_visit(node)
+        node.key = _filter_unless_constant(node.key, "_compared")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            node.arg = _filter_unless_constant(node.arg, "_compared")
+        return node
+
 
 def _filter(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _filter_unless_constant(node: nodes.Expr, name: str) -> nodes.Expr:
+    return node if isinstance(node, nodes.Const) else _filter(node, name)
 
 
 @jinja2.pass_context        # which also keeps the compiler from doing it beforehand
@@ -127,6 +156,22 @@ def _concatenated(context: Context, values: Sequence[object]) -> str:
     return "".join(map(str, values))
 
 
+@jinja2.pass_context
+def _compared(context: Context, value: object) -> object:
+    """Return the value if it can be compared and hashed in no time: lists may hold one another many times."""
+    return value if isinstance(value, str) else _written(value)
+
+
+def _counted_test(function: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(function)
+    def counted(*args: object, **kwargs: object) -> object:
+        for value in args:
+            if isinstance(value, (list, tuple, dict)):
+                _written(value)
+        return function(*args, **kwargs)
+    return counted
+
+
 def _counted_filter(name: str, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)      # with the mark of what else it wants to be given
     def counted(*args: object, **kwargs: object) -> object:
@@ -136,6 +181,11 @@ def _counted_filter(name: str, function: Callable[..., object]) -> Callable[...,
         _budget.get().spend(1 + sum(_size(value) for value in values) // _SIZE_OF_STEP)
         if name not in _KEEPS_ENTRIES:
             _check_growth(name, values[0], values[1:])
+        elif name in _COMPARES_ENTRIES:
+            _written(values[0])
+        elif name in ("batch", "slice"):
+            _refuse_size(_largest_integer(values[1:]))
+            _budget.get().spend(_largest_integer(values[1:]))
         return function(*args, **kwargs)
     return counted
 
@@ -143,7 +193,7 @@ def _counted_filter(name: str, function: Callable[..., object]) -> Callable[...,
 def _check_growth(name: str, subject: object, options: Sequence[object]) -> None:
     """Estimate what a method of a string, or a filter, returns. Raises TemplateLimitError."""
     written = _written_size((subject, *options))
-    width = max((abs(value) for value in options if isinstance(value, int)), default=0)
+    width = _largest_integer(options)
     text = subject if isinstance(subject, str) else ""
     if name in _PADDED:
         _refuse_size(written + width)
@@ -154,10 +204,18 @@ def _check_growth(name: str, subject: object, options: Sequence[object]) -> None
         _refuse_size(written + longest * max(_size(value) for value in (subject, *options)))
     elif name in ("format", "format_map"):
         _refuse_size(_formatted_size(text, options) + width)
+    elif name == "round":
+        _refuse_size(0 if width <= _MAX_DIGITS else MAX_SIZE + width)       # it may compute 10 ** width
+    elif name == "wordwrap":
+        _budget.get().spend(written // 16)                                  # a microsecond a character
     elif name == "tojson":
         _refuse_size(written * 6 if width <= _MAX_INDENT else MAX_SIZE + width)     # \\u00e9 for a letter
     else:
         _refuse_size(written)
+
+
+def _largest_integer(values: Sequence[object]) -> int:
+    return max((abs(value) for value in values if isinstance(value, int)), default=0)
 
 
 def _formatted_size(layout: str, values: Sequence[object]) -> int:

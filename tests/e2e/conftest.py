@@ -71,9 +71,9 @@ class Service:
         assert found.stdout, found.stderr
         return dict(json.loads(found.stdout))
 
-    def metric(self, name: str) -> float:
-        """Added up over all labels."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+    def metric(self, name: str, route_prefix: str = "") -> float:
+        """Add it up over all labels."""
+        lines = httpx.get(f"{self.url}{route_prefix}/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines
                    if line.startswith((f"moesaic:{name} ", f"moesaic:{name}{{")))
 
@@ -93,9 +93,10 @@ class Service:
                         found.append(child)
         return found
 
-    def ray(self, command: str, application: str, *rest: str) -> None:
+    def ray(self, command: str, application: str, *rest: str) -> str:
         done = run("-m", "tests.e2e.ray_commands", self.running.address, command, application, *rest)
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
 
 def free_port() -> int:

@@ -16,6 +16,9 @@ def main(address: str, command: str, application: str, *rest: str) -> None:
             client.deploy(load_config(rest[0]))
         elif command == "delete":
             client.delete()
+        elif command == "epoch-number":
+            epoch = client.status().view.epoch
+            sys.stdout.write(str(epoch.number if epoch else 0))
         elif command == "kill-coordinator":
             kill_coordinator(application)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -65,3 +67,33 @@ def test_two_nodes_are_told_what_is_missing(service: Service, large: Path) -> No
         assert "bytes are missing" in message and message.count(f"bytes missing (budget {BUDGET_BYTES}") == 2, message
     finally:
         service.ray("delete", "two")
+
+
+def peak_bytes(process: psutil.Process) -> int:
+    """The most that was ever resident of it."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1024
+
+
+def test_survivors_of_a_lost_shard_go_on_within_their_budget(service: Service, large: Path) -> None:
+    """They keep what they hold and wait for another in its place, so that one more epoch is enough."""
+    deployed(service, large, "lost", replicas=3)
+    url = f"{service.url}/lost/v1/completions"
+    body = {"model": "tiny", "prompt": [[index] * 50 for index in range(8)], "max_tokens": 400, "temperature": 0}
+    try:
+        assert eventually(lambda: health(service, "lost").status_code == 200, timeout_s=120.0), health(
+            service, "lost").text
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(httpx.post, url, json=body, timeout=120.0)
+            assert eventually(lambda: service.metric("num_requests_running", "/lost") > 0)
+            lost, *survivors = service.shard_processes("lost")
+            lost.kill()
+            assert eventually(lambda: health(service, "lost").status_code != 200)
+            assert eventually(lambda: health(service, "lost").status_code == 200, timeout_s=120.0), health(
+                service, "lost").text
+        assert all(process.is_running() for process in survivors)
+        assert service.ray("epoch-number", "lost").split()[-1] == "2"
+        peaks = [peak_bytes(process) for process in service.shard_processes("lost")]
+        assert len(peaks) == 3 and max(peaks) <= BUDGET_BYTES, peaks
+    finally:
+        service.ray("delete", "lost")

@@ -1,4 +1,4 @@
-"""Weights for another placement, made beside those that run."""
+"""Weights for another placement, made beside those that run, or in their place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from model.args import read_model_args
 from model.dispatch.dispatcher import LocalDispatcher
 from model.errors import TensorError
-from model.expert_swap import ExpertChange, change_bytes, prepare_experts
+from model.expert_swap import ExpertChange, change_bytes, exchange_experts, prepare_experts
 from model.kernels.packed_cpu import PackedCpuKernels
 from model.kernels.protocol import ExpertWeights, Kernels
 from model.kernels.torch_kernels import TorchKernels
@@ -125,3 +125,50 @@ def test_the_runner_takes_them_and_gives_back_what_it_had(folder: Path, kernels:
     dispatcher = LocalDispatcher(kernels, alone)
     assert runner.switch(dispatcher, {1: new}) == {1: old}
     assert runner.dispatcher is dispatcher and decoder.experts[1].weights is new
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+@pytest.mark.parametrize(("rank_before", "rank"), [(0, 0), (1, 1), (1, 0)])
+def test_exchanged_experts_are_those_of_a_fresh_load(folder: Path, kernels: Kernels, rank_before: int, rank: int,
+                                                     has_room: bool) -> None:
+    loader = loader_of(folder, kernels)
+    model, _ = loader.load_decoder(BEFORE, rank_before)
+    fresh, _ = loader.load_decoder(AFTER, rank)
+    kept = model.experts[1].weights
+    change = ExpertChange(BEFORE, AFTER, rank, rank_before)
+    bytes_read = exchange_experts(change, model, loader, lambda num_bytes: has_room, lambda done, total: None)
+    num_read = sum(len(change.read_slots(layer)) if has_room else change.num_experts(layer) for layer in change.layers)
+    assert bytes_read == num_read * expert_bytes(loader.args, 4)
+    for mine, wanted in zip(model.experts, fresh.experts, strict=True):
+        pairs = zip(outputs(kernels, mine.weights, loader.dtype), outputs(kernels, wanted.weights, loader.dtype),
+                    strict=True)
+        assert all(torch.equal(found, expected) for found, expected in pairs)
+    assert (model.experts[1].weights is kept) is (rank == rank_before)
+
+
+def test_an_exchange_asks_for_room_beside_what_it_has_yet_to_read(folder: Path) -> None:
+    loader = loader_of(folder, TorchKernels())
+    none_here, all_here = Placement(2, (((1,),) * 4,) * 2), Placement(2, (((0,),) * 4,) * 2)
+    model, _ = loader.load_decoder(none_here, 0)
+    asked: list[int] = []
+
+    def has_room(num_bytes: int) -> bool:
+        asked.append(num_bytes)
+        return True
+    exchange_experts(ExpertChange(none_here, all_here, 0), model, loader, has_room, lambda done, total: None)
+    layer_bytes = 4 * expert_bytes(loader.args, 4)
+    assert asked == [layer_bytes, 2 * layer_bytes]
+
+
+def test_an_exchange_begins_with_the_layers_that_shrink(folder: Path) -> None:
+    loader = loader_of(folder, TorchKernels())
+    before = Placement(2, (((0,), (1,), (1,), (1,)), ((0,),) * 4))
+    after = Placement(2, (((0,),) * 4, ((0,), (1,), (1,), (1,))))
+    model, _ = loader.load_decoder(before, 0)
+    asked: list[int] = []
+
+    def has_room(num_bytes: int) -> bool:
+        asked.append(num_bytes // expert_bytes(loader.args, 4))
+        return True
+    exchange_experts(ExpertChange(before, after, 0), model, loader, has_room, lambda done, total: None)
+    assert asked == [1, 4]

@@ -20,7 +20,8 @@ NUM_BLOCKS = 2 * NUM_TOKENS // 4 + 8
 def test_64k_tokens_in_other_chunks(save_tiny: Callable[..., Path], engine_of: Any) -> None:
     from model.kernels.packed_cpu import PackedCpuKernels
     folder = save_tiny("qwen3_5_moe_text", hidden_size=16, num_hidden_layers=2, full_attention_interval=2,
-                       num_attention_heads=1, num_key_value_heads=1, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8,
+                       num_attention_heads=1, num_key_value_heads=1, num_experts=2, num_experts_per_tok=1,
+                       moe_intermediate_size=8,
                        shared_expert_intermediate_size=8, vocab_size=32, linear_num_value_heads=2,
                        max_position_embeddings=NUM_TOKENS)
     engine = engine_of(folder, torch.bfloat16, PackedCpuKernels(), num_blocks=NUM_BLOCKS)

@@ -12,6 +12,7 @@ from serving.engine.request import FinishReason
 from serving.errors import OverloadedError
 from serving.link.epoch import DeviceFacts, DeviceProfile, Epoch, Member, WorkRatio
 from serving.metrics import RouterMetrics
+from tests.placements import even_shares
 
 
 def samples(metrics: RouterMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -44,13 +45,16 @@ def test_a_request_leaves_its_marks_under_the_names_of_the_field() -> None:
 def test_shards_show_their_latest_load_and_leave_no_series_behind() -> None:
     metrics = RouterMetrics()
     load = ShardLoad(num_running=3, num_waiting=2, kv_blocks_free=25, kv_blocks_total=100, tokens_per_s=80.0,
-                     num_preemptions=4, step_s=0.25)
+                     num_preemptions=4, step_s=0.25, state_slots_free=6, state_slots_total=8, num_snapshots=5,
+                     num_cached_tokens=640)
     for _ in range(2):
         metrics.shards.observe("s1", "cpu", load)
     found = samples(metrics)
     for name, value in {
             "num_requests_running": 3, "num_requests_waiting": 2, "kv_cache_usage_perc": 0.75, "kv_blocks": 100,
-            "shard_tokens_per_second": 80.0, "step_time_seconds": 0.25, "num_preemptions_total": 4}.items():
+            "shard_tokens_per_second": 80.0, "step_time_seconds": 0.25, "num_preemptions_total": 4,
+            "state_slots_usage_perc": 0.25, "state_slots": 8, "state_snapshots": 5,
+            "shard_cached_tokens_total": 640}.items():
         assert found[f"moesaic:{name}", ("cpu", "s1")] == value, name
     metrics.shards.forget("s1", "cpu")
     metrics.shards.forget("never seen", "cpu")
@@ -61,7 +65,7 @@ def test_an_emulated_speed_is_shown_as_long_as_the_shard_is_there() -> None:
     metrics = RouterMetrics()
     profile = DeviceProfile("measured", 1e9, ((1, 1e9),), ((1, 1e-4),), ((1, 1e-4),), ((1, 1e-3),), 1e-8,
                             emulated_speed=0.25)
-    facts = DeviceFacts("cpu", "a CPU", "packed-cpu", 10, 10, 1)
+    facts = DeviceFacts("cpu", "a CPU", "packed-cpu", 10, 1)
     slow = Member("s1", "slow", "id", "node", "a:1", facts, profile=profile)
     for one in (slow, replace(slow, shard_id="s2", profile=None)):
         metrics.shards.joined(one)
@@ -74,16 +78,16 @@ def test_an_emulated_speed_is_shown_as_long_as_the_shard_is_there() -> None:
 
 
 def test_work_over_the_profile_is_shown_for_the_members_there_are() -> None:
-    facts = DeviceFacts("cpu", "a CPU", "packed-cpu", 10, 10, 1)
+    facts = DeviceFacts("cpu", "a CPU", "packed-cpu", 10, 1)
     members = tuple(Member(name, "cpu", "id", "node", "a:1", facts) for name in ("s1", "s2", "s3"))
     placement, load = Placement(3, (((0,), (1,), (2,)),)), ExpertLoad(1, 3, np.ones((1, 3), np.float32).tobytes())
     metrics = RouterMetrics()
-    metrics.placement.observe(Epoch(1, members, placement, ""), load,
+    metrics.placement.observe(Epoch(1, members, placement, "", even_shares(3)), load,
                               (WorkRatio(1.25, 2.5, 50), WorkRatio(None, 1.5, 50), None))
     found = {key: value for key, value in samples(metrics).items() if key[0] == "moesaic:work_over_profile"}
     assert {labels: value for (_, labels), value in found.items()} == {
         ("own", "cpu", "s1"): 1.25, ("experts", "cpu", "s1"): 2.5, ("experts", "cpu", "s2"): 1.5}
-    metrics.placement.observe(Epoch(2, members[2:], Placement(1, (((0,),) * 3,)), ""), load, (None,))
+    metrics.placement.observe(Epoch(2, members[2:], Placement(1, (((0,),) * 3,)), "", even_shares(1)), load, (None,))
     assert not any(name == "moesaic:work_over_profile" for name, _ in samples(metrics))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -30,3 +33,40 @@ def test_nothing_runs(command: str, tmp_path: Path) -> None:
 
 def test_wrong_usage_ends_with_2() -> None:
     assert moesaic("up").returncode == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_command_without_a_stack(signum: signal.Signals) -> None:
+    """The doctor, while its processes begin to import what they need."""
+    command = [sys.executable, "-c", "from cluster.cli.main import main; main()", "doctor"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+                          env=os.environ | {"PYTHONUNBUFFERED": "1"}, start_new_session=True) as process:
+        assert process.stdout is not None
+        while "shared memory" not in (line := process.stdout.readline()):
+            assert line, "the doctor has ended too early"
+        while not psutil.Process(process.pid).children():
+            pass
+        os.killpg(process.pid, signum)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum, errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"application": "a"}', "[1]"])
+@pytest.mark.parametrize("command", ["status", "chat", "down"])
+def test_a_broken_note_is_named(command: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    refused = moesaic(command, "--state-dir", str(tmp_path))
+    assert refused.returncode == 1 and "a.json" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("home", ["/proc/no-home", "/dev/null"])
+def test_a_home_that_cannot_be_written_to_is_named(home: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {path: /nowhere}\npools: [{}]\n", encoding="utf-8")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MOESAIC_"))}
+    for command in (["up", str(config)], ["demo"]):
+        refused = subprocess.run([sys.executable, "-c", "from cluster.cli.main import main; main()", *command],
+                                 capture_output=True, encoding="utf-8", timeout=120, env=variables | {"HOME": home})
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr
+        assert "MOESAIC_STATE_DIR" in refused.stderr or "XDG_CACHE_HOME" in refused.stderr, refused.stderr

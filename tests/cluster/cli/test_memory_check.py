@@ -61,12 +61,13 @@ def coordinator_serves(some: ServeConfig, machine: Machine = MACHINE) -> bool:
     pools = [pool for pool in some.pools for _ in range(pool.replicas)]
     reports = []
     for index, (pool, memory) in enumerate(zip(pools, shards_of(some, machine), strict=True)):
-        facts = DeviceFacts("cpu", "test", "packed-cpu", 10**12, memory.budget_bytes, 1, memory.resident_bytes)
+        facts = DeviceFacts("cpu", "test", "packed-cpu", memory.budget_bytes, 1, memory.resident_bytes)
         shard_id = f"{pool.name}-{index}"
         one = Member(shard_id, pool.name, f"id-{index}", f"node-{index}", f"{index}:1", facts,
                      profile=emulated(PROFILE, pool.emulated_speed))
         reports.append(Report(one, ShardStatus(shard_id, 0, "waiting"), 0.0))
-    rules = GroupRules(some.num_members, tuple(pool.name for pool in some.pools), plan_rules(ARGS, some), 10.0)
+    rules = GroupRules(some.num_members, tuple(pool.name for pool in some.pools), plan_rules(ARGS, some), 10.0,
+                       5.0)
     members = sorted((report.member for report in reports), key=lambda one: one.pool)[:some.num_members]
     assert decide(GroupSnapshot(tuple(reports), None, 0, 0, 0.0), rules).view.phase == "waiting"
     return plan_members(tuple(members), rules, None).placement is not None

@@ -19,7 +19,7 @@ from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, ShardStatus, WorkRatio
 from tests.cluster.coordinator.group_reports import member
 from tests.cluster.profiles import PROFILE
-from tests.placements import contiguous_placement
+from tests.placements import contiguous_placement, even_shares
 
 MEMBERS = tuple(member(name, budget=1_400 << 20) for name in "abc")
 
@@ -31,7 +31,7 @@ def a_status() -> ClusterStatus:
                           kv_blocks_free=75, resident_bytes=1_041 << 20, num_tokens_computed=12_345,
                           num_expert_rows=1_234_567)) for one in reversed(MEMBERS))
     routers = (RouterReport("r1", "node-a", "127.0.0.1:9000", epoch_number=1, is_ready=True),)
-    return ClusterStatus(View(GroupPhase.READY, Epoch(1, MEMBERS, placement, "")), shards, routers)
+    return ClusterStatus(View(GroupPhase.READY, Epoch(1, MEMBERS, placement, "", even_shares(3))), shards, routers)
 
 
 def shown(status: ClusterStatus, width: int = 80) -> str:
@@ -63,6 +63,19 @@ def test_emulated_speeds_are_marked_in_the_table_and_in_the_json() -> None:
     assert [profile and profile["emulated_speed"] for profile in profiles] == [None, 0.125, None]
 
 
+def test_blocks_and_states_of_a_hybrid_are_both_shown() -> None:
+    status = a_status()
+    shards = tuple((one, replace(shard, state_slots_total=10, state_slots_free=6, num_snapshots=3,
+                                 num_cached_tokens=320)) for one, shard in status.shards)
+    text = shown(replace(status, shards=shards))
+    assert text.count("75%") == text.count("states 40%") == 3 and "1,041 of 1,400" in text and "…" not in text
+    assert all(cell_len(line) <= 80 for line in text.splitlines())
+    assert shown(replace(status, shards=shards), 100).count("75% / states 40%") == 3
+    _, first = json.loads(status_json(replace(status, shards=shards)))["shards"][0]
+    names = ("state_slots_total", "state_slots_free", "num_snapshots", "num_cached_tokens")
+    assert [first[name] for name in names] == [10, 6, 3, 320]
+
+
 LONG = ("gke-production-europe-gpu-pool-3f2a9c1b-x7kq.europe-west4-a.c.example.internal",
         "計算機の名前はとても長い-壱番-東京", "c")
 
@@ -91,7 +104,8 @@ def test_many_shards_of_one_node_are_one_row_and_the_dead_of_older_epochs_one_li
                                 num_expert_rows=100)) for one in members]
     shards += [(replace(MEMBERS[2], shard_id=f"old{index}"),
                 ShardStatus(f"old{index}", index, ShardState.FAILED, detail="lost power")) for index in range(12)]
-    text = shown(ClusterStatus(View(GroupPhase.READY, Epoch(9, members, placement, "")), tuple(shards), ()))
+    epoch = Epoch(9, members, placement, "", even_shares(65))
+    text = shown(ClusterStatus(View(GroupPhase.READY, epoch), tuple(shards), ()))
     assert "64 x node-a" in text and "256 copies" in text and "65,536 of 89,600" in text and "64+0" in text
     assert "6,400 (98%)" in text and text.count("node-b") == 1
     assert text.count("node-c") == 2 and "node-c (12 shards): lost power" in text and "12 shards have ended" in text
@@ -115,8 +129,8 @@ def test_json_holds_everything() -> None:
     assert content["is_ready"] and content["view"]["epoch"]["number"] == 1 and len(content["shards"]) == 3
     assert "expert_rows" not in content
     load = ExpertLoad(1, 2, np.array([3, 1], np.float32).tobytes())
-    placement = PlacementStatus(Epoch(1, MEMBERS[:2], contiguous_placement(1, 2, (1, 1)), ""), None, load,
-                                (WorkRatio(1.5, None, 30), None))
+    placement = PlacementStatus(Epoch(1, MEMBERS[:2], contiguous_placement(1, 2, (1, 1)), "", even_shares(2)), None,
+                                load, (WorkRatio(1.5, None, 30), None))
     content = json.loads(status_json(a_status(), placement))
     assert content["expert_rows"] == [[3.0, 1.0]]
     assert content["work_over_profile"] == [{"own": 1.5, "experts": None, "num_steps": 30, "own_spread": 0.0,

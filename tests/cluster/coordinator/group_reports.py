@@ -22,7 +22,7 @@ DEMAND = MemoryDemand(num_moe_layers=2, num_experts=6, expert_bytes=100, shared_
 
 
 def member(name: str, budget: int = 1000, pool: str = "cpu") -> Member:
-    facts = DeviceFacts("cpu", "test", "packed-cpu", 10_000, budget, 1, resident_bytes=10)
+    facts = DeviceFacts("cpu", "test", "packed-cpu", budget, 1, resident_bytes=10)
     return Member(f"{pool}-{name}", pool, f"id-{name}", f"node-{name}", f"{name}:1", facts, f"{name}:2", PROFILE)
 
 
@@ -38,4 +38,4 @@ def report(one: Member, state: ShardState = ShardState.WAITING, epoch_number: in
 
 def rules(num_members: int = 3, config: PlacementConfig | None = None) -> GroupRules:
     return GroupRules(num_members, ("gpu", "cpu"), PlanRules(ARGS, DEMAND, 2, 64, config or PlacementConfig()),
-                      lost_after_s=10.0)
+                      lost_after_s=10.0, replaced_after_s=6.0)

@@ -90,14 +90,38 @@ def test_members_meet_where_rank_0_says_when_all_have_loaded() -> None:
 def test_a_member_that_is_gone_ends_the_epoch(of_c: Report, reason: str) -> None:
     of_others = [report(one, ShardState.READY, epoch_number=1) for one in (A, B)]
     view = decided([*of_others, of_c], first_epoch(), highest=1)
-    if of_c.status.state is ShardState.WAITING:     # it still runs, so the next epoch can have it
-        assert view.epoch is not None and view.epoch.number == 2
-    else:
-        assert view.epoch is None and reason in view.why and "2 of 3 shards are here" in view.why
+    assert view.epoch is None and reason in view.why and view.has_ended(1) and not view.has_ended(2)
+    if of_c.status.state is not ShardState.WAITING:
+        assert "2 of 3 shards are here" in view.why
+
+
+def test_the_next_epoch_waits_until_everybody_has_left_the_last() -> None:
+    """One that says that it still serves may be dead: an epoch with it would end at once."""
+    left = [report(one, ShardState.WAITING, epoch_number=1, detail="group broke") for one in (A, B)]
+    view = decided([*left, report(C, ShardState.READY, epoch_number=1)], first_epoch(), highest=1)
+    assert view.epoch is None and "have left it: cpu-c on node node-c" in view.why
+    view = decided([*left, report(C, ShardState.WAITING, epoch_number=1)], first_epoch(), highest=1)
+    assert view.epoch is not None and view.epoch.number == 2
+    view = decided([*left, report(C, ShardState.READY, epoch_number=1, at_s=-20.0), report(D)], highest=1)
+    assert view.epoch is not None and view.epoch.members == (A, B, D)
+
+
+@pytest.mark.parametrize(("last_heard_s", "started_s", "node_id", "is_gone"), [
+    (-7.0, -1.0, C.node_id, True),
+    (-5.0, -1.0, C.node_id, False),         # it may be about to repeat itself
+    (-7.0, -8.0, C.node_id, False),         # heard of since the other one began
+    (-7.0, -1.0, "elsewhere", False)])
+def test_a_silent_member_is_gone_sooner_when_its_place_is_taken(last_heard_s: float, started_s: float, node_id: str,
+                                                                is_gone: bool) -> None:
+    serving = [report(one, ShardState.READY, epoch_number=1) for one in (A, B)]
+    silent = replace(report(C, ShardState.READY, epoch_number=1, at_s=last_heard_s), first_s=-60.0)
+    other = replace(report(replace(D, node_id=node_id)), first_s=started_s)
+    view = decided([*serving, silent, other], first_epoch(), highest=1)
+    assert view.has_ended(1) is is_gone
 
 
 def test_the_next_epoch_is_numbered_above_all_seen() -> None:
-    reports = [report(A, ShardState.READY, epoch_number=7), report(B, ShardState.READY, epoch_number=7), report(D)]
+    reports = [report(A, ShardState.WAITING, epoch_number=7), report(B, ShardState.WAITING, epoch_number=7), report(D)]
     epoch = decided(reports, first_epoch(), highest=7).epoch
     assert epoch is not None and epoch.number == 8 and epoch.members == (A, B, D)
 

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.coordinator.placement_change import (
+    PREPARE_TIMEOUT_S,
+    AwaitedRevision,
     ChangeState,
     advance,
     begin,
@@ -120,3 +122,12 @@ def test_stages_reach_the_target_within_the_room(case: tuple[Placement, Placemen
             assert len(changed) == 1 or new * EXPERT_BYTES <= room
         running = stage
     assert running.holders == target.holders and num_moved(running, target) == 0
+
+
+def test_a_revision_is_late_when_its_time_is_over_and_another_one_starts_anew() -> None:
+    one, other = replace(EPOCH, revision=5), replace(EPOCH, revision=6)
+    awaited = AwaitedRevision().followed_by(one, 100.0)
+    assert awaited.followed_by(one, 200.0).followed_by(None, 300.0) == awaited
+    assert not awaited.is_late(one, 100.0 + PREPARE_TIMEOUT_S) and awaited.is_late(one, 100.1 + PREPARE_TIMEOUT_S)
+    assert not awaited.is_late(None, 1e9) and not awaited.is_late(other, 1e9)
+    assert not awaited.followed_by(other, 1e9).is_late(other, 1e9)

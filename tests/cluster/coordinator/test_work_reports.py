@@ -9,10 +9,10 @@ from cluster.coordinator.work_reports import MIN_ROWS_PER_EXPERT, WorkReports
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Link, WorkRatio
 from tests.cluster.coordinator.group_reports import member
-from tests.placements import contiguous_placement
+from tests.placements import contiguous_placement, even_shares
 
 A, B, GONE = (member(name) for name in ("a", "b", "gone"))
-EPOCH = Epoch(1, (A, B), contiguous_placement(2, 6, (3, 3)), "")
+EPOCH = Epoch(1, (A, B), contiguous_placement(2, 6, (3, 3)), "", even_shares(2))
 
 
 def load_of(rows: float, num_layers: int = 2) -> ExpertLoad:

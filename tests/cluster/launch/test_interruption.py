@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from cluster.launch.interruption import ALL_SIGNALS, Interrupted, interruptible, signals_kept, uninterrupted
+from cluster.launch.interruption import (
+    ALL_SIGNALS,
+    Interrupted,
+    children_unaware,
+    interruptible,
+    signals_kept,
+    uninterrupted,
+)
 
 
 @pytest.mark.parametrize("signum", ALL_SIGNALS)
@@ -47,3 +57,13 @@ def test_handlers_that_a_library_takes_come_back() -> None:
     with signals_kept():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_children_do_not_notice_ctrl_c_and_this_process_does_when_they_have_started() -> None:
+    started = False
+    with pytest.raises(Interrupted), interruptible(ALL_SIGNALS), children_unaware():
+        child = subprocess.Popen([sys.executable, "-c", "print('whole')"], stdout=subprocess.PIPE)
+        os.kill(child.pid, signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        started = True
+    assert started and child.communicate(timeout=60)[0] == b"whole\n" and child.returncode == 0

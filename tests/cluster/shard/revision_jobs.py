@@ -19,6 +19,7 @@ from cluster.planner.cache_plan import CacheSizes
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
 from cluster.shard.loaded_model import load_model
+from cluster.shard.parts import ShardParts
 from cluster.shard.work_meter import WorkMeter
 from model.args import read_model_args
 from model.kernels.select import select_kernels
@@ -114,12 +115,12 @@ class LiveMember:
         self.coordinator = ScriptedCoordinator(epoch)
         views = ViewFollower(self.coordinator)
         self._over = asyncio.Event()
-        model = await self._loop.run_in_executor(self._model_thread, lambda: load_model(
+        parts = ShardParts(config, config.pools[0], self.link, self._model_thread, views, self.counters)
+        model = await parts.in_thread(lambda: load_model(
             WeightLoader(folder, args, torch.bfloat16, kernels), epoch, rank, lambda done, total: None))
-        self.run = EpochRun(epoch, rank, config, self.link, self._model_thread)
-        num_blocks = NUM_BLOCKS if epoch.takes_requests(rank) else 0
+        sizes = CacheSizes(NUM_BLOCKS if epoch.takes_requests(rank) else 0, 0)
         self.changed = asyncio.Event()
-        await self.run.join(model, CacheSizes(num_blocks, 0), self.counters, views, self.changed.set)
+        self.run = await EpochRun.join(parts, epoch, rank, model, sizes, self.changed.set)
         self._follow_task = asyncio.create_task(views.run())
         self._run_task = asyncio.create_task(self.run.until(self._over.wait()))
 

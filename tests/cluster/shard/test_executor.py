@@ -63,11 +63,11 @@ class Case:
         self.work = WorkMeter(PROFILE, model_args(num_layers=1), 1e9, 0.0)
         self.done: list[int] = []
         self.executor = GroupExecutor(cast(Runner, self.runner), cast(ProcessGroup, self.group), thread,
-                                      Epoch(1, (), BEFORE, ""), StepCounters(self.loads, self.work),
+                                      Epoch(1, (), BEFORE, "", ()), StepCounters(self.loads, self.work),
                                       lambda prepared, replaced: self.done.append(prepared.epoch.revision))
 
     def offer(self, revision: int) -> None:
-        epoch = Epoch(1, (), AFTER, "", revision=revision)
+        epoch = Epoch(1, (), AFTER, "", (), revision=revision)
         self.executor.offer(PreparedRevision(epoch, cast(LoadedModel, None), cast(Dispatcher, None), {}))
 
     async def step(self, step_index: int) -> None:

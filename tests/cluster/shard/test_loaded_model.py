@@ -12,25 +12,28 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cluster.planner.cache_plan import least_cache_bytes
 from cluster.planner.memory_demand import buffer_bytes, min_kv_cache_bytes
 from cluster.shard import loaded_model
 from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model, new_dispatcher, new_pace
 from cluster.shard.process_group import ProcessGroup
-from model.args import read_model_args
+from model.args import LinearAttentionArgs, read_model_args
+from model.decoder import Decoder
 from model.errors import OutOfMemoryError
 from model.expert_host import ExpertHost
 from model.kernels.torch_kernels import TorchKernels
-from model.memory import expert_bytes, kv_block_bytes
+from model.memory import expert_bytes, kv_block_bytes, state_slot_bytes
 from model.pace import TimedPace
 from model.placement import Placement
 from model.weights import WeightLoader
 from serving.config import ModelConfig, PoolConfig, ServeConfig
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare
 from tests.model.conftest import CONFIG, tiny_tensors
+from tests.placements import even_shares
 
 USED = 1_000_000
 PLACEMENT = Placement(2, (((0,), (0,), (0, 1), (1,)),))
-FACTS = DeviceFacts("cpu", "test", "test", 1, 1, 1)
+FACTS = DeviceFacts("cpu", "test", "test", 1, 1)
 MEMBERS = tuple(Member(f"s{rank}", "default", "n", "node", "127.0.0.1:1", FACTS) for rank in range(2))
 POOL = PoolConfig(memory_budget=1)      # only says that there is one: the budget is passed
 
@@ -59,7 +62,8 @@ def loader(tmp_path: Path) -> WeightLoader:
 def case(loader: WeightLoader, monkeypatch: pytest.MonkeyPatch) -> Case:
     monkeypatch.setattr(loaded_model, "used_memory_bytes", lambda device: USED)
     config = ServeConfig(model=ModelConfig(path=".", dtype="float32"), pools=(POOL,))
-    return Case(load_model(loader, Epoch(1, MEMBERS, PLACEMENT, ""), 0, lambda done, total: None), config)
+    epoch = Epoch(1, MEMBERS, PLACEMENT, "", even_shares(2))
+    return Case(load_model(loader, epoch, 0, lambda done, total: None), config)
 
 
 def test_the_experts_of_one_layer_can_exist_twice_beside_the_kv_cache(case: Case) -> None:
@@ -82,21 +86,40 @@ def test_where_memory_is_short_serving_comes_before_changing(case: Case) -> None
         case.num_blocks(USED)
 
 
+def test_a_cache_without_room_for_the_states_of_one_sequence_says_how_many_bytes_are_missing(
+        case: Case) -> None:
+    linear = LinearAttentionArgs(2, 4, 16, 16, 4)
+    args = replace(case.model.decoder.args, linear_layers=(0,), linear=linear)
+    needed = least_cache_bytes(args, case.config)
+    assert needed > 3 * state_slot_bytes(args, 4) > 3 * 4 * 4 * 16 * 16
+    hybrid = replace(case.model, decoder=cast(Decoder, SimpleNamespace(
+        args=args, kernels=case.model.decoder.kernels, experts=())))
+    budget = 10**12
+    with pytest.raises(OutOfMemoryError, match=rf"take {needed}, 1 bytes are missing"):
+        cache_sizes(case.config, replace_pool(kv_cache=needed - 1), hybrid, budget, 1)
+    sizes = cache_sizes(case.config, replace_pool(kv_cache=needed), hybrid, budget, 1)
+    assert (sizes.num_blocks, sizes.num_state_slots) == (1, 3)
+    with pytest.raises(OutOfMemoryError, match="for the KV cache and states.* bytes are missing"):
+        cache_sizes(case.config, POOL, hybrid, USED, 1)
+
+
+def replace_pool(kv_cache: int) -> PoolConfig:
+    return POOL.model_copy(update={"kv_cache": kv_cache})
+
+
 def test_a_member_with_experts_only_has_no_kv_cache(case: Case, loader: WeightLoader) -> None:
     shares = (RequestShare(0.0, 0), RequestShare(1.0, 64))
     epoch = Epoch(1, MEMBERS, PLACEMENT, "", shares)
     model = load_model(loader, epoch, 0, lambda done, total: None)
     assert isinstance(model.decoder, ExpertHost) and not model.takes_requests
     assert replace(case, model=model).num_blocks(budget_bytes=0) == 0
-    assert model.holds(epoch, 0) and not case.model.holds(epoch, 0) and not model.holds(epoch, 1)
 
 
 def test_after_a_change_of_the_placement_it_is_known_what_is_held(case: Case) -> None:
     placement = Placement(2, (((1,), (0,), (1,), (1,)),))
-    model = case.model.placed(placement)
-    assert (case.model.num_expert_copies, model.num_expert_copies) == (3, 1)
-    assert model.holds(Epoch(2, MEMBERS, placement, ""), 0)
-    assert not model.holds(Epoch(2, MEMBERS, PLACEMENT, ""), 0)
+    model = case.model.placed(placement, rank=1)
+    assert (case.model.num_expert_copies, model.num_expert_copies) == (3, 3)
+    assert (model.placement, model.rank) == (placement, 1)
 
 
 def test_a_member_alone_on_a_cpu_times_its_work_and_that_for_experts(case: Case) -> None:

@@ -27,6 +27,7 @@ from serving.engine.request import FinishReason, Submission, TokenEvent
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare, WorkRatio
 from tests.cluster.shard.revision_jobs import ScriptedCoordinator, Standing
 from tests.model.conftest import CONFIG, tiny_tensors
+from tests.placements import even_shares
 from tests.process_pool import ProcessPool, free_rendezvous
 
 JOBS = "tests.cluster.shard.revision_jobs"
@@ -54,7 +55,7 @@ def placement_of(rng: random.Random, num_members: int) -> Placement:
 
 
 def member(rank: int, port: int, budget_bytes: int) -> Member:
-    facts = DeviceFacts("cpu", "test", "test", PLENTY, budget_bytes, 1)
+    facts = DeviceFacts("cpu", "test", "test", budget_bytes, 1)
     return Member(f"s{rank}", "default", f"n{rank}", f"node-{rank}", f"127.0.0.1:{port}", facts)
 
 
@@ -67,7 +68,8 @@ class LiveGroup:
         self._ranks = range(placement.num_members)
         ports = pool.run(f"{JOBS}:open_link", [()] * len(self._ranks))
         members = tuple(member(rank, port, (budgets or {}).get(rank, PLENTY)) for rank, port in enumerate(ports))
-        self.epoch = Epoch(1, members, placement, free_rendezvous(), shares)
+        self.epoch = Epoch(1, members, placement, free_rendezvous(),
+                           shares or even_shares(placement.num_members))
         self.call("join", *((folder, self.epoch, rank) for rank in self._ranks), timeout_s=120.0)
 
     def call(self, method: str, *arguments_of_member: tuple[object, ...], timeout_s: float = 60.0) -> list[object]:
@@ -186,7 +188,8 @@ def test_an_idle_group_switches_and_goes_on_when_a_member_has_no_memory(live_gro
 def epoch_of(revision: int, *shares: float, num_members: int = 2, number: int = 1) -> Epoch:
     members = tuple(member(rank, 1, PLENTY) for rank in range(num_members))
     placement = Placement(num_members, (((0,), (num_members - 1,)),))
-    return Epoch(number, members, placement, "", tuple(RequestShare(share, 10) for share in shares), revision=revision)
+    given = tuple(RequestShare(share, 10) for share in shares) or even_shares(num_members)
+    return Epoch(number, members, placement, "", given, revision=revision)
 
 
 @pytest.mark.parametrize(("wanted", "message"), [

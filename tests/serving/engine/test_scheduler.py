@@ -373,6 +373,32 @@ def test_held_sequences_keep_their_blocks_while_others_run() -> None:
     assert slow.num_preemptions == 1
 
 
+# Models with states.
+
+
+@pytest.mark.parametrize("num_state_slots", [1, 2])
+def test_slots_for_less_than_one_sequence_are_refused(num_state_slots: int) -> None:
+    with pytest.raises(ValueError, match=f"num_state_slots={num_state_slots}.*needs 3"):
+        make_scheduler(num_state_slots=num_state_slots)
+
+
+def test_a_sequence_that_never_fits_is_refused_with_the_bytes() -> None:
+    scheduler = Scheduler(make_scheduler().config, 8, 1000, 3, block_bytes=100, slot_bytes=70)
+    with pytest.raises(ContextLengthError, match=r"takes 900 bytes of the cache's 800, beside 210 of states"):
+        scheduler.add(Request(submission("a", num_prompt=30, max_tokens=4), "r", 0.0))
+    with pytest.raises(ContextLengthError, match=r"max_model_len=1000, KV cache 300x4 tokens\)"):
+        make_scheduler(num_blocks=300).add(Request(submission("a", num_prompt=1000), "r", 0.0))
+
+
+def test_what_the_prefix_cache_serves_is_counted() -> None:
+    driver = Driver(make_scheduler(num_state_slots=9))
+    for name in ("first", "second"):
+        add(driver.scheduler, submission(name, num_prompt=18))
+        driver.run()
+    assert driver.scheduler.num_cached_tokens == 16 and driver.events["second"][0].num_cached_tokens == 16
+    assert driver.scheduler.states.num_snapshots > 0
+
+
 # Everything at once.
 
 

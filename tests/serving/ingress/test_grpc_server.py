@@ -76,6 +76,14 @@ async def test_a_message_beyond_its_bounds_is_the_clients_error(door: Door) -> N
         assert ("error-param", "messages") in tuple(refused.value.trailing_metadata())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_template_variables_that_are_no_json_are_the_clients_error(door: Door, value: float) -> None:
+    request = greedy()
+    request.chat.chat_template_kwargs.update({"a": [value]})
+    error = await refused(door, request)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and "chat_template_kwargs" in str(error.details())
+
+
 async def test_stop_strings_are_told(door: Door) -> None:
     responses = [response async for response in door.stub.Generate(greedy(stop=["你"]))]
     assert "".join(response.text for response in responses) == "0Hello "

@@ -229,7 +229,8 @@ async def test_malformed_bodies_get_an_error_object(http: httpx.AsyncClient, pat
     ({"stop": 1}, "stop"), ({"stop": ["a", 1]}, "stop"), ({"stop": [""]}, "stop[0]"), ({"seed": 2**70}, "seed"),
     ({"logit_bias": {"x": 1}}, "logit_bias.x"), ({"logit_bias": {"100000": 1}}, "logit_bias"),
     ({"logit_bias": {"5": 101}}, "logit_bias"), ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": 2}, "logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "logprobs"), ({"stream_options": {}}, "stream_options"),
+    ({"logprobs": True, "top_logprobs": 21}, "logprobs"), 
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"), ({"unheard_of": 1}, "unheard_of"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ({"min_tokens": 5, "max_tokens": 2}, None)])
@@ -332,6 +333,13 @@ async def test_broken_and_compressed_bodies_say_so(http: httpx.AsyncClient) -> N
         assert response.status_code == 400 and response.json()["error"]["message"]
     response = await http.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
     assert response.status_code == 415 and "uncompressed" in response.json()["error"]["message"]
+    response = await http.post("/v1/completions", json=TEXT, headers={"content-encoding": ""})
+    assert response.status_code == 200
+
+
+async def test_a_length_of_thousands_of_digits_is_too_long(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", content=b"{}", headers={"content-length": "9" * 5000})
+    assert response.status_code == 413
 
 
 async def test_pages_of_named_origins_may_ask(service: FakeService, tokenizer: Tokenizer, http: httpx.AsyncClient

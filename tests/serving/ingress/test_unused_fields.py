@@ -117,6 +117,19 @@ async def test_null_in_stream_options_is_not_said(http: httpx.AsyncClient, path:
 
 
 @pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_usage": None}])
+async def test_stream_options_that_ask_for_nothing_need_no_stream(http: httpx.AsyncClient, path: str,
+                                                                  options: dict[str, object]) -> None:
+    response = await http.post(path, json=BODIES[path] | {"stream_options": options})
+    assert response.status_code == 200, response.text
+
+
+async def test_functions_that_must_not_be_called_need_not_be_known(http: httpx.AsyncClient) -> None:
+    fields = {"functions": [{"name": "f"}], "function_call": "none"}
+    assert (await http.post("/v1/chat/completions", json=CHAT | fields)).status_code == 200
+
+
+@pytest.mark.parametrize("path", BODIES)
 async def test_neutral_values_pass_and_others_are_refused_by_name(http: httpx.AsyncClient, path: str) -> None:
     implemented = {"echo", "add_special_tokens"} if path == "/v1/completions" else set()
     for name, field in REQUEST_FIELDS.items():

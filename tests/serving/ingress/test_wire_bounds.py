@@ -16,6 +16,14 @@ from serving.proto import inference_pb2 as pb
 read = bounded_reader(pb.GenerateRequest, body_bounds(256))
 
 
+def encode_length(size: int) -> bytes:
+    length = b""
+    while size > 0x7F:
+        length += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return length + bytes([size])
+
+
 def test_a_usual_request_is_read_whole() -> None:
     request = pb.GenerateRequest(
         model="m", chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")] * 4096), tenant="t",
@@ -41,17 +49,23 @@ def test_what_is_too_much_is_named(request_: pb.GenerateRequest, says: str) -> N
                          ids=["messages", "stops", "biases", "unpacked ids"])
 def test_no_message_of_the_largest_size_becomes_many_objects(field: int, piece: bytes) -> None:
     inner = piece * ((MAX_BODY_BYTES - 16) // len(piece))
-    size, length = len(inner), b""
-    while size > 0x7F:
-        length += bytes([size & 0x7F | 0x80])
-        size >>= 7
-    content = bytes([field << 3 | 2]) + length + bytes([size]) + inner
+    content = bytes([field << 3 | 2]) + encode_length(len(inner)) + inner
     tracemalloc.start()
     error = read(content)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert isinstance(error, InvalidRequestError) and "more than 32768 fields" in str(error)
     assert peak_bytes < 100_000
+
+
+@pytest.mark.parametrize("piece", [b"\x0a\x02\x08\x00", b"\x0a\x00", b"\x0a\x02\x32\x00"],
+                         ids=["nulls", "empty", "lists"])
+def test_template_variables_are_counted_wherever_they_are(piece: bytes) -> None:
+    inner = piece * (MAX_BODY_BYTES // len(piece) // 2)
+    for tag in (0x32, 0x12, 0x0A, 0x12, 0x22):      # list_value, value, fields, chat_template_kwargs, chat
+        inner = bytes([tag]) + encode_length(len(inner)) + inner
+    error = read(inner)
+    assert isinstance(error, InvalidRequestError) and "more than 32768 fields" in str(error)
 
 
 @settings(deadline=None)

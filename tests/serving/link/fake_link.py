@@ -13,8 +13,9 @@ from serving.engine.request import Submission, TokenEvent
 from serving.errors import ContextLengthError, ShardFailedError
 from serving.link.client import ShardLinkClient
 from serving.link.epoch import DeviceFacts, Epoch, Member
+from tests.placements import even_shares
 
-FACTS = DeviceFacts("cpu", "test", "test", 1, 1, 1)
+FACTS = DeviceFacts("cpu", "test", "test", 1, 1)
 
 
 def member(port: int, shard_id: str = "s0") -> Member:
@@ -23,7 +24,8 @@ def member(port: int, shard_id: str = "s0") -> Member:
 
 def epoch_of(number: int, *ports: int) -> Epoch:
     members = tuple(member(port, f"s{rank}") for rank, port in enumerate(ports))
-    return Epoch(number, members, Placement(len(members), ()), "tcp://127.0.0.1:0")
+    return Epoch(number, members, Placement(len(members), ()), "tcp://127.0.0.1:0",
+                 even_shares(len(members)))
 
 
 class Changed:

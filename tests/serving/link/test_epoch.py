@@ -6,15 +6,16 @@ import pytest
 
 from model.placement import Placement
 from serving.link.epoch import DeviceFacts, Epoch, Member, PlanFigures, RequestShare
+from tests.placements import even_shares
 
-FACTS = DeviceFacts("cpu", "a CPU", "packed-cpu", 8 << 30, 2 << 30, 1)
+FACTS = DeviceFacts("cpu", "a CPU", "packed-cpu", 2 << 30, 1)
 MEMBERS = tuple(Member(f"shard-{name}", "pool", f"node-{name}", name, f"127.0.0.1:{port}", FACTS)
                 for port, name in enumerate("abc", 9001))
 PLACEMENT = Placement(3, (((0,), (1,), (2,)),))
 
 
 def _epoch(*shares: RequestShare) -> Epoch:
-    return Epoch(1, MEMBERS, PLACEMENT, "", shares)
+    return Epoch(1, MEMBERS, PLACEMENT, "", shares or even_shares(3))
 
 
 def test_a_rank_is_the_place_among_the_members() -> None:
@@ -22,8 +23,9 @@ def test_a_rank_is_the_place_among_the_members() -> None:
     assert _epoch().rank_of("shard-d") is None
 
 
-def test_without_shares_all_take_requests_with_the_configured_budget() -> None:
-    assert all(_epoch().takes_requests(rank) for rank in range(3)) and _epoch().token_budget(2, 512) == 512
+def test_every_member_has_a_share() -> None:
+    with pytest.raises(ValueError, match="epoch 1 has 2 shares for 3 members"):
+        _epoch(*even_shares(2))
 
 
 def test_a_share_bounds_a_step_and_none_takes_no_request() -> None:

@@ -81,7 +81,7 @@ async def test_what_gathers_before_a_write_goes_in_one_message() -> None:
     queue = SubmissionQueue(1, "r", 8, clock)
     messages = queue.messages()
     first = await anext(messages)
-    assert (first.epoch, first.router_id, first.window) == (1, "r", 8)
+    assert (first.epoch_number, first.router_id, first.window) == (1, "r", 8)
     queue.submit(submission("a"))
     queue.submit(submission("b"))
     queue.cancel("b")               # the shard need never hear of it
@@ -89,7 +89,7 @@ async def test_what_gathers_before_a_write_goes_in_one_message() -> None:
     queue.handled(7)
     message = await anext(messages)
     assert [entry.request_id for entry in message.submissions] == ["a"]
-    assert list(message.cancellations) == ["c"] and message.acknowledged_sequence == 7 and message.epoch == 1
+    assert list(message.cancellations) == ["c"] and message.acknowledged_sequence == 7 and message.epoch_number == 1
 
 
 async def test_acknowledgements_alone_wait_for_a_quarter_of_the_window() -> None:
@@ -240,7 +240,7 @@ async def test_bytes_that_are_no_message_end_the_stream_with_a_reason(shard: Sha
         with pytest.raises(grpc.aio.AioRpcError, match="the stream began without a message"):
             await call.read()
         call = connect()
-        await call.write(shard_pb2.ToShard(epoch=1, router_id="r", window=4).SerializeToString())
+        await call.write(shard_pb2.ToShard(epoch_number=1, router_id="r", window=4).SerializeToString())
         await call.read()
         await call.write(b"\xff\xff\xff")
         with pytest.raises(grpc.aio.AioRpcError, match="the shard could not handle a message: Error parsing"):
@@ -298,9 +298,9 @@ async def test_a_router_may_hear_of_an_epoch_before_its_shard(shard: Shard) -> N
 async def test_a_message_of_another_epoch_ends_the_stream(shard: Shard) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel:
         call = shard_pb2_grpc.ShardLinkStub(channel).Connect()
-        await call.write(shard_pb2.ToShard(epoch=1, router_id="r", window=4))
-        assert (await call.read()).epoch == 1
-        await call.write(shard_pb2.ToShard(epoch=2, submissions=[shard_pb2.Submission(request_id="x")]))
+        await call.write(shard_pb2.ToShard(epoch_number=1, router_id="r", window=4))
+        assert (await call.read()).epoch_number == 1
+        await call.write(shard_pb2.ToShard(epoch_number=2, submissions=[shard_pb2.Submission(request_id="x")]))
         with pytest.raises(grpc.aio.AioRpcError, match="message of epoch 2 came on a stream of epoch 1"):
             await call.read()
         assert shard.engine.submissions == [] and shard.engine.disconnected == ["r"]
@@ -309,7 +309,7 @@ async def test_a_message_of_another_epoch_ends_the_stream(shard: Shard) -> None:
 async def test_a_router_that_does_not_acknowledge_is_held_and_only_that_one(shard: Shard) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel, linked(shard.port) as (_, owner):
         silent = shard_pb2_grpc.ShardLinkStub(channel).Connect()
-        await silent.write(shard_pb2.ToShard(epoch=1, router_id="silent", window=2))
+        await silent.write(shard_pb2.ToShard(epoch_number=1, router_id="silent", window=2))
         await silent.read()
         await connected(owner)
         for step in range(20):
@@ -321,7 +321,7 @@ async def test_a_router_that_does_not_acknowledge_is_held_and_only_that_one(shar
         while len(received) < 20:
             message = await silent.read()
             received += [token_id for update in message.updates for token_id in update.token_ids]
-            await silent.write(shard_pb2.ToShard(epoch=1, acknowledged_sequence=message.sequence))
+            await silent.write(shard_pb2.ToShard(epoch_number=1, acknowledged_sequence=message.sequence))
         assert received == list(range(20))
         await shard.engine.changed.until(lambda: shard.engine.holds[-1] == ("silent", False))
         silent.cancel()

@@ -538,3 +538,31 @@ async def test_a_request_that_does_not_fit_the_wire_fails_alone(start: Start) ->
     deltas = await collect(service, ask())
     assert sum((delta.token_ids for delta in deltas), ()) == truth().token_ids
     await shards[0].until_empty()
+
+
+async def test_a_fault_in_placing_one_request_again_leaves_the_others_alone(start: Start,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    service, shards = await start(num_shards=2)
+    for shard in shards:
+        shard.executor.allow(2)
+    asked = [asyncio.create_task(collect(service, ask(seed=seed))) for seed in range(4)]
+    await until(lambda: sum(shard.num_open for shard in shards) == 4)
+    lost = next(shard for shard in shards if shard.num_open)
+    place, num_calls = service._links.place, 0
+
+    def break_once(*args: Any, **options: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 1:
+            raise RuntimeError("a fault of ours")
+        place(*args, **options)
+    monkeypatch.setattr(service._links, "place", break_once)
+    await lost.die()
+    await until(lambda: num_calls > 1)
+    for shard in shards:
+        shard.executor.allow(None)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [str(answer) for answer in answers if isinstance(answer, BaseException)] == [
+        "the router failed the request: RuntimeError('a fault of ours')"]
+    assert all(token_ids(answer) == truth(seed=seed).token_ids
+               for seed, answer in enumerate(answers) if not isinstance(answer, BaseException))

@@ -97,6 +97,12 @@ def test_a_shard_whose_blocks_are_taken_comes_last() -> None:
     assert choose(request(range(100)), [shard("full", kv_blocks_free=6), shard("b", num_open_tokens=900)]) == "b"
 
 
+def test_a_shard_whose_state_slots_are_taken_comes_last() -> None:
+    full, free = (shard(name, state_slots_total=9, state_slots_free=left) for name, left in (("full", 1), ("free", 2)))
+    assert choose(request(range(100)), [full, replace(free, num_open_tokens=900)]) == "free"
+    assert choose(request(range(100)), [full]) == "full"
+
+
 def test_the_index_forgets_the_least_recently_used_tail_first() -> None:
     index, first, second = PrefixIndex(), block_hashes(range(64), BLOCK), block_hashes(range(1000, 1032), BLOCK)
     index.record("a", first, capacity=4)

@@ -8,12 +8,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from serving.text.template_limits import LimitedEnvironment, TemplateLimitError, limit_steps
 
 BIG = "10000000000"
+TWINS = ("{% set a = namespace(v=(1,)) %}{% set b = namespace(v=(1,)) %}{% for i in range(60) %}"
+         "{% set a.v = (a.v, a.v) %}{% set b.v = (b.v, b.v) %}{% endfor %}{{ ? }}")
 SLOW = [
     "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
     "{% for i in range(99999) %}{{ range(99999) | sum }}{% endfor %}",
     "{% macro f(n) %}{{ f(n - 1) if n else 1 }}{{ f(n - 1) if n else 1 }}{% endmacro %}{{ f(60) }}",
     "{% for i in range(99999) %}{{ (x * 9999) | upper | length }}{% endfor %}",
     "{% for i in range(99999) %}{{ (x * 9999).upper() | length }}{% endfor %}",
+    "{{ [1] | batch(9999999, 0) | list }}", "{{ [1] | slice(9999999) | list }}",
+    "{{ ('a ' * 9999999) | wordwrap(1) }}",
+    *(TWINS.replace("?", question) for question in (
+        "a.v == b.v", "a.v in [b.v]", "a.v is eq(b.v)", "[a.v] | select('eq', b.v) | list", "[a.v, b.v] | sort",
+        "[a.v, b.v] | max", "{a.v: 1}", "{1: 2}[a.v]", "{1: 2}.get(a.v)", "[a.v].index(b.v)", "dict.fromkeys([a.v])",
+        "[a.v, a.v] | unique | list")),
 ]
 LARGE = [
     f"{{{{ x * {BIG} }}}}", f"{{{{ {BIG} * x }}}}", f"{{{{ [1] * {BIG} }}}}", f"{{{{ 2 ** {BIG} }}}}",
@@ -30,7 +38,8 @@ LARGE = [
     "{% set ns = namespace(v=[x]) %}{% for i in range(60) %}{% set ns.v = [ns.v, ns.v] %}{% endfor %}{{ ns.v }}",
     "{% set ns = namespace(v=[x]) %}{% for i in range(60) %}{% set ns.v = [ns.v] * 2 %}{% endfor %}{{ ns.v|upper }}",
     "{% set n = namespace(v={}) %}{% for i in range(60) %}{% set n.v = {1: n.v, 2: n.v} %}{% endfor %}{{ x ~ n.v }}",
-    f"{{{{ [x] | tojson(indent={BIG}) }}}}",
+    f"{{{{ [x] | tojson(indent={BIG}) }}}}", f"{{{{ 1.5 | round({BIG}, 'ceil') }}}}",
+    f"{{{{ [x] | batch({BIG}, x) | list }}}}", f"{{{{ [x] | slice({BIG}) | list }}}}",
 ]
 USUAL = [
     "{% for i in [3, 4] %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ i }} {% else %}none{% endfor %}",
@@ -41,6 +50,10 @@ USUAL = [
     "{{ x | center(9) }}{{ 'a\\nb' | indent(2) }}{{ ['a', 'b'] | join(', ') }}{{ 'xyx' | replace('x', 'l') }}",
     "{{ tree | map(attribute='v') | list }}{{ tree | selectattr('c') | list | length }}{{ tree | length }}{{ tree }}",
     "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() }}{% endmacro %}{% call m(1) %}c{% endcall %}{{ range(3) | list }}",
+    "{{ 2.567 | round(1) }}{{ [1, 2, 3] | batch(2, 0) | list }}{{ [1, 2, 3] | slice(2) | list }}",
+    "{{ 'a b' | wordwrap(1) }}{{ {x: 1}[x] }}{{ tree[0]['v'] }}{{ tree[-1:] }}{{ {x: 1}.get(x) }}{{ [3].index(3) }}",
+    "{{ x == 'x' != 3 }}{{ x in ['x'] }}{{ 'v' in tree[0] }}{{ x is in(['x']) }}{{ 1 < 2 <= 2 }}",
+    "{{ x is defined }}{{ no is defined }}{{ tree is sequence }}{{ tree[0] is mapping }}{{ none is none }}",
     "{% set y %}a{{ x }}{% endset %}{{ y | trim | upper }}{{ 1 == 1.0 }}{{ true }}{{ 10000000000 | string }}",
 ]
 VALUES = {"x": "x", "tree": [{"v": 1, "c": [{"v": 2}]}, {"v": 3}]}
@@ -48,7 +61,9 @@ VALUES = {"x": "x", "tree": [{"v": 1, "c": [{"v": 2}]}, {"v": 3}]}
 
 def rendered(source: str) -> str:
     limit_steps(1, 10)
-    return LimitedEnvironment([], {}).limited_template(source).render(VALUES)
+    environment = LimitedEnvironment([], {})
+    environment.globals["dict"] = dict
+    return environment.limited_template(source).render(VALUES)
 
 
 @pytest.mark.parametrize("source", SLOW)

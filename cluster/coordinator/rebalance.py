@@ -1,0 +1,38 @@
+"""When the coordinator looks for a faster placement by itself, and when it takes what it found. Pure."""
+
+from __future__ import annotations
+
+from cluster.coordinator.placement_change import find, running_change
+from cluster.coordinator.view import GroupPhase, View
+from cluster.planner.plan_rules import BestChange
+from serving.config import PlacementConfig
+from serving.link.epoch import Epoch
+
+
+def epoch_to_rebalance(view: View, config: PlacementConfig, num_rows: float,
+                       num_rows_considered: float) -> Epoch | None:
+    """Return the epoch whose placement is worth a look. `num_rows`: counted by now, and by the last look.
+
+    None over a placement that somebody gave, while a change runs, and when the same change has failed.
+    """
+    epoch = view.epoch
+    if config.rebalance_margin is None or config.policy != "speed" or epoch is None:
+        return None
+    if view.phase is not GroupPhase.READY or running_change(epoch) or num_rows <= num_rows_considered:
+        return None
+    is_given = epoch.figures is not None and epoch.figures.solver == "given"
+    return None if is_given or find(epoch, rebalance_id(epoch)) else epoch
+
+
+def rebalance_id(epoch: Epoch) -> str:
+    """Return the name of the change that starts from this revision, the same from every look at it."""
+    return f"auto-{epoch.number}-{epoch.revision}"
+
+
+def gain_worth_taking(best: BestChange, margin: float | None) -> float | None:
+    """Return how much faster a step becomes, as a fraction; None when it is less than the margin."""
+    planned = best.target.figures
+    if planned is None or margin is None:
+        return None
+    gain = best.running_s / planned.step_s - 1.0
+    return gain if gain >= margin else None

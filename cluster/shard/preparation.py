@@ -1,0 +1,36 @@
+"""What registration needs: imports, the facts of the checkpoint and of the device, and a profile. It takes seconds."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+from cluster.device.backend import import_backend
+from cluster.device.facts import measure_device
+from cluster.device.model_store import locate_checkpoint
+from cluster.device.profile import profile_device
+from cluster.device.profile_store import ProfileStore, default_profile_dir
+from model.args import ModelArgs, read_model_args
+from model.kernels.protocol import Kernels
+from model.kernels.select import select_kernels
+from serving.config import PoolConfig, ServeConfig
+from serving.link.epoch import DeviceFacts, DeviceProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    kernels: Kernels
+    args: ModelArgs
+    profile: DeviceProfile
+    facts: DeviceFacts
+
+
+def prepare(config: ServeConfig, pool: PoolConfig) -> Preparation:
+    """Import, read and measure, on the thread that will compute. Raises CheckpointError and other ModelErrors."""
+    device = "cpu" if pool.device == "cpu" else "cuda:0"
+    import_backend(device)
+    kernels = select_kernels(device)
+    args = read_model_args(locate_checkpoint(config.model, "facts"))
+    gc.freeze()     # to look through what imports leave takes a tenth of a second each time
+    profile = profile_device(args, config.model.dtype, kernels, pool, ProfileStore(default_profile_dir()))
+    return Preparation(kernels, args, profile, measure_device(pool, kernels.name, config.num_shards_a_machine))
