@@ -15,6 +15,7 @@ from serving.engine.block_manager import BlockManager
 
 SLOTS_OF_A_SEQUENCE = 2     # that runs: one read, one written
 MIN_SLOTS = SLOTS_OF_A_SEQUENCE + 1     # with fewer it could not start from a snapshot
+TAIL_TOKENS = 512           # a multiple of every block size
 NUM_LAST_MESSAGES = 3       # of a conversation, after which a snapshot is kept
 
 
@@ -145,15 +146,19 @@ class StateSlots:
 
 
 def snapshot_positions(prompt_token_ids: Sequence[int], end_of_message_ids: Collection[int], block_size: int,
-                       interval_tokens: int) -> tuple[int, ...]:
+                       interval_tokens: int, shared: int = 0) -> tuple[int, ...]:
     """Return where a prompt's state is worth keeping, ascending, each at the end of a full block.
 
     Its end, for the same prompt again and for what goes on from it; after the first and the last messages (a message
-    ends with a token that also ends an answer), for others with the same system prompt or history; and every so many
-    tokens in between. The last token's logits are always computed, so the end is before it.
+    ends with a token that also ends an answer), for others with the same system prompt or history; where it leaves
+    what another sequence has computed (`shared` tokens), for it is where others will leave too; and every so many
+    tokens in between. The last token's logits are always computed, so the end is before it. Others that differ in the
+    last words only find a state a little before the end.
     """
     last = (len(prompt_token_ids) - 1) // block_size * block_size
     ends = [index + 1 for index, token_id in enumerate(prompt_token_ids) if token_id in end_of_message_ids]
     messages = {end // block_size * block_size for end in (*ends[:1], *ends[-NUM_LAST_MESSAGES:])}
     step = max(1, interval_tokens // block_size) * block_size
-    return tuple(sorted(position for position in {last, *messages, *range(step, last, step)} if 0 < position <= last))
+    tail = last // TAIL_TOKENS * TAIL_TOKENS
+    wanted = {last, tail, shared // block_size * block_size, *messages, *range(step, last, step)}
+    return tuple(sorted(position for position in wanted if 0 < position <= last))
