@@ -24,7 +24,6 @@ from benchmarks.machine import describe  # noqa: E402
 from cluster.planner.cache_plan import divide_cache  # noqa: E402
 from model.args import parse_model_args  # noqa: E402
 from model.json_file import read_json_object  # noqa: E402
-from model.memory import kv_block_bytes, state_slot_bytes  # noqa: E402
 from model.step import SampledToken, SamplingSpec, StepPlan, StepResult  # noqa: E402
 from serving.config import ServeConfig, parse_bytes, parse_config  # noqa: E402
 from serving.engine.block_manager import block_hash  # noqa: E402

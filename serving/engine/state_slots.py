@@ -1,9 +1,10 @@
 """Slots for the states of sequences, and snapshots of states for others with the same prefix. Pure.
 
 A layer with a state (gated DeltaNet) has it after all computed tokens only, so a prefix is reused only where somebody
-has kept the state: at the end of a prompt, between its messages, every so many tokens, and where one ended. A step
-reads one slot and writes another, so a running sequence holds two, and keeping its state is not to write a slot again.
-A snapshot has the name of the last full KV block before it, and goes with that block.
+has kept the state: at the end of a prompt and a little before, between its messages, where it parts from others, every
+so many tokens, and where an answer ended. A step reads one slot and writes another, so a running sequence holds two,
+and keeping its state is not to write a slot again. A snapshot has the name of the last full KV block before it, and
+goes with that block.
 """
 
 from __future__ import annotations
@@ -149,11 +150,11 @@ def snapshot_positions(prompt_token_ids: Sequence[int], end_of_message_ids: Coll
                        interval_tokens: int, shared: int = 0) -> tuple[int, ...]:
     """Return where a prompt's state is worth keeping, ascending, each at the end of a full block.
 
-    Its end, for the same prompt again and for what goes on from it; after the first and the last messages (a message
-    ends with a token that also ends an answer), for others with the same system prompt or history; where it leaves
-    what another sequence has computed (`shared` tokens), for it is where others will leave too; and every so many
-    tokens in between. The last token's logits are always computed, so the end is before it. Others that differ in the
-    last words only find a state a little before the end.
+    Its end, for the same prompt again and for what goes on from it, and a little before, for what differs in the last
+    words only; after the first and the last messages (a message ends with a token that also ends an answer), for
+    others with the same system prompt or history; where it parts from what another has computed (`shared` tokens),
+    for there more will part; and every so many tokens. The last token's logits are always computed, so the end is
+    before it.
     """
     last = (len(prompt_token_ids) - 1) // block_size * block_size
     ends = [index + 1 for index, token_id in enumerate(prompt_token_ids) if token_id in end_of_message_ids]
