@@ -17,10 +17,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from cluster.device.node import free_port
 from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
-from tests.e2e.conftest import eventually, free_port
+from tests.e2e.conftest import eventually
 
 pytestmark = pytest.mark.multinode
 
