@@ -79,8 +79,7 @@ def runs_replicas(state_dir: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("signum", "when"), [
-    (signal.SIGTERM, has_begun), (signal.SIGINT, runs_replicas), (signal.SIGHUP, runs_replicas)])
+@pytest.mark.parametrize(("signum", "when"), [(signal.SIGTERM, has_begun), (signal.SIGINT, runs_replicas)])
 def test_a_signal_undoes_the_start(config_path: Path, state_dir: Path, signum: signal.Signals,
                                    when: Callable[[Path], bool]) -> None:
     with starting(config_path, state_dir) as process:
