@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass
 class Worker:
-    """What jobs keep between calls, in the worker's process."""
+    """Holds what jobs keep between calls, in the worker's process."""
 
     index: int
     kept: dict[str, Any] = field(default_factory=dict)

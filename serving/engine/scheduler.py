@@ -286,7 +286,7 @@ class Scheduler:
             state_snapshots=tuple((position - start, slot) for position, slot in slots.on_the_way))
 
     def _snapshot_positions(self, request: Request, start: int, end: int) -> list[int]:
-        """Where to keep the state between two positions, both excluded."""
+        """Return where to keep the state between two positions, both excluded."""
         return [position for position in request.snapshot_positions if start < position < end]
 
     def _positions_worth_keeping(self, request: Request, num_shared: int) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ class PlannedSlots:
 
 @dataclass(slots=True)
 class HeldSlots:
-    """What one running sequence holds."""
+    """Holds the slots of one running sequence."""
 
     write: int                          # the slot that the next step writes
     spare: int | None                   # the one after it, while `current` must not be written

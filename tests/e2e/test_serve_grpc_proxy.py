@@ -1,4 +1,4 @@
-"""What Ray Serve's own gRPC proxy carries and what not: why router replicas have a gRPC door of their own.
+"""Shows what Ray Serve's own gRPC proxy carries and what not: why router replicas have a gRPC door of their own.
 
 It carries cancellation and reflection. It does not carry grpc.health.v1 as probes and clients use it: they send no
 `application` metadata, and so fail as soon as a cluster serves a second application, as do plain clients of ours. It
