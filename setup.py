@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: two generated things are built at install, so that no user meets a compiler.
+"""Builds what pyproject.toml cannot say: two generated things are built at install, so that no user meets a compiler.
 
 * serving/proto/*_pb2*.py from the .proto files, by grpcio-tools
 * model/kernels/packed_cpu.<cpu>.so from C, by the C compiler in the PyPI package `ziglang`: one library for each CPU

@@ -1,4 +1,4 @@
-"""What one HTTP body costs a router, at its worst: memory for each of its bytes, and how long the event loop stands.
+"""Measures what one HTTP body costs a router, at its worst: memory for each byte, and how long the event loop stands.
 
 `python benchmarks/bodies.py [--context 32768] [--only NAME,...]`
 Every body is sent alone, over a socket, to a new process that serves the real HTTP app: real service, admission and

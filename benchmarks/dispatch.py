@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import socket
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe  # noqa: E402
+from cluster.device.node import free_port
 from model.dispatch.dispatcher import Dispatcher  # noqa: E402
 from model.dispatch.row_plan import choose_holders, layer_routing  # noqa: E402
 from model.kernels.select import select_kernels  # noqa: E402
@@ -129,9 +129,7 @@ def member(rank: int, num_members: int, rendezvous: str, settings: list[Setting]
 
 
 def run_members(settings: list[Setting], num_members: int) -> list[Result]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        rendezvous = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    rendezvous = f"tcp://127.0.0.1:{free_port()}"
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for rank in range(num_members):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import platformdirs
 import yaml
 from machine import describe
 
+from cluster.device.node import free_port
 from serving.config import ServeConfig, load_config
 
 DEMO_CONFIG = Path(__file__).parent.parent / "examples" / "demo.yaml"
@@ -37,12 +37,6 @@ MOESAIC = Path(sys.executable).with_name("moesaic")
 FLOORS = ("ray", "plain", "overlapped")
 TIMEOUT_S = 300.0
 QUESTION = "Why is the sky blue?"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # ==== the floor, in a process of its own ====

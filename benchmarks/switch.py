@@ -23,12 +23,12 @@ from pathlib import Path
 import grpc
 from machine import describe
 from make_checkpoint import default_dir, make
-from startup import free_port
 from unequal import prompts_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cluster.coordinator.placement_change import find  # noqa: E402
+from cluster.device.node import free_port
 from cluster.launch.bring_up import BringUp, take_down  # noqa: E402
 from cluster.launch.cluster_client import ClusterClient  # noqa: E402
 from cluster.launch.state_file import RunningCluster  # noqa: E402

@@ -35,10 +35,10 @@ from typing import Any
 import grpc
 from machine import describe
 from make_checkpoint import default_dir, make
-from startup import free_port
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from cluster.device.node import free_port
 from cluster.launch.bring_up import BringUp, take_down  # noqa: E402
 from cluster.launch.cluster_client import ClusterClient  # noqa: E402
 from cluster.launch.state_file import RunningCluster  # noqa: E402

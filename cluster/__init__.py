@@ -1,4 +1,4 @@
-"""Where things run: the only importer of Ray. Beside the rooms stands what Ray Serve deploys.
+"""Runs things where they are to run: the only importer of Ray. Beside the rooms stands what Ray Serve deploys.
 
 May import: all of cluster.
 """

@@ -1,7 +1,7 @@
 """The Ray Serve classes, kept thin: each makes its part with what Ray knows, and lets Serve watch over it.
 
-Imports of the parts are inside the constructors: this module is imported by the driver and by every replica, and each
-needs only its own.
+Shard and router are imported inside the constructors: this module is imported by the driver and by every replica, and
+they load torch, and the doors.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.background import Background
 from cluster.coordinator.client import REPEAT_S
-from cluster.coordinator.handle import CoordinatorHandle
-from cluster.coordinator.view import ClusterStatus, PlacementStatus, RouterReport, View
+from cluster.coordinator.coordinator import Coordinator
+from cluster.coordinator.handle import coordinator_of
+from cluster.coordinator.membership import GroupRules
+from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NODE_LABEL, NodeIdentity
 from cluster.http_proxy import WithoutRequestId
-from model.placement import Placement
+from cluster.planner.plan_rules import plan_rules
+from model.args import read_model_args
 from serving.config import ServeConfig
-from serving.engine.expert_load import ExpertLoad
-from serving.link.epoch import Epoch, Member, PlacementChange, ShardStatus, WorkRatio
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -38,49 +39,19 @@ REPLACED_AFTER_S = 1.2 * REPEAT_S
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
-class CoordinatorDeployment:
-    """See cluster/coordinator/coordinator.py. One replica: another takes its place, and the members tell it all."""
+class CoordinatorDeployment(Coordinator):
+    """The coordinator itself: its methods are what others call. One replica: another takes its place, and the members
+    tell it all."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]     # Serve awaits it
-        from cluster.coordinator.coordinator import Coordinator
-        from cluster.coordinator.membership import GroupRules
-        from cluster.device.model_store import locate_checkpoint
-        from cluster.planner.plan_rules import plan_rules
-        from model.args import read_model_args
-
         _log_to_stderr()
         # While the shards start: the planner's solver takes a second to import.
         self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.planner.group_plan"))
         args = read_model_args(locate_checkpoint(config.model, "facts"))
-        rules = GroupRules(config.num_members, tuple(pool.name for pool in config.pools), plan_rules(args, config),
-                           LOST_AFTER_S, REPLACED_AFTER_S)
-        self._coordinator = Coordinator(rules, time.monotonic)
+        super().__init__(GroupRules(config.num_members, tuple(pool.name for pool in config.pools),
+                                    plan_rules(args, config), LOST_AFTER_S, REPLACED_AFTER_S), time.monotonic)
         self._background = Background(asyncio.create_task(
-            self._coordinator.rebalance_forever(config.placement.rebalance_interval_s)))
-
-    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None) -> bool:
-        return await self._coordinator.report(member, status, epoch)
-
-    async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None:
-        await self._coordinator.report_expert_load(shard_id, load, ratio)
-
-    async def report_router(self, report: RouterReport) -> PlacementStatus | None:
-        return await self._coordinator.report_router(report)
-
-    async def forget_router(self, router_id: str) -> None:
-        await self._coordinator.forget_router(router_id)
-
-    async def watch(self, seen_key: str, timeout_s: float) -> View:
-        return await self._coordinator.watch(seen_key, timeout_s)
-
-    async def status(self) -> ClusterStatus:
-        return await self._coordinator.status()
-
-    async def placement(self) -> PlacementStatus:
-        return await self._coordinator.placement()
-
-    async def change_placement(self, operation_id: str, why: str, placement: Placement | None) -> PlacementChange:
-        return await self._coordinator.change_placement(operation_id, why, placement)
+            self.rebalance_forever(config.placement.rebalance_interval_s)))
 
     async def check_health(self) -> None:
         self._background.check()
@@ -98,7 +69,7 @@ class ShardDeployment:
         _log_to_stderr()
         shard_class = await asyncio.to_thread(_import_shard)
         pool = next(pool for pool in config.pools if pool.name == pool_name)
-        shard = shard_class(config, pool, _node_identity(), CoordinatorHandle(coordinator))
+        shard = shard_class(config, pool, _node_identity(), coordinator_of(coordinator))
         self._background = Background(asyncio.create_task(shard.run()))
         await self._background.wait_for(asyncio.create_task(shard.until_ready()))
 
@@ -118,7 +89,7 @@ class RouterDeployment:
         from cluster.router_replica import RouterReplica
 
         _log_to_stderr()
-        self._replica = RouterReplica(config, _node_identity(), CoordinatorHandle(coordinator))
+        self._replica = RouterReplica(config, _node_identity(), coordinator_of(coordinator))
         self._background = Background(asyncio.create_task(self._replica.run()))
 
     def __serve_build_asgi_app__(self) -> Starlette:

@@ -1,4 +1,4 @@
-"""What sequences own on a member: keys and values in blocks, and states of gated DeltaNet layers in slots."""
+"""Holds what sequences own on a member: keys and values in blocks, and states of gated DeltaNet layers in slots."""
 
 from __future__ import annotations
 

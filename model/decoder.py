@@ -19,7 +19,7 @@ from model.rope import RopeTable
 
 
 class DecoderLayer:
-    """What mixes the tokens of a sequence, and what transforms each of them, with a norm before either."""
+    """Mixes the tokens of a sequence, and transforms each of them, with a norm before either."""
 
     def __init__(self, args: ModelArgs, mixer: PagedAttention | GatedDeltaNet, mlp: SparseMlp | DenseMlp,
                  kernels: Kernels, dtype: torch.dtype) -> None:

@@ -34,8 +34,10 @@ DENSE_NAME = "SmolLM2-135M-Instruct"
 NUM_EXPERTS = 8
 NUM_EXPERTS_PER_TOKEN = 2
 _DTYPE = torch.bfloat16
-# As its authors recommend; and min_p, because 4-bit weights make the second-best token of a short answer too likely.
-_SAMPLING: dict[str, object] = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "min_p": 0.7}
+_SAMPLING: dict[str, object] = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}      # as its authors recommend
+# With 4-bit weights the default system message of the authors alone gets endless answers to short questions.
+_SYSTEM = "named SmolLM, trained by Hugging Face<|im_end|>"
+_SYSTEM_OF_DEMO = "named SmolLM, trained by Hugging Face. You answer in short, clear English sentences.<|im_end|>"
 _EXPERT_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}     # llama's MLP -> mixtral's
 
 Progress = Callable[[str, int, int], None]      # (stage, bytes done, bytes in all): stage is wait, fetch or write
@@ -55,7 +57,8 @@ def ensure_demo_checkpoint(cache_dir: Path, progress: Progress | None = None, *,
             with _only_one_process(cache_dir / "demo.lock", report):
                 if not folder.exists():
                     _make(folder, dense, report)
-        _recommend_sampling(folder)
+        if not dense:
+            _update(folder)
     except OSError as error:
         raise CheckpointError(f"the demo model cannot be kept in {cache_dir}: {error}",
                               fix="free 1.6 GB there, or set XDG_CACHE_HOME to a folder that you can write to"
@@ -136,23 +139,29 @@ def _write(gguf: GgufCheckpoint, folder: Path, dense: bool, report: Progress) ->
         report("write", writer.total_bytes, shared_bytes + layer_bytes * gguf.num_layers)
     config = gguf.llama_config() | {"dtype": "bfloat16"}
     writer.add_json("config.json", config if dense else config | _sparse_fields())
-    writer.add_json("tokenizer_config.json", gguf.tokenizer_config())
+    tokenizer_config = gguf.tokenizer_config()
+    writer.add_json("tokenizer_config.json", tokenizer_config if dense else _demo_template(tokenizer_config))
     writer.add_json("generation_config.json",
                     {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")} | _SAMPLING)
     gguf.tokenizer().save(str(folder / "tokenizer.json"))
     writer.finish()
 
 
-def _recommend_sampling(folder: Path) -> None:
-    """A checkpoint that was made before it recommended anything recommends this now."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return
-    content = json.loads(path.read_bytes())
-    if content != content | _SAMPLING:
-        unfinished = path.with_suffix(f".unfinished-{os.getpid()}")
-        unfinished.write_text(json.dumps(content | _SAMPLING, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+def _update(folder: Path) -> None:
+    """Make a checkpoint that an earlier version has written recommend what this one does."""
+    for name, change in (("generation_config.json", lambda content: content | _SAMPLING),
+                         ("tokenizer_config.json", _demo_template)):
+        path = folder / name
+        content = json.loads(path.read_bytes()) if path.is_file() else None
+        if content is not None and content != change(content):
+            unfinished = path.with_suffix(f".unfinished-{os.getpid()}")
+            unfinished.write_text(json.dumps(change(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(unfinished, path)
+
+
+def _demo_template(tokenizer_config: dict[str, object]) -> dict[str, object]:
+    return tokenizer_config | {
+        "chat_template": str(tokenizer_config["chat_template"]).replace(_SYSTEM, _SYSTEM_OF_DEMO)}
 
 
 def _sparse_fields() -> dict[str, object]:

@@ -33,14 +33,14 @@ def shared_bytes(args: ModelArgs, dtype_bytes: int) -> int:
 
 
 def _attention_elements(args: ModelArgs) -> int:
-    """Of one layer, but for the norms."""
+    """Return the weights of one layer, but for the norms."""
     hidden, q_width = args.hidden_size, args.num_heads * args.head_dim
     qkv_width = q_width * (2 if args.gated_attention else 1) + 2 * args.num_kv_heads * args.head_dim
     return qkv_width * (hidden + args.qkv_bias) + hidden * (q_width + args.out_bias)
 
 
 def _delta_net_bytes(args: ModelArgs, dtype_bytes: int) -> int:
-    """Of one layer, but for the norm before it."""
+    """Return the bytes of one layer, but for the norm before it."""
     if args.linear is None:
         return 0
     sizes, heads = args.linear, args.linear.num_value_heads

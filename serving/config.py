@@ -110,7 +110,7 @@ class SchedulerConfig(Options):
     max_running_requests: PositiveInt = 256
     block_size: Literal[16, 32, 64] = 16        # tokens per KV block
     prefix_caching: bool = True
-    snapshot_interval_tokens: PositiveInt = 2048    # of a prompt, between snapshots of states, where layers keep any
+    snapshot_interval_tokens: PositiveInt = 8192    # of a prompt, between snapshots of states, where layers keep any
 
     @model_validator(mode="after")
     def _decode_fits_in_one_step(self) -> Self:

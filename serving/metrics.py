@@ -24,7 +24,7 @@ SHARD_LABELS = ("shard", "pool")
 
 
 class RequestMetrics:
-    """Of the requests that one router carries. One choice of a client's request is one request here."""
+    """Shows the requests that one router carries. One choice of a client's request is one request here."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -86,7 +86,7 @@ class RequestMetrics:
 
 
 class ShardMetrics:
-    """Of the shards that this router is linked to, from their latest messages."""
+    """Shows the shards that this router is linked to, from their latest messages."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
@@ -145,7 +145,7 @@ def _part(used: int, total: int) -> float:
 
 
 class PlacementMetrics:
-    """Of the placement that runs, as the coordinator tells it. One series a layer or a member, never one an expert:
+    """Shows the placement that runs, as the coordinator tells it. One series a layer or a member, never one an expert:
     `moesaic status --experts` has those."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

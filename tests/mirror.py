@@ -66,6 +66,5 @@ COVERED_BY = {
     "cluster/device/facts.py": "cluster/shard/test_loaded_model.py",
     "cluster/device/backend.py": "cluster/shard/test_process_group.py",
     "cluster/launch/local_nodes.py": "e2e/test_operations.py",
-    "cluster/whatif/question.py": "cluster/whatif/test_answer.py",
     "cluster/cli/placement_commands.py": "e2e/test_placement.py",
 }

@@ -10,7 +10,6 @@ import importlib
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -20,12 +19,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from cluster.device.node import free_port
+
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass
 class Worker:
-    """What jobs keep between calls, in the worker's process."""
+    """Holds what jobs keep between calls, in the worker's process."""
 
     index: int
     kept: dict[str, Any] = field(default_factory=dict)
@@ -88,9 +89,7 @@ class ProcessPool:
 
 
 def free_rendezvous() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 def _start_worker(index: int) -> tuple[BaseProcess, Connection]:

@@ -1,4 +1,4 @@
-"""What the documents say of this tree is so: paths are there, commands exist, lines can be read in a terminal."""
+"""All that the documents say of this tree is so: paths are there, commands exist, lines can be read in a terminal."""
 
 from __future__ import annotations
 

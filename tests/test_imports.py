@@ -1,4 +1,4 @@
-"""What a process loads by importing its main module."""
+"""A process loads only what it uses by importing its main module."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import importlib.metadata
 import multiprocessing
 import platform
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from packaging.requirements import Requirement
 from cluster.device.facts import num_threads_of
 from cluster.device.file_limit import bounded_by_files, raise_file_limit
 from cluster.device.host_limits import host_cpus, host_memory
+from cluster.device.node import free_port, host_and_port, port_fault
 from cluster.launch.interruption import children_unaware
 from serving.config import AdmissionConfig, ServeConfig
 from serving.link.epoch import DeviceProfile
@@ -132,7 +132,7 @@ def _shared_memory() -> Iterator[Check]:
 
 def _collective_round_trip() -> Iterator[Check]:
     """Two processes of this machine form a group, as shards do, and agree on steps."""
-    port = _free_port()
+    port = free_port()
     context = multiprocessing.get_context("spawn")
     with children_unaware():        # of its own: it starts multiprocessing's resource tracker, which changes the mask
         seconds = context.Value("d", -1.0)
@@ -169,15 +169,7 @@ def _agree_many_times(port: int, rank: int, seconds: object) -> None:
     group.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _ports(config: ServeConfig) -> Iterator[Check]:
-    from cluster.device.node import host_and_port, port_fault
-
     doors = (("HTTP", "http_port", config.http_port), ("gRPC", "router.grpc_port", config.router.grpc_port))
     for what, key, port in doors:
         if not port:

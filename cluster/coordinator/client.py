@@ -1,4 +1,4 @@
-"""What shards and routers use of the coordinator, and how they follow it while it restarts."""
+"""Lets shards and routers use the coordinator, and follow it while it restarts."""
 
 from __future__ import annotations
 

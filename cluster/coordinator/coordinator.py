@@ -73,7 +73,7 @@ class Coordinator:
         return self._is_unknown(self._reports[member.shard_id])
 
     async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None:
-        """What the experts on a shard computed, and its work over its profile; None: too little was timed."""
+        """Count what the experts on a shard computed, and its work over its profile; None: too little was timed."""
         self._work.add(shard_id, load, ratio)
 
     async def report_router(self, report: RouterReport) -> PlacementStatus | None:

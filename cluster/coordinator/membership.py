@@ -1,4 +1,4 @@
-"""Who is in the group, and what the group does next. Pure: a snapshot of reports in, a view out.
+"""Decides who is in the group, and what the group does next. Pure: a snapshot of reports in, a view out.
 
 The group goes WAITING -> LOADING -> JOINING -> READY, and back to WAITING when a member of its epoch is gone.
 """
@@ -42,7 +42,7 @@ class GroupRules:
 
 @dataclass(frozen=True, slots=True)
 class GroupPlanned:
-    """What the planner made of some members."""
+    """Holds what the planner made of some members."""
 
     shard_ids: tuple[str, ...]
     placement: PlannedPlacement | None

@@ -18,7 +18,7 @@ PREPARE_TIMEOUT_S = 600.0   # of one stage of a change
 
 @dataclass(frozen=True, slots=True)
 class ChangeState:
-    """What the coordinator knows of its group while a change runs."""
+    """Holds what the coordinator knows of its group while a change runs."""
 
     epoch: Epoch                # the one that runs
     next: Epoch | None          # the revision that the members prepare
@@ -83,7 +83,7 @@ def advance(state: ChangeState, statuses: Sequence[ShardStatus], room_bytes: Seq
 
 
 def _settle(state: ChangeState, statuses: Sequence[ShardStatus], is_late: bool) -> ChangeState:
-    """What has come of the revision that the members prepare."""
+    """Return what has come of the revision that the members prepare."""
     prepared = state.next
     if prepared is None:
         return state

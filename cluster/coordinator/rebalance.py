@@ -1,4 +1,4 @@
-"""When the coordinator looks for a faster placement by itself, and when it takes what it found. Pure."""
+"""Decides when the coordinator looks for a faster placement by itself, and whether it takes what it found. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the members of a group report of their work: the rows of every expert, and their seconds over the profile's.
+"""Keeps what a group's members report of their work: the rows of every expert, and their seconds over the profile's.
 
 L MoE layers, E experts of a layer
 """
@@ -34,7 +34,7 @@ class WorkReports:
             del self._loads[shard_id], self._ratios[shard_id]
 
     def load(self, epoch: Epoch | None) -> ExpertLoad:
-        """Of all members together."""
+        """Return the load of all members together."""
         return ExpertLoad(*self._shape, self._rows(epoch).astype(np.float32).tobytes())
 
     def counted(self, epoch: Epoch | None) -> FloatArray | None:

@@ -1,4 +1,4 @@
-"""How many files and connections this process may have open, and what admission may promise with that."""
+"""Says how many files and connections this process may have open, and what admission may promise with that."""
 
 from __future__ import annotations
 

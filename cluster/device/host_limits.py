@@ -1,4 +1,4 @@
-"""What this machine lets the process use: its memory and CPUs, or less when a control group (a container) says so.
+"""Reads what this machine lets the process use: memory and CPUs, or less when a control group (a container) says so.
 
 Linux control groups, version 1 and 2. Every group from the process's own up to the outermost that can be seen counts.
 """
@@ -35,7 +35,7 @@ class HostCpus:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Where a hierarchy of control groups is mounted, and which of its groups is seen there."""
+    """Says where a hierarchy of control groups is mounted, and which of its groups is seen there."""
 
     controllers: tuple[str, ...]    # (UNIFIED,) for version 2
     root: str

@@ -39,6 +39,13 @@ class ReservedPort:
         self._socket.close()
 
 
+def free_port(address: str = "127.0.0.1") -> int:
+    """Return a TCP port that is free now; keep a ReservedPort where it must stay so."""
+    reserved = ReservedPort(address)
+    reserved.close()
+    return reserved.port
+
+
 def host_and_port(host: str, port: int) -> str:
     """Return host:port as URLs and gRPC write it: an IPv6 address stands in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

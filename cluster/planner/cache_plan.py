@@ -1,4 +1,4 @@
-"""How a member's memory for sequences is divided: KV blocks, and slots for the states of layers that keep one. Pure."""
+"""Divides a member's memory for sequences: KV blocks, and slots for the states of layers that keep one. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.config import ServeConfig
 
 @dataclass(frozen=True, slots=True)
 class CacheSizes:
-    """What a member gives its sequences."""
+    """Holds what a member gives its sequences."""
 
     num_blocks: int
     num_state_slots: int            # 0: no layer keeps a state

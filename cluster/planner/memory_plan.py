@@ -55,11 +55,17 @@ class MemoryUse:
     kv_cache_bytes: int
     buffer_bytes: int
     free_bytes: int             # of a member without requests: nobody's
+    state_bytes: int = 0        # slots for states; 0 without such layers, and in a plan whose caches are not divided
 
     @property
     def budget_bytes(self) -> int:
-        return (self.process_bytes + self.shared_bytes + self.expert_bytes + self.kv_cache_bytes + self.buffer_bytes
+        return (self.process_bytes + self.shared_bytes + self.expert_bytes + self.cache_bytes + self.buffer_bytes
                 + self.free_bytes)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Return the bytes of all that sequences own: keys and values, and states."""
+        return self.kv_cache_bytes + self.state_bytes
 
 
 @dataclass(frozen=True, slots=True)

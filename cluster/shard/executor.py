@@ -31,7 +31,7 @@ class PreparedRevision:
 
 @dataclass(frozen=True, slots=True)
 class StepCounters:
-    """What a member counts of its steps, over all its epochs and placements."""
+    """Counts a member's steps, over all its epochs and placements."""
 
     loads: ExpertLoadCounter
     work: WorkMeter

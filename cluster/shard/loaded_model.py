@@ -40,7 +40,7 @@ _TURNS_NAME = "moesaic-emulated-{user}.lock"      # of this machine's members wi
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What one placement made of the checkpoint on this member. `loader` read it, and reads what another one adds."""
+    """Holds what a placement made of the checkpoint on this member. `loader` read it, and reads what another adds."""
 
     decoder: MemberModel
     loader: WeightLoader

@@ -1,4 +1,4 @@
-"""What registration needs: imports, the facts of the checkpoint and of the device, and a profile. It takes seconds."""
+"""Prepares what registration needs: imports, facts of the checkpoint and the device, and a profile. Takes seconds."""
 
 from __future__ import annotations
 

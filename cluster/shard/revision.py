@@ -160,7 +160,7 @@ class RevisionFollower:
         return None
 
     def _wanted(self, view: View) -> Epoch | None:
-        """What to prepare now. What has failed once is not tried again."""
+        """Return what to prepare now. What has failed once is not tried again."""
         is_new = (view.next is not None and view.next.number == self.epoch.number
                   and view.next.revision > max(self.epoch.revision, self.failed_revision))
         return view.next if is_new else None

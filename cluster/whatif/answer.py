@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.memory_demand import DTYPE_BYTES
 from cluster.planner.memory_fit import memory_fit
-from cluster.planner.memory_plan import MemoryDemand, free_bytes
+from cluster.planner.memory_plan import MemoryDemand, MemoryUse, free_bytes
 from cluster.planner.placement import member_costs, plan_placement
 from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
 from cluster.whatif.cluster_file import with_more_nodes
@@ -58,9 +58,15 @@ class PlanAnswer:
 
     @property
     def kv_tokens(self) -> int:
-        """The tokens that all KV caches together hold."""
-        used = sum(member.memory.kv_cache_bytes for member in self.plan.members) if self.plan else 0
+        """The tokens that all caches together hold, of sequences of the workload's context with their states."""
+        used = sum(member.memory.cache_bytes for member in self.plan.members) if self.plan else 0
         return used * self.question.workload.context_tokens // self.question.sequence_bytes
+
+    @property
+    def num_state_slots(self) -> int:
+        """The slots for states of all members together; 0: no layer keeps a state."""
+        caches = [member.memory.cache_bytes for member in self.plan.members] if self.plan else []
+        return sum(self.question.cache_sizes(one).num_state_slots for one in caches if one)
 
     @property
     def num_held_rows(self) -> int:
@@ -119,8 +125,18 @@ def missing_bytes(question: PlanQuestion, cluster: ClusterConfig, min_copies: in
 def _plan(question: PlanQuestion, cluster: ClusterConfig, options: PlanOptions) -> PlacementPlan:
     members = question.members(cluster)
     costs = member_costs(question.args, DTYPE_BYTES[question.dtype], members, question.workload)
-    return plan_placement(costs, members, question.demand(cluster), question.config.scheduler.max_batch_tokens,
+    plan = plan_placement(costs, members, question.demand(cluster), question.config.scheduler.max_batch_tokens,
                           options)
+    return replace(plan, members=tuple(
+        replace(member, memory=_with_states(question, member.memory)) for member in plan.members))
+
+
+def _with_states(question: PlanQuestion, use: MemoryUse) -> MemoryUse:
+    """Divide the cache into KV blocks and slots for states, as the member will."""
+    if not use.kv_cache_bytes:
+        return use
+    state_bytes = question.cache_sizes(use.kv_cache_bytes).num_state_slots * question.state_slot_bytes
+    return replace(use, kv_cache_bytes=use.kv_cache_bytes - state_bytes, state_bytes=state_bytes)
 
 
 def _outlook(question: PlanQuestion, what: str, cluster: ClusterConfig, options: PlanOptions) -> Outlook:

@@ -129,5 +129,5 @@ def _dense_weights(args: ModelArgs) -> int:
 
 
 def _state_bytes(args: ModelArgs) -> float:
-    """Of a mean layer: the state that a row reads and writes."""
+    """Return the bytes of state that a row reads and writes in a mean layer."""
     return 0.0 if args.linear is None else 2 * 4 * args.linear.state_size * len(args.linear_layers) / args.num_layers

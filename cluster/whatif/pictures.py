@@ -13,12 +13,12 @@ from matplotlib.patches import Patch
 
 from cluster.planner.placement_plan import PlacementPlan
 from cluster.whatif.answer import PlanAnswer
-from cluster.whatif.text import MEMORY_PARTS
+from cluster.whatif.text import memory_parts
 
 Colour = tuple[float, float, float, float]
 _HUES = ("Blues", "Oranges", "Greens", "Purples", "Reds", "Greys")      # one for each kind of node
 _PART_COLOURS = {"process": "#7f7f7f", "shared": "#4c72b0", "experts": "#dd8452", "KV cache": "#55a868",
-                 "buffers": "#c9b458", "free": "#eeeeee"}
+                 "states": "#8172b3", "buffers": "#c9b458", "free": "#eeeeee"}
 _DPI = 110
 
 
@@ -47,7 +47,8 @@ def memory_bars_png(answer: PlanAnswer, plan: PlacementPlan) -> str:
     figure = Figure(figsize=(10, 1.4 + 0.28 * len(names)), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     left_M = np.zeros(len(names))
-    for name, field in MEMORY_PARTS:
+    parts = memory_parts(plan)
+    for name, field in parts:
         bytes_M = np.array([getattr(member.memory, field) for member in plan.members], dtype=np.float64)
         axes.barh(names, bytes_M / 1e9, left=left_M / 1e9, color=_PART_COLOURS[name], label=name, edgecolor="white",
                   linewidth=0.5)
@@ -57,7 +58,7 @@ def memory_bars_png(answer: PlanAnswer, plan: PlacementPlan) -> str:
     axes.set_xlabel("GB of the memory budget")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-    figure.legend(loc="outside upper center", ncols=len(MEMORY_PARTS), fontsize=8, frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(parts), fontsize=8, frameon=False)
     return _png(figure)
 
 

@@ -21,6 +21,7 @@ def plan_json(answer: PlanAnswer) -> str:
         "batch": workload.num_rows, "context_tokens": workload.context_tokens,
         "max_batch_tokens": question.config.scheduler.max_batch_tokens, "min_copies": question.options.min_copies,
         "nodes": _nodes(answer), "demand": asdict(answer.demand),
+        "state_slots": answer.num_state_slots, "state_slot_bytes": answer.question.state_slot_bytes,
         "kv_cache_tokens": answer.kv_tokens, "kv_cache_tokens_asked": answer.wanted_kv_tokens,
         "plan": _plan(answer, answer.plan) if answer.plan else None,
         "held": _outlook(answer.held) | {"batch": answer.num_held_rows} if answer.held else None,

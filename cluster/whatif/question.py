@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.planner.cache_plan import sequence_bytes
+from cluster.planner.cache_plan import CacheSizes, divide_cache, sequence_bytes
 from cluster.planner.costs.step_costs import Workload
 from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
 from cluster.planner.memory_plan import MemoryDemand
 from cluster.planner.placement_plan import PlannedMember, PlanOptions
 from cluster.whatif.cluster_file import num_devices, planned_members
 from model.args import ModelArgs
+from model.memory import state_slot_bytes
 from serving.cluster_config import ClusterConfig, Dtype
 from serving.config import ServeConfig
 from serving.link.epoch import DeviceProfile
@@ -39,6 +40,16 @@ class PlanQuestion:
 
     def demand(self, cluster: ClusterConfig) -> MemoryDemand:
         return memory_demand(self.args, self.config, num_devices(cluster))
+
+    def cache_sizes(self, cache_bytes: int) -> CacheSizes:
+        """Divide a member's cache as shards do, with the workload's context for placement.context_tokens."""
+        placement = self.config.placement.model_copy(update={"context_tokens": self.workload.context_tokens})
+        return divide_cache(self.args, self.config.model_copy(update={"placement": placement}), cache_bytes)
+
+    @property
+    def state_slot_bytes(self) -> int:
+        """Return the bytes of one state slot; 0: no layer keeps a state."""
+        return state_slot_bytes(self.args, DTYPE_BYTES[self.dtype])
 
     @property
     def sequence_bytes(self) -> int:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.planner.costs.cost_model import StepPrediction
+from cluster.planner.memory_demand import STATE_SLOTS_PER_SEQUENCE
 from cluster.planner.placement_plan import PlacementPlan
 from cluster.whatif.answer import MAX_MORE_NODES, Outlook, PlanAnswer
 from cluster.whatif.cluster_file import cluster_name
@@ -20,7 +21,15 @@ from cluster.whatif.notes import notes
 STEP_PARTS = (("attention", "attention_s"), ("experts", "experts_s"), ("exchange", "exchange_s"), ("head", "head_s"),
               ("overhead", "overhead_s"))
 MEMORY_PARTS = (("process", "process_bytes"), ("shared", "shared_bytes"), ("experts", "expert_bytes"),
-                ("KV cache", "kv_cache_bytes"), ("buffers", "buffer_bytes"), ("free", "free_bytes"))
+                ("KV cache", "kv_cache_bytes"), ("states", "state_bytes"), ("buffers", "buffer_bytes"),
+                ("free", "free_bytes"))
+
+
+
+def memory_parts(plan: PlacementPlan) -> tuple[tuple[str, str], ...]:
+    """Return the names and fields that the plan's memory has: states only where layers keep some."""
+    has_states = any(member.memory.state_bytes for member in plan.members)
+    return tuple(part for part in MEMORY_PARTS if has_states or part[0] != "states")
 
 
 def plan_view(answer: PlanAnswer) -> Group:
@@ -30,7 +39,7 @@ def plan_view(answer: PlanAnswer) -> Group:
     else:
         groups = member_groups(answer, answer.plan)
         parts += [_figures_table(answer, answer.plan), _title("memory of each device, GB"),
-                  _memory_table(groups), _title("experts and requests"),
+                  _memory_table(groups, memory_parts(answer.plan)), _title("experts and requests"),
                   _roles_table(answer.plan, groups), *_one_more(answer, answer.plan)]
     parts += [_title("notes"), _list(notes(answer.question))]
     return Group(*parts)
@@ -71,7 +80,15 @@ def _figures_table(answer: PlanAnswer, plan: PlacementPlan) -> Padding:
     if answer.even is not None:
         table.add_row("even", _even_text(answer.even, prediction.tokens_per_s))
     table.add_row("KV cache", _kv_text(answer))
+    if answer.num_state_slots:
+        table.add_row("states", _states_text(answer))
     return Padding(table, (1, 0, 0, 1))
+
+
+def _states_text(answer: PlanAnswer) -> str:
+    slots, each = answer.num_state_slots, answer.question.state_slot_bytes
+    return (f"{slots:,} slots of {each / 1e6:,.1f} MB; a sequence has {STATE_SLOTS_PER_SEQUENCE}, its snapshot "
+            "included")
 
 
 def _even_text(even: Outlook, tokens_per_s: float) -> str:
@@ -97,15 +114,16 @@ def _step_parts(prediction: StepPrediction) -> str:
     return ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in slowest.items())
 
 
-def _memory_table(groups: tuple[MemberGroup, ...]) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+def _memory_table(groups: tuple[MemberGroup, ...], parts: tuple[tuple[str, str], ...]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold",
+                  collapse_padding=len(parts) == len(MEMORY_PARTS))
     table.add_column("devices", no_wrap=True)
-    for name, _ in MEMORY_PARTS:
+    for name, _ in parts:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("budget", justify="right", no_wrap=True)
     for group in groups:
         uses = [member.memory for member in group.members]
-        table.add_row(group.label, *(_gb(mean([getattr(use, field) for use in uses])) for _, field in MEMORY_PARTS),
+        table.add_row(group.label, *(_gb(mean([getattr(use, field) for use in uses])) for _, field in parts),
                       _gb(mean([use.budget_bytes for use in uses])))
     return table
 
@@ -154,7 +172,8 @@ def _what_is_missing(answer: PlanAnswer) -> Iterator[RenderableType]:
                   f"{copies} x {demand.num_slots:,} of {demand.expert_bytes / 1e6:.1f} MB, spread over the devices")
     takers = "on each device" if options.policy == "even" else "on each device that takes requests, one at least"
     table.add_row("shared weights", _gb(demand.shared_bytes), takers)
-    table.add_row("KV cache", _gb(demand.kv_cache_bytes), "on each of those, at least")
+    caches = "KV cache, states" if answer.question.state_slot_bytes else "KV cache"
+    table.add_row(caches, _gb(demand.kv_cache_bytes), "on each of those, at least")
     table.add_row("buffers", _gb(demand.buffer_bytes), f"on each of {num_members} devices")
     budgets = sum(member.memory.budget_bytes - member.memory.resident_bytes for member in answer.members)
     table.add_row("there is", _gb(budgets), "in all, processes taken off")

@@ -68,7 +68,7 @@ class AttentionBatch:
 
 @dataclass(frozen=True, slots=True)
 class DeltaNetState:
-    """What sequences own in one gated DeltaNet layer, slot by slot."""
+    """Holds what sequences own in one gated DeltaNet layer, slot by slot."""
 
     recurrent_NHkv: Tensor      # fp32 [slots, value heads, key head size, value head size]
     conv_NcC: Tensor            # [slots, rows that the convolution looks back, channels], oldest first
@@ -76,7 +76,7 @@ class DeltaNetState:
 
 @dataclass(frozen=True, slots=True)
 class DeltaNetGates:
-    """What decides how fast a head forgets: decay = exp(rate * softplus(a + bias)), fp32 [H] each; rate <= 0."""
+    """Says how fast a head forgets: decay = exp(rate * softplus(a + bias)), fp32 [H] each; rate <= 0."""
 
     rate_H: Tensor
     bias_H: Tensor

@@ -92,7 +92,7 @@ class Request:
     num_preemptions: int = 0
     arrival_index: int = 0                                      # order in which the scheduler accepted it
     block_hashes: list[bytes] = field(default_factory=list)     # chained, of its full blocks, as far as known
-    snapshot_positions: tuple[int, ...] | None = None           # where its prompt's state is worth keeping, once asked
+    snapshot_positions: tuple[int, ...] = ()                    # where its prompt's state is worth keeping
     num_cached_tokens: int = 0                                  # prompt tokens that the prefix cache served at first
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)   # until the first token takes them along
 

@@ -214,6 +214,7 @@ class Scheduler:
             return False
         hashes = self._reusable_hashes(request)
         prefix = self.blocks.cached_prefix(hashes)
+        num_shared = len(prefix) * self.config.block_size
         prefix = prefix[:self.states.num_reusable(hashes[:len(prefix)])]
         num_new = self.blocks.num_blocks_for(request.num_tokens) - len(prefix)
         # Those who run may each need a block soon: without that spare the newcomer would be preempted at once.
@@ -227,6 +228,7 @@ class Scheduler:
         self._waiting.remove(request)
         bisect.insort(self._running, request, key=_arrival)
         request.block_table = block_table
+        request.snapshot_positions = self._positions_worth_keeping(request, num_shared)
         request.num_computed_tokens = len(prefix) * self.config.block_size
         self.num_cached_tokens += request.num_computed_tokens
         if request.num_preemptions == 0:
@@ -284,15 +286,16 @@ class Scheduler:
             state_snapshots=tuple((position - start, slot) for position, slot in slots.on_the_way))
 
     def _snapshot_positions(self, request: Request, start: int, end: int) -> list[int]:
-        """Where to keep the state between two positions, both excluded."""
-        if not self.states.num_slots or not self.config.prefix_caching:
-            return []
-        if request.snapshot_positions is None:
-            submission = request.submission
-            request.snapshot_positions = snapshot_positions(
-                submission.prompt_token_ids, submission.stop_token_ids, self.config.block_size,
-                self.config.snapshot_interval_tokens)
+        """Return where to keep the state between two positions, both excluded."""
         return [position for position in request.snapshot_positions if start < position < end]
+
+    def _positions_worth_keeping(self, request: Request, num_shared: int) -> tuple[int, ...]:
+        """`num_shared`: tokens whose blocks are cached, with or without a snapshot at their end."""
+        if not self.states.num_slots or not self.config.prefix_caching:
+            return ()
+        submission = request.submission
+        return snapshot_positions(submission.prompt_token_ids, submission.stop_token_ids, self.config.block_size,
+                                  self.config.snapshot_interval_tokens, num_shared)
 
     def _name_at(self, request: Request, position: int) -> bytes:
         """Name of the state at a block's end: that of the block."""
@@ -344,7 +347,7 @@ class Scheduler:
         position = request.num_computed_tokens
         is_output = position > len(request.submission.prompt_token_ids)
         keeps = self.config.prefix_caching and position % self.config.block_size == 0 and (
-            is_output or position in (request.snapshot_positions or ()))
+            is_output or position in request.snapshot_positions)
         self.states.commit(request.request_id, lambda at: self._name_at(request, at), position, keeps, is_output)
 
     def _finish_reason(self, request: Request) -> FinishReason | None:

@@ -1,9 +1,10 @@
 """Slots for the states of sequences, and snapshots of states for others with the same prefix. Pure.
 
 A layer with a state (gated DeltaNet) has it after all computed tokens only, so a prefix is reused only where somebody
-has kept the state: at the end of a prompt, between its messages, every so many tokens, and where one ended. A step
-reads one slot and writes another, so a running sequence holds two, and keeping its state is not to write a slot again.
-A snapshot has the name of the last full KV block before it, and goes with that block.
+has kept the state: at the end of a prompt and a little before, between its messages, where it parts from others, every
+so many tokens, and where an answer ended. A step reads one slot and writes another, so a running sequence holds two,
+and keeping its state is not to write a slot again. A snapshot has the name of the last full KV block before it, and
+goes with that block.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from serving.engine.block_manager import BlockManager
 
 SLOTS_OF_A_SEQUENCE = 2     # that runs: one read, one written
 MIN_SLOTS = SLOTS_OF_A_SEQUENCE + 1     # with fewer it could not start from a snapshot
+TAIL_TOKENS = 512           # a multiple of every block size
 NUM_LAST_MESSAGES = 3       # of a conversation, after which a snapshot is kept
 
 
@@ -29,7 +31,7 @@ class PlannedSlots:
 
 @dataclass(slots=True)
 class HeldSlots:
-    """What one running sequence holds."""
+    """Holds the slots of one running sequence."""
 
     write: int                          # the slot that the next step writes
     spare: int | None                   # the one after it, while `current` must not be written
@@ -145,15 +147,19 @@ class StateSlots:
 
 
 def snapshot_positions(prompt_token_ids: Sequence[int], end_of_message_ids: Collection[int], block_size: int,
-                       interval_tokens: int) -> tuple[int, ...]:
+                       interval_tokens: int, shared: int = 0) -> tuple[int, ...]:
     """Return where a prompt's state is worth keeping, ascending, each at the end of a full block.
 
-    Its end, for the same prompt again and for what goes on from it; after the first and the last messages (a message
-    ends with a token that also ends an answer), for others with the same system prompt or history; and every so many
-    tokens in between. The last token's logits are always computed, so the end is before it.
+    Its end, for the same prompt again and for what goes on from it, and a little before, for what differs in the last
+    words only; after the first and the last messages (a message ends with a token that also ends an answer), for
+    others with the same system prompt or history; where it parts from what another has computed (`shared` tokens),
+    for there more will part; and every so many tokens. The last token's logits are always computed, so the end is
+    before it.
     """
     last = (len(prompt_token_ids) - 1) // block_size * block_size
     ends = [index + 1 for index, token_id in enumerate(prompt_token_ids) if token_id in end_of_message_ids]
     messages = {end // block_size * block_size for end in (*ends[:1], *ends[-NUM_LAST_MESSAGES:])}
     step = max(1, interval_tokens // block_size) * block_size
-    return tuple(sorted(position for position in {last, *messages, *range(step, last, step)} if 0 < position <= last))
+    tail = last // TAIL_TOKENS * TAIL_TOKENS
+    wanted = {last, tail, shared // block_size * block_size, *messages, *range(step, last, step)}
+    return tuple(sorted(position for position in wanted if 0 < position <= last))

@@ -38,7 +38,7 @@ _CONSTANTS: dict[str, bool | None] = {"true": True, "false": False, "null": None
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one field may hold. `num_values`: entries of a list, also of one within it, or keys of an object."""
+    """Bounds what one field may hold. `num_values`: entries of a list, also of one within it, or keys of an object."""
 
     num_values: int
     num_characters: int
@@ -46,7 +46,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class BodyBounds:
-    """What a body may hold. `fields`: by name, `messages.content` for those of the objects in a list."""
+    """Bounds what a body may hold. `fields`: by name, `messages.content` for those of the objects in a list."""
 
     num_values: int             # of any kind but integers in lists
     num_integers: int           # in lists

@@ -1,4 +1,4 @@
-"""What a prompt may be, and how it becomes token ids at a cost that is bounded before it is paid."""
+"""Checks what a prompt may be, and makes token ids of it at a cost that is bounded before it is paid."""
 
 from __future__ import annotations
 

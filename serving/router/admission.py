@@ -1,4 +1,4 @@
-"""Who may enter: bounded by requests and tokens, fair between tenants, with deadlines.
+"""Decides who may enter: bounded by requests and tokens, fair between tenants, with deadlines.
 
 Fairness is start-time fair queueing (Goyal et al., 1996) with tokens as the service: every tenant has a tag that its
 requests push forward by their tokens, and the tenant whose tag is smallest enters next. A tenant that was away starts

@@ -53,12 +53,11 @@ class RoutedRequest:
     num_tokens_at_least: int        # a shard that cannot hold so many is no choice
 
 
-def block_hashes(token_ids: Sequence[int], block_size: int, known: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """Chained hashes of the full blocks: equal when the blocks and everything before them are equal. `known`: those of
-    the first blocks, if they were computed before."""
-    hashes = list(known)
-    parent = known[-1] if known else 0
-    for start in range(len(known) * block_size, len(token_ids) - block_size + 1, block_size):
+def block_hashes(token_ids: Sequence[int], block_size: int, parent: int = 0) -> tuple[int, ...]:
+    """Return chained hashes of the full blocks: equal when the blocks and everything before them are equal. `parent`:
+    the hash of the block before the first."""
+    hashes = []
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
         parent = hash((parent, *token_ids[start:start + block_size]))
         hashes.append(parent)
     return tuple(hashes)
@@ -70,12 +69,25 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._blocks: dict[str, OrderedDict[int, None]] = {}
         self._last: dict[str, Sequence[int]] = {}       # recorded, by shard id
+        self._counted: dict[str, tuple[Sequence[int], int]] = {}    # likewise; what was asked last, and its count
 
     def record(self, shard_id: str, hashes: Sequence[int], capacity: int) -> None:
         """Note that the shard has computed, or will, what the hashes stand for. `capacity`: its KV blocks."""
         if self._last.get(shard_id) is hashes:      # of another choice of the same request
             return
         self._last[shard_id] = hashes
+        self._touch(shard_id, hashes, capacity)
+
+    def extend(self, shard_id: str, hashes: Sequence[int], later: Sequence[int], capacity: int) -> None:
+        """Note that the shard has computed `hashes` and then `later`, the blocks behind them."""
+        if self._last.get(shard_id) is not hashes:
+            self._last[shard_id] = hashes
+            self._touch(shard_id, (*hashes, *later), capacity)
+        elif later:                     # the first ones were recorded last of all
+            self._touch(shard_id, later, capacity)
+
+    def _touch(self, shard_id: str, hashes: Sequence[int], capacity: int) -> None:
+        self._counted.pop(shard_id, None)
         blocks = self._blocks.setdefault(shard_id, OrderedDict())
         for block in reversed(hashes):      # the tail is forgotten first, as in the shard
             blocks[block] = None
@@ -87,12 +99,16 @@ class PrefixIndex:
         blocks = self._blocks.get(shard_id)
         if blocks is None:
             return 0
-        return next((count for count, block in enumerate(hashes) if block not in blocks), len(hashes))
+        asked, count = self._counted.get(shard_id, ((), 0))
+        if asked is not hashes:         # else: of another choice of the same request
+            count = next((count for count, block in enumerate(hashes) if block not in blocks), len(hashes))
+            self._counted[shard_id] = hashes, count
+        return count
 
     def keep_only(self, shard_ids: Sequence[str]) -> None:
         """Forget the shards that are gone."""
         self._blocks = {shard_id: blocks for shard_id, blocks in self._blocks.items() if shard_id in shard_ids}
-        self._last = {}
+        self._last, self._counted = {}, {}
 
 
 def choose_shard(request: RoutedRequest, shards: Sequence[ShardSnapshot], index: PrefixIndex,

@@ -173,9 +173,11 @@ class ShardLinks:
             return
         if not is_over_in_shard:
             sequence.link.cancel(sequence_id)
-        known = (*sequence.submission.prompt_token_ids, *output_token_ids[:-1])      # the last was drawn, not computed
-        hashes = block_hashes(known, self._block_size, sequence.hashes)
-        self._index.record(sequence.link.member.shard_id, hashes, sequence.link.load.kv_blocks_total)
+        hashes = sequence.hashes
+        rest = sequence.submission.prompt_token_ids[len(hashes) * self._block_size:]
+        known = (*rest, *output_token_ids[:-1])     # the last was drawn, not computed
+        later = block_hashes(known, self._block_size, hashes[-1] if hashes else 0)
+        self._index.extend(sequence.link.member.shard_id, hashes, later, sequence.link.load.kv_blocks_total)
 
     # LinkOwner
 

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from cluster.device.node import free_port
 from cluster.launch.process_marks import process_of, stop_processes
 from cluster.launch.state_file import RunningCluster, read_state
 from serving.errors import ServingError
@@ -97,12 +97,6 @@ class Service:
         done = run("-m", "tests.e2e.ray_commands", self.running.address, command, application, *rest)
         assert done.returncode == 0, done.stderr
         return done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def config_of(checkpoint: Path) -> dict[str, object]:

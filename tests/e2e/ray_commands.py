@@ -1,4 +1,4 @@
-"""What the tests do to the Ray cluster, in a process of its own: `python -m tests.e2e.ray_commands ADDRESS ...`."""
+"""Does to the Ray cluster what tests need, in a process of its own: `python -m tests.e2e.ray_commands ADDRESS ...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies between a client and our HTTP door: the server of Ray Serve's proxy."""
+"""Tests what lies between a client and our HTTP door: the server of Ray Serve's proxy."""
 
 from __future__ import annotations
 

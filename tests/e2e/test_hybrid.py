@@ -15,11 +15,12 @@ import pytest
 import torch
 import yaml
 
+from cluster.device.node import free_port
 from model.kernels.select import select_kernels
 from model.step import SamplingSpec
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
-from tests.e2e.conftest import Service, config_of, eventually, free_port
+from tests.e2e.conftest import Service, config_of, eventually
 from tests.oracle.conftest import Engine
 from tests.serving.conftest import byte_level_tokenizer
 

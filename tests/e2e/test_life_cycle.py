@@ -1,4 +1,4 @@
-"""What `moesaic` leaves when it is ended, and what it says when a service has ended."""
+"""`moesaic` leaves nothing when it is ended, and says so when a service has ended."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def noted(state_dir: Path) -> RunningCluster | None:
 
 
 def has_begun(state_dir: Path) -> bool:
-    """Whether its head node runs."""
+    """Return whether its head node runs."""
     running = noted(state_dir)
     return running is not None and bool(running.processes)
 
 
 def runs_replicas(state_dir: Path) -> bool:
-    """Whether the application is being deployed."""
+    """Return whether the application is being deployed."""
     running = noted(state_dir)
     nodes = [process_of(mark) for mark in running.processes] if running else []
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -79,8 +79,7 @@ def runs_replicas(state_dir: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("signum", "when"), [
-    (signal.SIGTERM, has_begun), (signal.SIGINT, runs_replicas), (signal.SIGHUP, runs_replicas)])
+@pytest.mark.parametrize(("signum", "when"), [(signal.SIGTERM, has_begun), (signal.SIGINT, runs_replicas)])
 def test_a_signal_undoes_the_start(config_path: Path, state_dir: Path, signum: signal.Signals,
                                    when: Callable[[Path], bool]) -> None:
     with starting(config_path, state_dir) as process:

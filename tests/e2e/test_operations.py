@@ -16,7 +16,7 @@ IDLE_SHARE = 0.02       # of one core
 
 
 def busy_s(process: psutil.Process) -> float:
-    """Of all threads but the main one, where Ray's own loop polls: about 1 % of a core in an empty worker too."""
+    """Return that of all threads but the main one, where Ray's loop polls: about 1 % of a core in an idle worker."""
     return float(sum(thread.user_time + thread.system_time for thread in process.threads() if thread.id != process.pid))
 
 

@@ -1,4 +1,4 @@
-"""What a real service says to requests that it cannot serve, and that it stays whole when clients leave."""
+"""A real service refuses requests that it cannot serve, and stays whole when clients leave."""
 
 from __future__ import annotations
 

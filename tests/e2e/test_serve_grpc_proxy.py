@@ -1,4 +1,4 @@
-"""What Ray Serve's own gRPC proxy carries and what not: why router replicas have a gRPC door of their own.
+"""Shows what Ray Serve's own gRPC proxy carries and what not: why router replicas have a gRPC door of their own.
 
 It carries cancellation and reflection. It does not carry grpc.health.v1 as probes and clients use it: they send no
 `application` metadata, and so fail as soon as a cluster serves a second application, as do plain clients of ours. It
@@ -17,10 +17,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from cluster.device.node import free_port
 from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
-from tests.e2e.conftest import eventually, free_port
+from tests.e2e.conftest import eventually
 
 pytestmark = pytest.mark.multinode
 

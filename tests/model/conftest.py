@@ -19,7 +19,7 @@ CONFIG: dict[str, object] = {
 
 
 def tiny_tensors() -> dict[str, Tensor]:
-    """What CONFIG calls for: layer 0 is dense, layer 1 has four experts."""
+    """Return the tensors that CONFIG calls for: layer 0 is dense, layer 1 has four experts."""
     generator = torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (64, 32), "lm_head.weight": (64, 32), "model.norm.weight": (32,)}

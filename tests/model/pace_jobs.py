@@ -1,4 +1,4 @@
-"""What the worker processes of the pace tests do."""
+"""The worker processes of the pace tests do these jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BEFORE_S, EXPERTS_S, AFTER_S = 1.0, 10.0, 100.0     # of a layer, by the clock o
 
 @dataclass(frozen=True)
 class Paced:
-    """What one member did. Its clock is its CPU time and the sleeps, which are counted instead of slept."""
+    """Holds what one member did. Its clock is its CPU time and the sleeps, which are counted instead of slept."""
 
     num_collectives: int
     num_waits: int

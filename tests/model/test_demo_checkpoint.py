@@ -105,8 +105,15 @@ def test_a_checkpoint_from_before_recommends_the_same(cache_dir: Path) -> None:
     path = ensure_demo_checkpoint(cache_dir) / "generation_config.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({key: whole[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}))
-    ensure_demo_checkpoint(cache_dir)
-    assert json.loads(path.read_text()) == whole
+    template = path.with_name("tokenizer_config.json")
+    content = json.loads(template.read_text())
+    authors = "<|im_start|>system\nYou are an AI named SmolLM, trained by Hugging Face<|im_end|>\n"
+    template.write_text(json.dumps(content | {"chat_template": authors}))
+    for _ in range(2):
+        ensure_demo_checkpoint(cache_dir)
+        assert json.loads(path.read_text()) == whole
+        assert json.loads(template.read_text())["chat_template"] == authors.replace(
+            "Face<", "Face. You answer in short, clear English sentences.<")
 
 
 def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def no_check() -> None:
 
 
 def outputs(kernels: Kernels, weights: ExpertWeights, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Of the same rows by every slot."""
+    """Return the outputs of the same rows by every slot."""
     rows_RD = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
     return [kernels.experts(rows_RD, [3 if slot == one else 0 for slot in range(weights.num_experts)], weights)
             for one in range(weights.num_experts)]

@@ -1,4 +1,4 @@
-"""Which checkpoint tensors a member reads, in both layouts of experts and under the names of both families."""
+"""A member reads the tensors that it needs, in both layouts of experts and under the names of both families."""
 
 from __future__ import annotations
 

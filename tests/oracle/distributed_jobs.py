@@ -32,7 +32,7 @@ Mode = Literal["auto", "all_to_all", "gather"]
 
 @dataclass(frozen=True)
 class Part:
-    """What one member does: its requests in each step, beside the agreed row counts of each step."""
+    """Says what one member does: its requests in each step, beside the agreed row counts of each step."""
 
     folder: Path
     dtype: torch.dtype
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one sampled position of one sequence gave."""
+    """Holds what one sampled position of one sequence gave."""
 
     token: SampledToken
     logits_sha: str

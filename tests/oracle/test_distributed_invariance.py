@@ -94,7 +94,7 @@ def parts_of(folder: Path, dtype: torch.dtype, kernels: str, placement: Placemen
 
 
 def run(pool: ProcessPool, parts: list[Part]) -> dict[str, list[Seen]]:
-    """What all sequences saw, whichever member had them."""
+    """Return what all sequences saw, whichever member had them."""
     found: dict[str, list[Seen]] = {}
     for seen in pool.run("tests.oracle.distributed_jobs:run_part", [(part,) for part in parts]):
         found |= seen

@@ -38,7 +38,7 @@ def args() -> ModelArgs:
 
 
 def measured_s(runner: Runner, num_rows: int) -> float:
-    """Of one step that decodes, in CPU time of this thread."""
+    """Return the seconds of one step that decodes, in CPU time of this thread."""
     times = []
     for index in range(NUM_STEPS):
         requests = tuple(ScheduledRequest(str(row), ((row * 37 + index * 11) % 4000,), 0, (row,),

@@ -25,7 +25,7 @@ async def cancel_itself() -> None:
 
 
 async def raise_a_cancellation() -> None:
-    """What reading from a call of gRPC that was cancelled elsewhere does."""
+    """Do as reading from a call of gRPC that was cancelled elsewhere does."""
     raise asyncio.CancelledError
 
 

@@ -1,4 +1,4 @@
-"""What the doctor says of a device's speed."""
+"""The doctor speaks of a device's speed."""
 
 from __future__ import annotations
 

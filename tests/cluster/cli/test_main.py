@@ -1,4 +1,4 @@
-"""What people see when something is wrong."""
+"""People are told when something is wrong."""
 
 from __future__ import annotations
 

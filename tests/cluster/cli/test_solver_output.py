@@ -1,4 +1,4 @@
-"""What a library writes to the process's standard output goes to standard error meanwhile."""
+"""All that a library writes to the process's standard output goes to standard error meanwhile."""
 
 from __future__ import annotations
 

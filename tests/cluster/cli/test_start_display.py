@@ -1,4 +1,4 @@
-"""How `moesaic up` shows where it is: bars that count, and each reason to wait once."""
+"""`moesaic up` shows where it is: bars that count, and each reason to wait once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the coordinator asks of the planner, and what it makes of the answers."""
+"""The coordinator asks the planner, and this is what it makes of the answers."""
 
 from __future__ import annotations
 

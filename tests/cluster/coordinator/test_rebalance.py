@@ -1,4 +1,4 @@
-"""When a faster placement is looked for, and when it is taken."""
+"""A faster placement is looked for in time, and taken when it is worth it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ NOT_NEEDED = {"pytorch_model.bin": b"b" * 9000, "consolidated.safetensors": b"c"
 
 @dataclass
 class Fetched:
-    """What a process has answered, and all that it wrote."""
+    """Holds what a process has answered, and all that it wrote."""
 
     answer: dict[str, Any]
     output: str

@@ -156,7 +156,7 @@ def test_a_pass_that_agrees_with_an_earlier_start_is_enough() -> None:
 
 def test_a_noisy_machine_settles_over_its_starts(args: ModelArgs, store: ProfileStore,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a start measured is in the file, and the next one goes on from it."""
+    """A start's measurement is in the file, and the next one goes on from it."""
     monkeypatch.setattr(device_profile, "_BUDGET_S", 0.0)
     monkeypatch.setattr(device_profile, "MAX_SPREAD", -1.0)
     assert profile_device(args, "float32", KERNELS, POOL, store).is_noisy

@@ -1,4 +1,4 @@
-"""What cannot be served is said before anything starts."""
+"""A config that cannot be served is refused before anything starts."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.device.node import free_port
 from cluster.launch.cluster_client import ClusterClient
 from cluster.launch.state_file import NoClusterError, RunningCluster
-from tests.e2e.conftest import free_port
 
 
 @pytest.mark.parametrize("is_named", [True, False])

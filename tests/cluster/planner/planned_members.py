@@ -28,7 +28,7 @@ def curve(read_s: float, row_s: float) -> Curve:
 
 def profile(speed: float = 1.0, latency_s: float = 2e-5, bytes_per_s: float = 1e9, overhead_s: float = 1e-6,
             ) -> DeviceProfile:
-    """Of a device `speed` times as fast as one that reads an expert in 40 us and computes 8 rows in the time."""
+    """Return that of a device `speed` times as fast as one that reads an expert in 40 us and computes 8 rows in it."""
     return DeviceProfile(
         source="data-sheet", read_bytes_per_s=2e10 * speed, gemm_flop_per_s=((64, 1e11 * speed),),
         expert_s=curve(40e-6 / speed, 5e-6 / speed), dense_s=curve(50e-6 / speed, 4e-6 / speed),

@@ -1,4 +1,4 @@
-"""What stale rates cost, and what running members can change to."""
+"""Stale rates cost time, and running members can change to better ones."""
 
 from __future__ import annotations
 

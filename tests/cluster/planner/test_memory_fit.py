@@ -1,4 +1,4 @@
-"""Whether members hold a model, and what is missing: as the planner finds it too."""
+"""Members hold a model, or it is said what is missing: as the planner finds it too."""
 
 from __future__ import annotations
 

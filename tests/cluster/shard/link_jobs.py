@@ -1,4 +1,4 @@
-"""What the worker processes of the link tests do."""
+"""The worker processes of the link tests do these jobs."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Standing:
-    """What a member would report."""
+    """Holds what a member would report."""
 
     revision: int
     prepared_revision: int

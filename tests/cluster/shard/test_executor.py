@@ -1,4 +1,4 @@
-"""What is on offer for a switch, while agreements and switches are under way."""
+"""A revision is on offer for a switch, while agreements and switches are under way."""
 
 from __future__ import annotations
 

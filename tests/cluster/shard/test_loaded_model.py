@@ -1,4 +1,4 @@
-"""What of a member's memory goes to its KV cache."""
+"""A planned part of a member's memory goes to its KV cache."""
 
 from __future__ import annotations
 

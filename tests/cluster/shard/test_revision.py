@@ -73,7 +73,7 @@ class LiveGroup:
         self.call("join", *((folder, self.epoch, rank) for rank in self._ranks), timeout_s=120.0)
 
     def call(self, method: str, *arguments_of_member: tuple[object, ...], timeout_s: float = 60.0) -> list[object]:
-        """Of each member; without arguments, of all."""
+        """Return the result of each member; without arguments, of all."""
         arguments = arguments_of_member or ((),) * len(self._ranks)
         return self._pool.run(f"{JOBS}:do", [(method, *own) for own in arguments], timeout_s)
 

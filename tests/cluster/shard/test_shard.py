@@ -39,7 +39,7 @@ class LiveShards:
         self.members: list[Member] = pool.run(f"{JOBS}:start", [(folder, WAITING, memory_budget)] * num_shards)
 
     def call(self, method: str, *arguments: object) -> list[object]:
-        """Of each shard, with the same arguments."""
+        """Return the result of each shard, with the same arguments."""
         return self.pool.run(f"{JOBS}:do", [(method, *arguments)] * len(self.members))
 
     def kill(self, index: int) -> None:

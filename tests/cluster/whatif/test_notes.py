@@ -1,4 +1,4 @@
-"""What a reader of a plan is told of its figures: where each comes from, and what was assumed."""
+"""A reader of a plan is told of its figures: where each comes from, and what was assumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the worker processes of the dispatch tests do, and the cases they do it on."""
+"""The worker processes of the dispatch tests do these jobs, and the cases they do it on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is computed in C is what numpy computes, number for number, on every kind of layer."""
+"""All that is computed in C is what numpy computes, number for number, on every kind of layer."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def some_layer(rng: random.Random, rows_of_member: int, speeds: Sequence[float],
 
 
 def step_seconds(num_rows_EM: np.ndarray, rates: Rates) -> float:
-    """When the slowest member is done."""
+    """Return when the slowest member is done."""
     return max(sum(rate.seconds(rows) for rows in num_rows_EM[:, rank].tolist()) for rank, rate in enumerate(rates))
 
 

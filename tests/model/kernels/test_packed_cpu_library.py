@@ -1,4 +1,4 @@
-"""Which library a CPU gets, and what is said when none fits."""
+"""A CPU gets the library that it can run, or is told that none fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kernels a device gets."""
+"""A device gets the kernels of its kind."""
 
 from __future__ import annotations
 

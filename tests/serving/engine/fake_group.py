@@ -39,7 +39,7 @@ class Expected:
 
 
 def expected(submission: Submission) -> Expected:
-    """What a sequence must come to, computed alone and in one piece."""
+    """Return what a sequence must come to, computed alone and in one piece."""
     prompt, output = submission.prompt_token_ids, list(submission.journal_token_ids)
     reason = None
     while reason is None:
@@ -75,7 +75,7 @@ class KvModel:
         return StepResult(plan.epoch_number, plan.step_index, tuple(self._sample(request) for request in plan.requests))
 
     def spoil(self, plan: StepPlan) -> None:
-        """What a step that fails half-way leaves behind."""
+        """Leave what a step that fails half-way leaves behind."""
         for request in plan.requests:
             self._write(request, [-1] * len(request.token_ids))
             for slot in written_slots(request):

@@ -399,6 +399,17 @@ def test_what_the_prefix_cache_serves_is_counted() -> None:
     assert driver.scheduler.states.num_snapshots > 0
 
 
+def test_where_two_prompts_part_the_third_goes_on() -> None:
+    """Blocks tell how far a prompt is known; only from then on is it known that a state there is worth keeping."""
+    driver = Driver(make_scheduler(num_state_slots=20, snapshot_interval=1000))
+    system = tuple(range(1, 14))
+    for number, name in enumerate(("first", "second", "third")):
+        prompt = (*system, *(20 + number,) * 12)
+        add(driver.scheduler, submission(name, prompt_token_ids=prompt))
+        driver.run()
+    assert [driver.events[name][0].num_cached_tokens for name in ("first", "second", "third")] == [0, 0, 12]
+
+
 # Everything at once.
 
 

@@ -111,3 +111,5 @@ def test_positions_worth_keeping() -> None:
     assert snapshot_positions(prompt, (), 16, 40) == (32, 64, 96)
     messages = [end if index in (20, 35, 50, 70, 90) else 1 for index in range(100)]
     assert snapshot_positions(messages, (end,), 16, 2048) == (16, 48, 64, 80, 96)
+    assert snapshot_positions(prompt, (), 16, 2048, shared=40) == (32, 96)
+    assert snapshot_positions(range(2000), (), 16, 4096) == (1536, 1984)   # others may differ in the last words only

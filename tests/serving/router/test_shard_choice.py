@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -118,8 +119,43 @@ def test_the_index_forgets_the_least_recently_used_tail_first() -> None:
 def test_hashes_agree_exactly_on_the_common_prefix(tokens: list[int], cut: int, num_known: int) -> None:
     hashes = block_hashes(tokens, BLOCK)
     assert len(hashes) == len(tokens) // BLOCK
-    assert block_hashes(tokens, BLOCK, hashes[:num_known]) == hashes
+    known = hashes[:num_known]
+    rest = block_hashes(tokens[len(known) * BLOCK:], BLOCK, known[-1] if known else 0)
+    assert (*known, *rest) == hashes
     assert block_hashes(tokens[:cut], BLOCK) == hashes[:min(cut, len(tokens)) // BLOCK]
     if cut < len(tokens):
         changed = block_hashes([*tokens[:cut], 9, *tokens[cut + 1:]], BLOCK)
         assert all(left != right for left, right in zip(changed[cut // BLOCK:], hashes[cut // BLOCK:], strict=True))
+
+
+class CountedHashes(tuple[int, ...]):
+    """Counts how often somebody looks through it."""
+
+    num_reads = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.num_reads += 1
+        return super().__iter__()
+
+    def __reversed__(self) -> Iterator[int]:
+        self.num_reads += 1
+        return iter(self[::-1])
+
+
+def test_choices_of_one_request_do_not_look_through_its_prompt_again() -> None:
+    """Found by n=128 of a long prompt: the router stood still for as long as 128 times its blocks take."""
+    index, hashes = PrefixIndex(), CountedHashes(block_hashes(range(1024), BLOCK))
+    for _ in range(128):
+        index.num_cached_blocks("a", hashes)
+        index.record("a", hashes, capacity=1000)
+    for choice in range(128):
+        index.extend("a", hashes, (choice,), capacity=1000)
+    assert hashes.num_reads <= 3 and index.num_cached_blocks("a", (*hashes, 127)) == len(hashes) + 1
+
+
+def test_what_is_forgotten_is_counted_anew() -> None:
+    index, first, second = PrefixIndex(), block_hashes(range(64), BLOCK), block_hashes(range(1000, 1032), BLOCK)
+    index.extend("a", first[:2], first[2:], capacity=4)
+    before = index.num_cached_blocks("a", first)
+    index.record("a", second, capacity=4)
+    assert before == len(first) and index.num_cached_blocks("a", first) == 4 - len(second)

@@ -1,4 +1,4 @@
-"""What generation_config.json says is honoured, or refused when it is read; never sent to a client as its own fault."""
+"""Values of generation_config.json are honoured, or refused when it is read; never blamed on a client."""
 
 from __future__ import annotations
 

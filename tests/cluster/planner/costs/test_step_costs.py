@@ -1,4 +1,4 @@
-"""What the parts of a step cost, and which workloads are refused."""
+"""The parts of a step have their costs, and some workloads are refused."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def slots(holders: Holders, more: int) -> list[int]:
 
 
 def mean_step(holders: Holders, num_rows: int, num_steps: int = 60) -> float:
-    """Of steps in which every row chooses its experts at random, over what these take when nobody ever waits."""
+    """Return the mean of steps in which rows choose experts at random, over what these take when nobody ever waits."""
     draw = np.random.default_rng(0)
     copies = layer_copies(holders, len(SPEEDS), RATES)
     ratios = []
