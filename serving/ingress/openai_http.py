@@ -61,6 +61,7 @@ from serving.router.request_checks import check_token_ids
 from serving.text.tokenizer import Tokenizer
 
 _LONG_BODY_BYTES = 16 * 2**10       # from there a thread parses it
+_MANY_TOKENS = 4096                 # likewise to write an answer about them
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_encoding"}
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics",
           "/version")
@@ -181,16 +182,21 @@ class _HttpDoor:
         else:
             text = Text(body.prompt or "", body.add_special_tokens is not False)
             token_ids = await self._builder.count(text, card)
-        names = await asyncio.to_thread(lambda: [self._tokenizer.token_name(token_id) for token_id in token_ids]
-                                        ) if body.return_token_strs else None
-        return _json(Tokenized(count=len(token_ids), max_model_len=card.max_model_len, tokens=list(token_ids),
-                               token_strs=names))
+
+        def write() -> Response:
+            names = [self._tokenizer.token_name(token_id) for token_id in token_ids] if body.return_token_strs else None
+            return _json(Tokenized(count=len(token_ids), max_model_len=card.max_model_len, tokens=list(token_ids),
+                                   token_strs=names))
+        return await _in_turn(write, len(token_ids))
 
     async def detokenize(self, request: Request, caller: Caller) -> Response:
         body = await self._parse(request, DetokenizeBody)
         self._builder.card(body.model)
-        check_token_ids("tokens", body.tokens, self._tokenizer.num_embeddings)
-        return _json(Detokenized(prompt=self._tokenizer.decode(body.tokens, skip_special_tokens=False)))
+
+        def write() -> Response:
+            check_token_ids("tokens", body.tokens, self._tokenizer.num_embeddings)
+            return _json(Detokenized(prompt=self._tokenizer.decode(body.tokens, skip_special_tokens=False)))
+        return await _in_turn(write, len(body.tokens))
 
     async def health(self, request: Request, caller: Caller) -> Response:
         if not self._service.is_ready():
@@ -212,6 +218,11 @@ class _HttpDoor:
 
     def _stamp(self, prefix: str, caller: Caller) -> Stamp:
         return Stamp(f"{prefix}-{caller.request_id}", int(time.time()), f"moesaic-{self._version}")
+
+
+async def _in_turn(write: Callable[[], Response], num_tokens: int) -> Response:
+    """Write an answer about many tokens in a thread, so that others have their turn meanwhile."""
+    return await asyncio.to_thread(write) if num_tokens > _MANY_TOKENS else write()
 
 
 def _entry(card: ModelCard) -> ModelEntry:

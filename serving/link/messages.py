@@ -140,7 +140,8 @@ def encode_load(load: ShardLoad) -> shard_pb2.ShardLoad:
         num_running=load.num_running, num_waiting=load.num_waiting, kv_blocks_free=load.kv_blocks_free,
         kv_blocks_total=load.kv_blocks_total, tokens_per_s=load.tokens_per_s, num_preemptions=load.num_preemptions,
         step_s=load.step_s, state_slots_free=load.state_slots_free, state_slots_total=load.state_slots_total,
-        num_snapshots=load.num_snapshots, num_cached_tokens=load.num_cached_tokens)
+        num_snapshots=load.num_snapshots, num_cached_tokens=load.num_cached_tokens,
+        kv_block_bytes=load.kv_block_bytes)
 
 
 def decode_load(message: shard_pb2.ShardLoad) -> ShardLoad:
@@ -149,7 +150,7 @@ def decode_load(message: shard_pb2.ShardLoad) -> ShardLoad:
         kv_blocks_total=message.kv_blocks_total, tokens_per_s=message.tokens_per_s,
         num_preemptions=message.num_preemptions, step_s=message.step_s, state_slots_free=message.state_slots_free,
         state_slots_total=message.state_slots_total, num_snapshots=message.num_snapshots,
-        num_cached_tokens=message.num_cached_tokens)
+        num_cached_tokens=message.num_cached_tokens, kv_block_bytes=message.kv_block_bytes)
 
 
 def error_text(error: ServingError) -> str:

@@ -33,10 +33,11 @@ def served_card(cards: Sequence[ModelCard], model: str | None) -> ModelCard:
                              fix=f"use one of: {', '.join(card.name for card in cards) or 'none is served yet'}")
 
 
-def check_request(request: GenerationRequest, card: ModelCard, num_embeddings: int, kv_limit: int | None) -> None:
+def check_request(request: GenerationRequest, card: ModelCard, num_embeddings: int,
+                  kv_limit: LengthLimit | None) -> None:
     """Raise ModelNotFoundError, InvalidRequestError or ContextLengthError for what can never run here.
 
-    `kv_limit`: tokens that the KV cache of the largest shard holds; None when no shard is known yet.
+    `kv_limit`: of the KV cache of the largest shard; None when no shard is known yet.
     """
     served_card((card,), request.model)
     prompt, params, field = request.prompt_token_ids, request.params, request.prompt_field
@@ -47,7 +48,7 @@ def check_request(request: GenerationRequest, card: ModelCard, num_embeddings: i
     check_token_ids("logit_bias", params.logit_bias, num_embeddings)
     check_length(len(prompt), params.max_tokens, context_limit(card), field)
     if kv_limit is not None:
-        check_length(len(prompt), params.max_tokens, kv_cache_limit(kv_limit), field)
+        check_length(len(prompt), params.max_tokens, kv_limit, field)
     if _num_scores(request) > MAX_PROMPT_SCORES * params.n:
         raise InvalidRequestError(
             f"prompt_logprobs={params.prompt_logprobs} of {len(prompt)} tokens are more than {MAX_PROMPT_SCORES} "
@@ -55,7 +56,7 @@ def check_request(request: GenerationRequest, card: ModelCard, num_embeddings: i
 
 
 def check_requests(requests: Sequence[GenerationRequest], card: ModelCard, num_embeddings: int,
-                   kv_limit: int | None) -> None:
+                   kv_limit: LengthLimit | None) -> None:
     """Check all parts of one client's request. Raises as check_request()."""
     for request in requests:
         check_request(request, card, num_embeddings, kv_limit)
@@ -78,8 +79,10 @@ def context_limit(card: ModelCard) -> LengthLimit:
     return LengthLimit(card.max_model_len, f"this model's maximum context length is {card.max_model_len} tokens")
 
 
-def kv_cache_limit(num_tokens: int) -> LengthLimit:
-    return LengthLimit(num_tokens, f"the KV cache of this model's largest shard holds {num_tokens} tokens")
+def kv_cache_limit(num_tokens: int, num_bytes: int = 0) -> LengthLimit:
+    """`num_bytes`: of the KV cache; 0 when unknown."""
+    size = f" in {num_bytes} bytes" if num_bytes else ""
+    return LengthLimit(num_tokens, f"the KV cache of this model's largest shard holds {num_tokens} tokens{size}")
 
 
 def check_length(num_prompt: int, num_output: int | None, limit: LengthLimit, field: str) -> None:

@@ -110,7 +110,7 @@ class InferenceService:
                                   else first.deadline_s)
         open_request = OpenRequest(arrival_s, deadline_s)
         try:
-            check_requests(requests, self._card, self._tokenizer.num_embeddings, self._links.max_request_tokens)
+            check_requests(requests, self._card, self._tokenizer.num_embeddings, self._links.length_limit)
             if self._links.epoch is None:
                 raise NotReadyError("the shards are still starting", fix="try again; `moesaic status` shows them")
             await self._admit(open_request, first)

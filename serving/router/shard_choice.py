@@ -32,6 +32,7 @@ class ShardSnapshot:
     share: float                    # of the requests that it should have, relative to the others
     state_slots_free: int = 0
     state_slots_total: int = 0      # 0: no layer keeps a state
+    kv_block_bytes: int = 0         # 0 when unknown
 
     @property
     def lacks_state_slots(self) -> bool:

@@ -16,7 +16,7 @@ from serving.errors import NotReadyError, ShardFailedError
 from serving.link.client import ShardLinkClient, SubmissionQueue
 from serving.link.epoch import Epoch
 from serving.metrics import ShardMetrics
-from serving.router.request_checks import check_length, kv_cache_limit
+from serving.router.request_checks import LengthLimit, check_length, kv_cache_limit
 from serving.router.shard_choice import (
     EXPECTED_OUTPUT_TOKENS,
     PrefixIndex,
@@ -121,9 +121,15 @@ class ShardLinks:
         return bool(self._links) and all(link.is_connected for link in self._links.values())
 
     @property
-    def max_request_tokens(self) -> int | None:
-        """Largest prompt + output that any connected member can hold; None when none is connected."""
-        return max((shard.max_request_tokens(self._block_size) for shard in self.snapshots()), default=None)
+    def length_limit(self) -> LengthLimit | None:
+        """Return the largest prompt + output that any connected member can hold; None when none is connected."""
+        shards = self.snapshots()
+        return self._length_limit(shards) if shards else None
+
+    def _length_limit(self, shards: Sequence[ShardSnapshot]) -> LengthLimit:
+        largest = max(shards, key=lambda shard: shard.max_request_tokens(self._block_size))
+        return kv_cache_limit(largest.max_request_tokens(self._block_size),
+                              largest.kv_blocks_total * largest.kv_block_bytes)
 
     def snapshots(self) -> tuple[ShardSnapshot, ...]:
         """Return the connected members, in rank order."""
@@ -133,7 +139,8 @@ class ShardLinks:
                 num_foreign_sequences=max(0, link.load.num_sequences - self._num_placed[shard_id]),
                 kv_blocks_free=link.load.kv_blocks_free, kv_blocks_total=link.load.kv_blocks_total,
                 share=self._shares[shard_id], state_slots_free=link.load.state_slots_free,
-                state_slots_total=link.load.state_slots_total)
+                state_slots_total=link.load.state_slots_total,
+                kv_block_bytes=link.load.kv_block_bytes)
             for shard_id, link in self._links.items() if link.is_connected and link.load is not None)
 
     def place(self, submission: Submission, hashes: tuple[int, ...], may_shorten: bool) -> None:
@@ -144,16 +151,16 @@ class ShardLinks:
             raise NotReadyError("no shard is connected", fix="try again; `moesaic status` shows the shards")
         num_prompt = len(submission.prompt_token_ids)
         num_known = num_prompt + len(submission.journal_token_ids)
-        largest = max(shard.max_request_tokens(self._block_size) for shard in shards)
+        limit = self._length_limit(shards)
         num_output = expected_output_tokens(submission)
         at_least = num_prompt + submission.max_tokens
         if may_shorten:
-            at_least = max(num_known + 1, min(num_known + num_output, largest))
+            at_least = max(num_known + 1, min(num_known + num_output, limit.num_tokens))
         request = RoutedRequest(hashes, num_known, num_output, at_least)
         chosen = choose_shard(request, shards, self._index, self._block_size)
         if chosen is None:
             check_length(num_known if may_shorten else num_prompt, None if may_shorten else submission.max_tokens,
-                         kv_cache_limit(largest), "prompt")
+                         limit, "prompt")
             raise NotReadyError("no connected shard takes requests", fix="try again; `moesaic status` shows the shards")
         if may_shorten:
             room = chosen.max_request_tokens(self._block_size) - num_prompt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -335,6 +336,20 @@ async def test_broken_and_compressed_bodies_say_so(http: httpx.AsyncClient) -> N
     assert response.status_code == 415 and "uncompressed" in response.json()["error"]["message"]
     response = await http.post("/v1/completions", json=TEXT, headers={"content-encoding": ""})
     assert response.status_code == 200
+
+
+async def test_an_answer_about_many_tokens_is_written_in_a_thread(
+        http: httpx.AsyncClient, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, decode = [], tokenizer.decode
+
+    def note(*args: object, **options: object) -> str:
+        threads.append(threading.current_thread())
+        return decode(*args, **options)     # type: ignore[arg-type]
+    monkeypatch.setattr(tokenizer, "decode", note)
+    for number in (10, 60_000):
+        response = await http.post("/detokenize", json={"tokens": [300] * number})
+        assert response.json()["prompt"] == tokenizer.token_text(300) * number
+    assert (threads[0] is threading.main_thread(), threads[1] is threading.main_thread()) == (True, False)
 
 
 async def test_a_length_of_thousands_of_digits_is_too_long(http: httpx.AsyncClient) -> None:

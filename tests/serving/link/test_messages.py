@@ -56,7 +56,7 @@ def test_an_event_arrives_as_it_was_sent(event: TokenEvent) -> None:
 
 
 def test_a_load_arrives_as_it_was_sent() -> None:
-    load = ShardLoad(1, 2, 3, 4, 5.5, 6, 7.5, 8, 9, 10, 2**40)
+    load = ShardLoad(1, 2, 3, 4, 5.5, 6, 7.5, 8, 9, 10, 11, 2**40)
     assert decode_load(encode_load(load)) == load
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from serving.router.generation import GenerationRequest, ModelCard
-from serving.router.request_checks import check_request, check_requests, served_card
+from serving.router.request_checks import check_request, check_requests, kv_cache_limit, served_card
 from serving.sampling_params import SamplingParams
 
 CARD = ModelCard("m", 100_000, 0)
@@ -31,15 +31,16 @@ def test_errors_name_what_the_prompt_was_made_of() -> None:
         assert refused.value.param == "messages"
 
 
-@pytest.mark.parametrize(("num_context", "kv_limit", "says"), [(1000, None, "context length is 1000"),
-                                                              (1000, 50, "largest shard holds 50")])
+@pytest.mark.parametrize(("num_context", "kv_limit", "says"), [
+    (1000, None, "context length is 1000 tokens"), (1000, 50, "largest shard holds 50 tokens in 4096 bytes")])
 def test_context_and_kv_cache_have_one_text(num_context: int, kv_limit: int | None, says: str) -> None:
     card, limit = ModelCard("m", num_context, 0), kv_limit or num_context
-    with pytest.raises(ContextLengthError, match=f"{says} tokens. However, you requested {limit + 1} tokens"):
-        check_request(ask(1, max_tokens=limit), card, 10, kv_limit)
-    with pytest.raises(ContextLengthError, match=f"{says} tokens. However, your prompt has {limit} tokens"):
-        check_request(ask(limit), card, 10, kv_limit)
-    check_request(ask(limit - 1), card, 10, kv_limit)
+    of_cache = None if kv_limit is None else kv_cache_limit(kv_limit, 4096)
+    with pytest.raises(ContextLengthError, match=f"{says}. However, you requested {limit + 1} tokens"):
+        check_request(ask(1, max_tokens=limit), card, 10, of_cache)
+    with pytest.raises(ContextLengthError, match=f"{says}. However, your prompt has {limit} tokens"):
+        check_request(ask(limit), card, 10, of_cache)
+    check_request(ask(limit - 1), card, 10, of_cache)
 
 
 def test_log_probabilities_of_prompts_are_bounded_for_one_and_for_all() -> None:
