@@ -27,6 +27,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
+MIN_CONTEXT_TOKENS = 2              # a prompt and its answer
 MAX_CONTEXT_TOKENS = 2**31 - 1      # numbers of messages between processes hold it
 
 
@@ -74,7 +75,8 @@ class ModelConfig(Options):
     path: str                                   # folder, or hf://owner/name, or modelscope://owner/name
     name: Annotated[str, Field(min_length=1)] | None = None     # as clients call it; default: the last part of path
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    max_model_len: Annotated[int, Field(ge=2, le=MAX_CONTEXT_TOKENS)] | None = None     # default: the checkpoint's
+    # Default: the checkpoint's.
+    max_model_len: Annotated[int, Field(ge=MIN_CONTEXT_TOKENS, le=MAX_CONTEXT_TOKENS)] | None = None
     revision: str | None = None
 
     @property
@@ -84,6 +86,9 @@ class ModelConfig(Options):
     def context_length(self, limit: int) -> int:
         """Return the tokens that one sequence may have, of a checkpoint that allows `limit`. Raises ConfigError."""
         limit = min(limit, MAX_CONTEXT_TOKENS)
+        if limit < MIN_CONTEXT_TOKENS:
+            raise ConfigError(f"the checkpoint's context is {limit} token, which leaves no room for an answer",
+                              fix="correct max_position_embeddings and the rope parameters in its config.json")
         if self.max_model_len is not None and self.max_model_len > limit:
             raise ConfigError(f"model.max_model_len={self.max_model_len} is above the checkpoint's {limit} positions",
                               fix=f"set it to {limit} or less, or remove it")

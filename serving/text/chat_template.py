@@ -127,8 +127,9 @@ class ChatTemplate:
         try:
             tree = environment.parse(source)
             self._template = environment.limited_template(source)
-        except jinja2.TemplateError as error:
-            raise ChatTemplateError(f"the checkpoint's chat template is not valid Jinja: {error}",
+        except Exception as error:      # nested too deep for the parser or Python's compiler, say
+            said = error if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            raise ChatTemplateError(f"the checkpoint's chat template is not valid Jinja: {said}",
                                     fix="mend chat_template in tokenizer_config.json or chat_template.jinja") from error
         self._special_tokens = dict(special_tokens)
         named = {variable for variable in find_undeclared_variables(tree) if variable in _COMMON_TOKENS}

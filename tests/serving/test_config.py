@@ -60,6 +60,8 @@ def test_the_context_is_the_checkpoints_or_less() -> None:
     assert ModelConfig(path="m", max_model_len=512).context_length(4096) == 512
     with pytest.raises(ConfigError, match="max_model_len=4097 is above the checkpoint's 4096.*set it to 4096 or less"):
         ModelConfig(path="m", max_model_len=4097).context_length(4096)
+    with pytest.raises(ConfigError, match="no room for an answer"):
+        ModelConfig(path="m").context_length(1)
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -135,3 +135,11 @@ def test_the_template_cannot_leave_its_sandbox(attack: str) -> None:
 def test_a_broken_template_is_refused_at_start() -> None:
     with pytest.raises(ChatTemplateError, match="not valid Jinja"):
         ChatTemplate("{% if %}", {})
+
+
+@pytest.mark.parametrize("source", [
+    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "{% if x %}" * 300 + "{% endif %}" * 300,
+    "{% for i in x %}" * 30 + "{% endfor %}" * 30])
+def test_a_template_that_is_too_deep_is_named(source: str) -> None:
+    with pytest.raises(ChatTemplateError, match="not valid Jinja"):
+        ChatTemplate(source, {})
