@@ -29,12 +29,18 @@ NUM_STEPS = 7
 MOST_OFF = 0.6          # of the measured time. Medians on an idle machine are within 0.15, and this one may be crowded
 
 
-@pytest.fixture
-def args() -> ModelArgs:
-    return parse_model_args({
-        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", "vocab_size": 4096,
-        "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
-        "intermediate_size": 512, "moe_intermediate_size": 512, "num_experts": 32, "num_experts_per_tok": 4})
+SIZES = {
+    "dtype": "bfloat16", "vocab_size": 4096, "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "head_dim": 64, "intermediate_size": 512, "moe_intermediate_size": 512, "num_experts": 32, "num_experts_per_tok": 4}
+HYBRID = {
+    "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+    "shared_expert_intermediate_size": 256, "num_hidden_layers": 4}
+
+
+@pytest.fixture(params=[{"model_type": "qwen3_moe", "num_hidden_layers": 3}, {"model_type": "qwen3_next", **HYBRID}],
+                ids=["qwen3_moe", "hybrid"])
+def args(request: pytest.FixtureRequest) -> ModelArgs:
+    return parse_model_args(SIZES | request.param)
 
 
 def measured_s(runner: Runner, num_rows: int) -> float:
@@ -42,7 +48,7 @@ def measured_s(runner: Runner, num_rows: int) -> float:
     times = []
     for index in range(NUM_STEPS):
         requests = tuple(ScheduledRequest(str(row), ((row * 37 + index * 11) % 4000,), 0, (row,),
-                                          SamplingSpec(temperature=0.0)) for row in range(num_rows))
+                                          SamplingSpec(temperature=0.0), state_write=row) for row in range(num_rows))
         began_s = time.thread_time()
         runner.execute(StepPlan(1, index, requests), (num_rows,))
         times.append(time.thread_time() - began_s)
@@ -60,7 +66,7 @@ def test_predicted_steps_are_near_the_measured_ones(args: ModelArgs, tmp_path: P
     for layer in decoder.layers:        # zero weights would choose the same experts for every row
         layer.mlp.gate.weight.load_rows(0, torch.randn(args.num_experts, args.hidden_size))     # type: ignore[union-attr]
     placement = contiguous_placement(args.num_moe_layers, args.num_experts, (args.num_experts,))
-    runner = Runner(decoder, LocalDispatcher(kernels, placement), max(NUM_ROWS), 16)
+    runner = Runner(decoder, LocalDispatcher(kernels, placement), max(NUM_ROWS), 16, num_state_slots=max(NUM_ROWS))
     errors = {}
     for num_rows in NUM_ROWS:
         predicted = predict_step(StepCosts(args, 2, [profile], Workload(num_rows, 1)), placement.holders, None,
