@@ -211,7 +211,7 @@ def run_up(config: ServeConfig, state_dir: Path, began_s: float) -> None:
     from cluster.launch.bring_up import BringUp, Progress, take_down
 
     mark("imported")
-    num_shards = sum(pool.replicas for pool in config.pools)
+    num_shards = config.num_shards
 
     def note(progress: Progress) -> None:
         mark(f"stage: {progress.stage}")

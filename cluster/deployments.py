@@ -11,11 +11,11 @@ import importlib
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
 
 from cluster.background import Background
 from cluster.coordinator.client import REPEAT_S
@@ -28,11 +28,6 @@ from cluster.http_proxy import WithoutRequestId
 from cluster.planner.plan_rules import plan_rules
 from model.args import read_model_args
 from serving.config import ServeConfig
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
-
-    from cluster.shard.shard import Shard
 
 LOST_AFTER_S = 3 * REPEAT_S
 REPLACED_AFTER_S = 1.2 * REPEAT_S
@@ -67,9 +62,11 @@ class ShardDeployment:
     async def __init__(  # type: ignore[misc]     # Serve awaits it
             self, config: ServeConfig, pool_name: str, coordinator: DeploymentHandle) -> None:
         _log_to_stderr()
-        shard_class = await asyncio.to_thread(_import_shard)
+        await asyncio.to_thread(importlib.import_module, "cluster.shard.shard")     # seconds: torch
+        from cluster.shard.shard import Shard
+
         pool = next(pool for pool in config.pools if pool.name == pool_name)
-        shard = shard_class(config, pool, _node_identity(), coordinator_of(coordinator))
+        shard = Shard(config, pool, _node_identity(), coordinator_of(coordinator))
         self._background = Background(asyncio.create_task(shard.run()))
         await self._background.wait_for(asyncio.create_task(shard.until_ready()))
 
@@ -102,12 +99,6 @@ class RouterDeployment:
 
     async def __del__(self) -> None:
         await self._background.stop()
-
-
-def _import_shard() -> type[Shard]:
-    """Seconds: torch."""
-    from cluster.shard.shard import Shard
-    return Shard
 
 
 def _node_identity() -> NodeIdentity:

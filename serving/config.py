@@ -195,9 +195,14 @@ class ServeConfig(Options):
         return sum(pool.replicas for pool in self.pools if pool.device == "cpu") if self.local_nodes else 1
 
     @property
+    def num_shards(self) -> int:
+        """Return how many shards all pools have together."""
+        return sum(pool.replicas for pool in self.pools)
+
+    @property
     def num_members(self) -> int:
-        """The group starts when so many shards are there, and goes on with so many."""
-        return self.group.members or sum(pool.replicas for pool in self.pools)
+        """Return how many shards the group starts with, and goes on with."""
+        return self.group.members or self.num_shards
 
 
 class LocalNodeConfig(Options):

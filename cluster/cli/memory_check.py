@@ -62,7 +62,7 @@ def _shard_process_bytes() -> int:
 def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Iterator[Check]:
     """Compare what shards have with what the model asks. Raises PlacementError for one that no group can serve."""
     check_workload(args, Workload(config.placement.num_rows, config.placement.context_tokens))
-    num_shards = sum(pool.replicas for pool in config.pools)
+    num_shards = config.num_shards
     if config.num_members > num_shards:
         yield Check("group", Verdict.FAIL, f"group.members is {config.num_members}, all pools together have "
                     f"{num_shards} replicas", f"set group.members to {num_shards} or less, or add replicas")

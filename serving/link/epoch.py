@@ -8,8 +8,6 @@ from typing import Literal
 from model.curve import Curve
 from model.placement import Placement
 
-# (rows, seconds), rows ascending from 1 on: how long something takes for so many rows.
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
@@ -35,13 +33,13 @@ class Link:
 class DeviceProfile:
     """Says how fast one device works in one model's shapes and one dtype. Times already contain `emulated_speed`.
 
-    Curves are read between their points by straight lines, and beyond the last by its slope. Weights are counted as
-    read from memory, not from a cache.
+    Curves are (rows, seconds) from one row on. They are read between their points by straight lines, and beyond the
+    last by its slope. Weights are counted as read from memory, not from a cache.
     """
 
     source: Literal["measured", "data-sheet"]
     read_bytes_per_s: float         # of weights
-    gemm_flop_per_s: tuple[tuple[int, float], ...]      # (rows, FLOP/s) in the shape of one expert
+    gemm_flop_per_s: Curve          # FLOP/s in the shape of one expert
     expert_s: Curve                 # one expert of one layer, and to bring rows to it and back within the member
     dense_s: Curve                  # of one layer what its rows' owner computes: norms, attention projections, gate,
                                     # dispatch in a group of several members; no experts, no dense MLP

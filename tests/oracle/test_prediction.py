@@ -64,7 +64,8 @@ def test_predicted_steps_are_near_the_measured_ones(args: ModelArgs, tmp_path: P
     decoder = Decoder(args, kernels, torch.bfloat16, (args.num_experts,) * args.num_moe_layers)
     decoder.embedding_VD.normal_()
     for layer in decoder.layers:        # zero weights would choose the same experts for every row
-        layer.mlp.gate.weight.load_rows(0, torch.randn(args.num_experts, args.hidden_size))     # type: ignore[union-attr]
+        weight_ED = torch.randn(args.num_experts, args.hidden_size)
+        layer.mlp.gate.weight.load_rows(0, weight_ED)   # type: ignore[union-attr]
     placement = contiguous_placement(args.num_moe_layers, args.num_experts, (args.num_experts,))
     runner = Runner(decoder, LocalDispatcher(kernels, placement), max(NUM_ROWS), 16, num_state_slots=max(NUM_ROWS))
     errors = {}
