@@ -1,6 +1,7 @@
 // Attention over a paged KV cache. One layer's cache is [num_blocks][2][G][...]: keys transposed [d][B], so that 16
 // positions are one vector, values [B][d].
-// G key/value heads, H query heads (H/G of them share keys), d head size, B block size, S sequences, M blocks of a table
+// G key/value heads, H query heads (H/G of them share keys), d head size, B block size, S sequences,
+// M blocks of a table
 //
 // Positions are taken in chunks of 64, whatever the block size: scores, then softmax rescaled chunk by chunk, sums in
 // position order. A row's chunks, and what it adds in each, follow from its own position only, so its result does not
@@ -43,8 +44,8 @@ INLINE const char *head_block(const Dtype dtype, const Attention *a, long seq, l
     return a->cache + ((block * 2 + is_value) * a->num_kv_heads + kv_head) * a->head_dim * a->block_size * dtype_bytes(dtype);
 }
 
-// While keys are widened, the values of the same positions are fetched, and the keys of the next chunk while values are:
-// blocks lie anywhere, so the CPU cannot guess them.
+// While keys are widened, the values of the same positions are fetched, and the keys of the next chunk while values
+// are: blocks lie anywhere, so the CPU cannot guess them.
 INLINE void load_keys(const Dtype dtype, const Attention *a, const AttentionTask *t, long chunk, long end, float *keys) {
     long bytes = dtype_bytes(dtype), run = min_long(LANES, a->block_size);
     for (long p = chunk; p < end; p += run) {

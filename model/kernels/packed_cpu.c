@@ -106,7 +106,8 @@ EXPORT void packed_linear(const Linear *weight, const char *x, long x_step, long
 
 // ---- experts
 
-// gate_up: per expert, panels gate 0, up 0, gate 1, up 1, ... [2 * ceil(I/16)] over k = D; down: [ceil(D/16)] over k = I
+// gate_up: per expert, panels gate 0, up 0, gate 1, up 1, ... [2 * ceil(I/16)] over k = D;
+// down: [ceil(D/16)] over k = I
 #define EXPERTS_FIELDS(FIELD) \
     FIELD(const char *, gate_up) FIELD(const char *, down) \
     FIELD(long, num_experts) FIELD(long, intermediate) FIELD(long, hidden) FIELD(long, dtype)

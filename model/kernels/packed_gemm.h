@@ -2,8 +2,8 @@
 //   fp32, fp16: [N/16][K][16];  bf16: [N/16][K/2][16][2], so that one shift and one mask widen two k of 16 outputs.
 // N is padded with zeros to 16 and K of bf16 to 2.
 //
-// Every output is ONE chain acc = fma(x[k], w[k], acc), k ascending from acc = 0. Tiles, blocks and partial sums kept in
-// memory change where the chain is computed, never its order: results do not depend on M, threads or the CPU level.
+// Every output is ONE chain acc = fma(x[k], w[k], acc), k ascending from acc = 0. Tiles, blocks and partial sums kept
+// in memory change where the chain is computed, never its order: results do not depend on M, threads or the CPU level.
 #pragma once
 
 #include "packed_simd.h"

@@ -1,6 +1,6 @@
 // Tasks 0..n-1 over a small pool of our own. The caller works too and waits only for tasks that a helper has begun: a
-// helper that the system does not run costs nothing. (On torch's OpenMP pool every call waits for every thread; on a busy
-// machine that took milliseconds.) Which thread takes which task never shows in a result.
+// helper that the system does not run costs nothing. (On torch's OpenMP pool every call waits for every thread; on a
+// busy machine that took milliseconds.) Which thread takes which task never shows in a result.
 #pragma once
 
 #include <limits.h>

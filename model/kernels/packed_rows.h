@@ -19,7 +19,8 @@ typedef struct {
     float eps;
 } RowsCall;
 
-// weight_dtype F32 beside another dtype: the product is rounded once. gate: 0, or the result is multiplied by silu of it.
+// weight_dtype F32 beside another dtype: the product is rounded once.
+// gate: 0, or the result is multiplied by silu of it.
 INLINE void norm_row(const Dtype dtype, const char *x, const char *weight, long weight_dtype, const char *gate, char *out,
                      long size, float eps) {
     long bytes = dtype_bytes(dtype);

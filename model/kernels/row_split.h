@@ -1,6 +1,6 @@
 // How the rows of an expert are shared out over its copies. The reference, with the reasons for every step, is
-// model/dispatch/row_split.py: the same IEEE operations in the same order, so that a member that runs this and one that runs
-// that agree on every row.
+// model/dispatch/row_split.py: the same IEEE operations in the same order, so that a member that runs this and one
+// that runs that agree on every row.
 // E experts of the layer, M members, F experts with one holder, C experts with several
 #pragma once
 
