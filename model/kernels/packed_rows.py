@@ -1,4 +1,4 @@
-"""How the packed kernels are told of a tensor's rows: its dtype by number, and the bytes from one row to the next."""
+"""Tells the packed kernels of a tensor's rows: its dtype by number, and the bytes from one row to the next."""
 
 from __future__ import annotations
 
