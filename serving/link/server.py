@@ -129,6 +129,11 @@ class ShardLinkServer:
             await self._write(stream, context)
         except OutboxClosedError as closed:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(closed))
+        except BaseException as error:  # of what is no Exception, as a cancellation, gRPC tells the router nothing
+            if not context.done():
+                logger.warning("router_writer_ended router_id=%s error=%r", stream.router_id, error)
+                await context.abort(grpc.StatusCode.UNAVAILABLE, f"the shard's writer ended: {error!r:.200}")
+            raise
         finally:
             reader.cancel()
             self._drop(stream, "the stream ended")

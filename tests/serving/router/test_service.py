@@ -27,6 +27,7 @@ from serving.errors import (
     ServingError,
     ShardFailedError,
 )
+from serving.link import server as link_server
 from serving.link.server import ShardLinkServer, start_link_server
 from serving.metrics import RouterMetrics
 from serving.router.generation import GenerationDelta, GenerationRequest, ModelCard
@@ -566,3 +567,28 @@ async def test_a_fault_in_placing_one_request_again_leaves_the_others_alone(star
         "the router failed the request: RuntimeError('a fault of ours')"]
     assert all(token_ids(answer) == truth(seed=seed).token_ids
                for seed, answer in enumerate(answers) if not isinstance(answer, BaseException))
+
+
+class OddError(BaseException):
+    """What a library may raise that means to end the process."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OddError, asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize("name", ["encode_updates", "encode_load"])
+async def test_whatever_ends_the_shards_writer_the_link_is_made_again(start: Start, monkeypatch: pytest.MonkeyPatch,
+                                                                      name: str, kind: type[BaseException]) -> None:
+    service, (shard,) = await start()
+    encode, num_calls = getattr(link_server, name), 0
+
+    def break_once(*args: Any) -> object:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 1:
+            raise kind("a fault of ours")
+        return encode(*args)
+    monkeypatch.setattr(link_server, name, break_once)
+    with pytest.raises(ShardFailedError, match="broke"):
+        await collect(service, ask())
+    await until(service.is_ready)
+    assert token_ids(await collect(service, ask())) == truth().token_ids
+    await shard.until_empty()
