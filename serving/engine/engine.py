@@ -173,7 +173,7 @@ class Engine:
             kv_blocks_free=blocks.num_free, kv_blocks_total=blocks.num_blocks, tokens_per_s=self._rate.tokens_per_s,
             num_preemptions=self.scheduler.num_preemptions, step_s=self._rate.step_s,
             state_slots_free=states.num_free, state_slots_total=states.num_slots, num_snapshots=states.num_snapshots,
-            kv_block_bytes=self.scheduler.block_bytes, num_cached_tokens=self.scheduler.num_cached_tokens)
+            kv_block_bytes=self.scheduler.room.block_bytes, num_cached_tokens=self.scheduler.num_cached_tokens)
 
     # The group.
 

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepPlan, StepResult
 from serving.config import SchedulerConfig
 from serving.engine.block_manager import BlockManager, block_hash
+from serving.engine.cache_room import CacheRoom
 from serving.engine.request import FinishReason, Request, RequestStatus, TokenEvent
 from serving.engine.state_slots import MIN_SLOTS, StateSlots, snapshot_positions
-from serving.errors import ContextLengthError, InvalidRequestError
+from serving.errors import InvalidRequestError
 
 _END = {FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
         FinishReason.CANCELLED: RequestStatus.CANCELLED, FinishReason.FAILED: RequestStatus.FAILED}
@@ -43,11 +44,10 @@ class Scheduler:
             raise ValueError(f"num_state_slots={num_state_slots}: a sequence that starts from a snapshot needs "
                              f"{MIN_SLOTS}; give more, or 0 for a model without states")
         self.config = config
-        self.max_model_len = max_model_len
+        self.room = CacheRoom(max_model_len, num_blocks, config.block_size, block_bytes, slot_bytes)
         self.token_budget = config.max_batch_tokens     # of a step, at least 1; may change between two steps
         self.num_preemptions = 0
         self.num_cached_tokens = 0                      # not computed, as the prefix cache had them
-        self.block_bytes, self.slot_bytes = block_bytes, slot_bytes
         self.states = StateSlots(num_state_slots)
         self.blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching, self.states.forget)
         self._requests: dict[str, Request] = {}
@@ -66,11 +66,6 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    @property
-    def max_request_tokens(self) -> int:
-        """Return the largest prompt + max_tokens that is accepted: the last token needs no place in the cache."""
-        return min(self.max_model_len, self.blocks.num_blocks * self.config.block_size + 1)
-
     def has_work(self) -> bool:
         """Return whether schedule() would return something."""
         return any(request.router_id not in self._held_routers for request in self._requests.values())
@@ -85,7 +80,10 @@ class Scheduler:
         """Accept a request. Returns its last event when its journal leaves nothing to do. Raises InvalidRequestError,
         and ContextLengthError when it could never fit."""
         submission = request.submission
-        self._refuse_impossible(request)
+        self.room.check(submission)
+        if request.request_id in self._requests:
+            raise InvalidRequestError(f"request_id {request.request_id!r} is already open here", fix="use a new one",
+                                      param="request_id")
         request.arrival_index = self._num_arrived
         self._num_arrived += 1
         request.output_token_ids = list(submission.journal_token_ids)
@@ -377,38 +375,6 @@ class Scheduler:
         self.blocks.free(request.block_table)
         request.block_table = []
         self.states.release(request.request_id)
-
-    def _refuse_impossible(self, request: Request) -> None:
-        submission = request.submission
-        if not self.blocks.num_blocks:
-            raise InvalidRequestError("this shard holds experts only and takes no requests",
-                                      fix="send it to a shard that has a share of the requests")
-        if request.request_id in self._requests:
-            raise InvalidRequestError(f"request_id {request.request_id!r} is already open here", fix="use a new one",
-                                      param="request_id")
-        if not submission.prompt_token_ids:
-            raise InvalidRequestError("the prompt has no tokens", fix="send at least one", param="prompt")
-        if submission.max_tokens < 1:
-            raise InvalidRequestError("max_tokens is below 1", fix="ask for at least 1", param="max_tokens")
-        num_prompt = len(submission.prompt_token_ids)
-        if num_prompt + submission.max_tokens <= self.max_request_tokens:
-            return
-        raise ContextLengthError(
-            f"{num_prompt} prompt tokens + max_tokens={submission.max_tokens} make "
-            f"{num_prompt + submission.max_tokens} tokens; at most {self.max_request_tokens} fit "
-            f"(max_model_len={self.max_model_len}, KV cache {self.blocks.num_blocks}x{self.config.block_size} tokens"
-            f"{self._missing_bytes(num_prompt + submission.max_tokens)})",
-            fix=f"shorten the prompt, or ask for at most {max(0, self.max_request_tokens - num_prompt)} tokens",
-            param="max_tokens" if num_prompt < self.max_request_tokens else "prompt")
-
-    def _missing_bytes(self, num_tokens: int) -> str:
-        """Say what so many tokens take beside what there is, where that is known and too little."""
-        needed = self.blocks.num_blocks_for(num_tokens - 1) * self.block_bytes
-        there = self.blocks.num_blocks * self.block_bytes
-        if needed <= there:
-            return ""
-        states = f", beside {MIN_SLOTS * self.slot_bytes} of states" if self.slot_bytes else ""
-        return f"; the request takes {needed} bytes of the cache's {there}{states}"
 
 
 def _token_ids(request: Request, start: int, end: int) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def run_all(scheduler: Scheduler, *submissions: Submission) -> Driver:
 
 def test_a_request_may_use_the_whole_kv_cache() -> None:
     scheduler = make_scheduler(num_blocks=5)
-    assert scheduler.max_request_tokens == 21
+    assert scheduler.room.max_request_tokens == 21
     run_all(scheduler, submission("a", num_prompt=11, max_tokens=10))
 
 
