@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ class Timing:
     prefill_s: float            # from the submission to the moment the window opens
     decode_s: float             # length of the window
     num_decoded: int            # tokens drawn within it, all sequences together
+    best_step_s: float | None = None    # shortest time between steps in which every sequence got a token
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -140,7 +142,9 @@ def timing_of(start_s: float, times_of_sequence: list[list[float]]) -> Timing:
     open_s = max(times[0] for times in times_of_sequence)
     end_s = max(times[-1] for times in times_of_sequence)
     num_decoded = sum(moment > open_s for times in times_of_sequence for moment in times)
-    return Timing(open_s - start_s, end_s - open_s, num_decoded)
+    whole_steps = sorted(set.intersection(*map(set, times_of_sequence)))        # in which every sequence got a token
+    best_step_s = min((after - before for before, after in itertools.pairwise(whole_steps)), default=None)
+    return Timing(open_s - start_s, end_s - open_s, num_decoded, best_step_s)
 
 
 # ==== transformers: its own forward in the leanest loop, sdpa attention, grouped_mm experts ====

@@ -154,6 +154,19 @@ def delta_cases(kernels: PackedCpuKernels, shape: DeltaShape) -> Iterator[Case]:
         yield Case(f"convolution, {name}", num_rows, [
             partial(kernels.causal_conv, qkv, weight, layer, batch) for layer in layers],
             4 * num_rows * shape.width, CONV_KERNEL * num_rows * shape.width)
+    yield chunked_case(shape, 2048)
+
+
+def chunked_case(shape: DeltaShape, num_rows: int) -> Case:
+    """The rule in chunks of 64 tokens by matrix products, in fp32 as transformers has it in torch. It depends on where
+    chunks begin."""
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+    q, k, v = torch.randn(3, 1, num_rows, shape.heads, shape.head_dim).unbind(0)
+    log_decay, beta = -torch.rand(1, num_rows, shape.heads), torch.rand(1, num_rows, shape.heads)
+    call = partial(torch_chunk_gated_delta_rule, q, k, v, log_decay, beta, output_final_state=True,
+                   use_qk_l2norm_in_kernel=True)
+    return Case(f"delta rule in chunks, torch, {shape.name}, 1 x {num_rows}", num_rows, [call],
+                2 * 4 * shape.state_size, 4 * num_rows * shape.state_size)
 
 
 def going_on(num_seqs: int, rows_each: int) -> AttentionBatch:
