@@ -18,13 +18,16 @@ class Background:
         task.add_done_callback(self._log_end)
 
     async def wait_for(self, event: asyncio.Task[None]) -> None:
-        """Until `event` is done. Raises what ended the task when that comes first."""
-        await asyncio.wait((self._task, event), return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():
+        """Wait until `event` is done, and raise what ended it or, when that comes first, the task."""
+        try:
+            await asyncio.wait((self._task, event), return_when=asyncio.FIRST_COMPLETED)
+        finally:
             event.cancel()
-            self._task.result()
+        self.check()
+        event.result()
 
     def check(self) -> None:
+        """Raise what ended the task; RuntimeError when it returned or was cancelled."""
         if self._task.done():
             if not self._task.cancelled():
                 self._task.result()

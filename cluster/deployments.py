@@ -7,7 +7,6 @@ they load torch, and the doors.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import socket
 import time
@@ -40,13 +39,10 @@ class CoordinatorDeployment(Coordinator):
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]     # Serve awaits it
         _log_to_stderr()
-        # While the shards start: the planner's solver takes a second to import.
-        self._imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "cluster.planner.group_plan"))
         args = read_model_args(locate_checkpoint(config.model, "facts"))
         super().__init__(GroupRules(config.num_members, tuple(pool.name for pool in config.pools),
                                     plan_rules(args, config), LOST_AFTER_S, REPLACED_AFTER_S), time.monotonic)
-        self._background = Background(asyncio.create_task(
-            self.rebalance_forever(config.placement.rebalance_interval_s)))
+        self._background = Background(asyncio.create_task(self.run(config.placement.rebalance_interval_s)))
 
     async def check_health(self) -> None:
         self._background.check()

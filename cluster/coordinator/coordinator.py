@@ -7,6 +7,7 @@ it, so after a restart the coordinator goes on with what runs, and numbers the n
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import secrets
 from collections.abc import Callable
@@ -56,6 +57,7 @@ class Coordinator:
         self._last_epoch: Epoch | None = None       # that ran, or runs
         self._planned: GroupPlanned | None = None
         self._planning: asyncio.Task[None] | None = None
+        self._ended = ""                            # why the last epoch has
         self._num_rows_considered = 0.0
         self._awaited = AwaitedRevision()
         self._view = decide(GroupSnapshot((), None, 0, 0, clock()), rules).view
@@ -146,9 +148,12 @@ class Coordinator:
         measured = " and measured work" if any(self._work.ratios(epoch)) else ""
         return self._begin(epoch, rebalance_id(epoch), f"{gain:.0%} faster for the counted load{measured}", best.target)
 
-    async def rebalance_forever(self, interval_s: float) -> None:
+    async def run(self, rebalance_interval_s: float) -> None:
+        """Rebalance now and then, until cancelled. Everything else is done when somebody calls."""
+        # While the shards start: the planner's solver takes a second to import.
+        await asyncio.to_thread(importlib.import_module, "cluster.planner.group_plan")
         while True:
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(rebalance_interval_s)
             try:
                 await self.rebalance()
             except (PlacementError, NotReadyError) as error:
@@ -232,7 +237,8 @@ class Coordinator:
             logger.exception("plan_failed")
             self._planned = GroupPlanned(tuple(member.shard_id for member in members), None,
                                          f"the placement could not be planned: {error!r}")
-        self._planning = None
+        finally:
+            self._planning = None       # whatever ended it, who is still to be planned for is planned for anew
         self._refresh()
 
     def _refresh(self) -> None:
@@ -244,7 +250,7 @@ class Coordinator:
             self._know(view.epoch)
             if view.phase is GroupPhase.READY:
                 view = self._with_change(view, view.epoch)
-        self._view = view
+        self._view, self._ended = view, decision.ended
         if decision.to_plan and self._planning is None:
             self._planning = asyncio.create_task(self._plan(decision.to_plan))
         if view.key != self._told_key:
@@ -276,7 +282,7 @@ class Coordinator:
 
     def _snapshot(self) -> GroupSnapshot:
         return GroupSnapshot(tuple(self._reports.values()), self._view.epoch, self._highest_epoch_number,
-                             self._known_epoch_number, self._clock(), self._planned)
+                             self._known_epoch_number, self._clock(), self._planned, self._ended)
 
     def _know(self, epoch: Epoch) -> None:
         self._last_epoch = epoch

@@ -56,6 +56,7 @@ class Decision:
 
     view: View
     to_plan: tuple[Member, ...] = ()
+    ended: str = ""             # why the last epoch has, until there is another
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class GroupSnapshot:
     known_epoch_number: int             # highest number of which the coordinator knows more than the number
     now_s: float
     planned: GroupPlanned | None = None
+    ended: str = ""                     # why the last epoch has, as decided before
 
 
 def decide(snapshot: GroupSnapshot, rules: GroupRules) -> Decision:
@@ -79,14 +81,15 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> Decision:
         return Decision(_waiting(snapshot, f"epoch {max(unknown)} runs; its members are asked about it"))
     present = sorted((report for report in snapshot.reports if _is_present(report, snapshot, rules)),
                      key=lambda report: _order(report.member, rules))
-    ended = f"epoch {snapshot.epoch.number} ended: {over}; " if snapshot.epoch and over else ""
+    ended = f"epoch {snapshot.epoch.number} ended: {over}; " if snapshot.epoch and over else snapshot.ended
     if len(present) < rules.num_members:
-        return Decision(_waiting(snapshot, ended + _who_is_missing(present, snapshot, rules)))
+        return Decision(_waiting(snapshot, ended + _who_is_missing(present, snapshot, rules)), ended=ended)
     chosen = present[:rules.num_members]
-    leaving = [report.member for report in chosen if report.status.state in _IN_EPOCH]
+    leaving = [report for report in chosen if report.status.state in _IN_EPOCH]
     if leaving:
-        where = ", ".join(f"{member.shard_id} on node {member.node_name}" for member in leaving)
-        return Decision(_waiting(snapshot, f"{ended}waiting until its members have left it: {where}"))
+        where = ", ".join(f"shard {report.member.shard_id} on node {report.member.node_name} (epoch "
+                          f"{report.status.epoch_number})" for report in leaving)
+        return Decision(_waiting(snapshot, f"{ended}waiting until all have left: {where}"), ended=ended)
     return _next_epoch(snapshot, tuple(report.member for report in chosen), ended)
 
 
@@ -94,9 +97,9 @@ def _next_epoch(snapshot: GroupSnapshot, members: tuple[Member, ...], ended: str
     """Decide on an epoch of these members, once their placement is planned."""
     planned = snapshot.planned
     if planned is None or planned.shard_ids != tuple(member.shard_id for member in members):
-        return Decision(_waiting(snapshot, f"{ended}the placement is planned"), to_plan=members)
+        return Decision(_waiting(snapshot, f"{ended}the placement is planned"), members, ended)
     if planned.placement is None:
-        return Decision(replace(_waiting(snapshot, f"{ended}{planned.why}"), is_too_small=True))
+        return Decision(replace(_waiting(snapshot, f"{ended}{planned.why}"), is_too_small=True), ended=ended)
     epoch = Epoch(snapshot.highest_epoch_number + 1, members, planned.placement.placement, rendezvous="",
                   shares=planned.placement.shares, figures=planned.placement.figures, changes=planned.changes)
     return Decision(View(GroupPhase.LOADING, epoch, f"{len(members)} members load their weights",

@@ -39,3 +39,22 @@ async def test_a_main_task_that_somebody_cancelled_is_unhealthy(caplog: pytest.L
     assert "main_task_cancelled" in caplog.text
     with pytest.raises(RuntimeError, match="has ended"):
         background.check()
+
+
+async def test_who_waits_for_an_event_hears_of_the_tasks_end_first() -> None:
+    async def fail() -> None:
+        raise ValueError("no such layer")
+
+    event: asyncio.Task[None] = asyncio.create_task(asyncio.sleep(60.0))
+    with pytest.raises(ValueError, match="no such layer"):
+        await Background(asyncio.create_task(fail())).wait_for(event)
+    with pytest.raises(asyncio.CancelledError):
+        await event
+
+
+async def test_an_event_that_somebody_cancelled_has_not_come() -> None:
+    background, event = Background(asyncio.create_task(asyncio.sleep(60.0))), asyncio.create_task(asyncio.sleep(60.0))
+    event.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await background.wait_for(event)
+    await background.stop()

@@ -85,6 +85,28 @@ async def test_healthy_only_when_group_and_routers_serve_the_same_epoch(coordina
     assert (await coordinator.status()).is_ready
 
 
+async def test_a_plan_that_somebody_cancelled_is_made_anew(coordinator: Coordinator) -> None:
+    for one in (A, B, C):
+        await coordinator.report(one, status_of(one))
+    planning = [task for task in asyncio.all_tasks() if "Coordinator._plan" in repr(task)]
+    assert len(planning) == 1
+    planning[0].cancel()
+    await asyncio.wait(planning)
+    assert (await planned(coordinator)).number == 1
+
+
+async def test_why_an_epoch_ended_is_told_until_there_is_another(coordinator: Coordinator) -> None:
+    await bring_to_ready(coordinator)
+    await coordinator.report(A, status_of(A, ShardState.WAITING, epoch_number=1, detail="a cable"))
+    for _ in range(2):
+        why = (await coordinator.status()).view.why
+        assert "epoch 1 ended: shard cpu-a on node node-a left it: a cable; waiting until all have left" in why
+    for one in (B, C):
+        await coordinator.report(one, status_of(one, ShardState.WAITING, epoch_number=1))
+    assert (await planned(coordinator)).number == 2
+    assert "ended" not in (await coordinator.status()).view.why
+
+
 async def test_a_restart_goes_on_with_the_running_epoch(coordinator: Coordinator, clock: Clock) -> None:
     epoch = await bring_to_ready(coordinator)
     again = Coordinator(rules(), clock)

@@ -99,7 +99,7 @@ def test_the_next_epoch_waits_until_everybody_has_left_the_last() -> None:
     """One that says that it still serves may be dead: an epoch with it would end at once."""
     left = [report(one, ShardState.WAITING, epoch_number=1, detail="group broke") for one in (A, B)]
     view = decided([*left, report(C, ShardState.READY, epoch_number=1)], first_epoch(), highest=1)
-    assert view.epoch is None and "have left it: cpu-c on node node-c" in view.why
+    assert view.epoch is None and "have left: shard cpu-c on node node-c (epoch 1)" in view.why
     view = decided([*left, report(C, ShardState.WAITING, epoch_number=1)], first_epoch(), highest=1)
     assert view.epoch is not None and view.epoch.number == 2
     view = decided([*left, report(C, ShardState.READY, epoch_number=1, at_s=-20.0), report(D)], highest=1)
