@@ -18,7 +18,7 @@ _QUIET = {"enable_access_log": False}       # a line for every call would be mos
 
 
 def build(config: dict[str, object] | ServeConfig) -> Application:
-    """The application: routers -> shards -> coordinator. Raises ConfigError."""
+    """Build the application: routers -> shards -> coordinator. Raises ConfigError."""
     if not isinstance(config, ServeConfig):
         config = parse_config(config)
     coordinator = serve.deployment(

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Background:
-    """A task that must not end. Serve's health check asks; the constructor may wait for a first success."""
+    """Owns a task that must not end. Serve's health check asks; the constructor may wait for a first success."""
 
     def __init__(self, task: asyncio.Task[None]) -> None:
         self._task = task

@@ -7,6 +7,7 @@ they load torch, and the doors.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import socket
 import time
@@ -34,8 +35,8 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 class CoordinatorDeployment(Coordinator):
-    """The coordinator itself: its methods are what others call. One replica: another takes its place, and the members
-    tell it all."""
+    """Is the coordinator itself: others call its methods. There is one replica; another takes its place, and the
+    members tell it all."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]     # Serve awaits it
         _log_to_stderr()

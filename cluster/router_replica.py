@@ -35,7 +35,7 @@ class RouterReplica:
     """`run` follows the coordinator; `http_app` and the gRPC server answer from the start, with 503 until ready."""
 
     def __init__(self, config: ServeConfig, node: NodeIdentity, coordinator: CoordinatorApi) -> None:
-        """Reads and judges the model's files: takes a moment. Raises what read_served_model raises."""
+        """Read and judge the model's files: takes a moment. Raises what read_served_model raises."""
         served = read_served_model(locate_checkpoint(config.model, "facts"), config.model)
         for note in served.notes:
             logger.warning("checkpoint_note found=%r fix=%r", note.found, note.fix)

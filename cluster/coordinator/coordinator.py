@@ -43,7 +43,7 @@ _REVISION_JUMP = 1_000_000
 
 
 class Coordinator:
-    """One event loop calls everything. Plans are made in a thread beside it."""
+    """Keeps what it hears, and answers. One event loop calls everything; plans are made in a thread beside it."""
 
     def __init__(self, rules: GroupRules, clock: Callable[[], float]) -> None:
         self._rules = rules
@@ -79,18 +79,18 @@ class Coordinator:
         self._work.add(shard_id, load, ratio)
 
     async def report_router(self, report: RouterReport) -> PlacementStatus | None:
-        """Returns what the router shows of the placement; None without an epoch."""
+        """Hear from a router, and return what it shows of the placement; None without an epoch."""
         self._routers[report.router_id] = (report, self._clock())
         self._highest_epoch_number = max(self._highest_epoch_number, report.epoch_number)
         self._refresh()
         return self._placement_status() if self._view.epoch is not None else None
 
     async def forget_router(self, router_id: str) -> None:
-        """A router that stops says so; one that dies is forgotten after a while."""
+        """Forget a router that stops; one that dies is forgotten after a while."""
         self._routers.pop(router_id, None)
 
     async def watch(self, seen_key: str, timeout_s: float) -> View:
-        """The view, as soon as it is another than the caller has seen; the same one after timeout_s."""
+        """Return the view, as soon as it is another than the caller has seen; the same one after timeout_s."""
         self._refresh()
         if self._view.key == seen_key:
             try:
@@ -109,7 +109,7 @@ class Coordinator:
     # The placement of the group that runs.
 
     async def placement(self) -> PlacementStatus:
-        """Raises NotReadyError without an epoch."""
+        """Return what runs and what is prepared. Raises NotReadyError without an epoch."""
         self._refresh()
         return self._placement_status()
 
@@ -230,7 +230,7 @@ class Coordinator:
         self._view = replace(self._view, epoch=epoch, next=None)
 
     async def _plan(self, members: tuple[Member, ...]) -> None:
-        """For members that start. In a thread: it may take seconds, and the members' reports must be heard."""
+        """Plan for members that start, in a thread: it may take seconds, and the members' reports must be heard."""
         try:
             self._planned = await asyncio.to_thread(plan_members, members, self._rules, self._last_epoch)
         except Exception as error:
@@ -262,7 +262,7 @@ class Coordinator:
             self._changed = asyncio.Event()
 
     def _with_change(self, view: View, epoch: Epoch) -> View:
-        """The view with what comes of a change of placement that runs."""
+        """Return the view with what comes of a change of placement that runs."""
         reports = [self._reports[member.shard_id] for member in epoch.members]
         prepared = self._view.next if self._view.epoch and self._view.epoch.number == epoch.number else None
         demand, now_s = self._rules.demand, self._clock()
@@ -291,6 +291,6 @@ class Coordinator:
 
 
 def _begun(epoch: Epoch, operation_id: str) -> PlacementChange | None:
-    """The change of this id that runs or is done. One that has failed may begin anew."""
+    """Return the change of this id that runs or is done. One that has failed may begin anew."""
     known = find(epoch, operation_id)
     return known if known is not None and known.state != "failed" else None

@@ -19,7 +19,7 @@ UNKNOWN = "unknown"     # a member that the coordinator knows of only from anoth
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A shard has said this of itself."""
+    """Holds what a shard has said of itself."""
 
     member: Member
     status: ShardStatus
@@ -52,7 +52,7 @@ class GroupPlanned:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The state of the group, and the members that the coordinator is to plan a placement for."""
+    """Holds the state of the group, and the members that the coordinator is to plan a placement for."""
 
     view: View
     to_plan: tuple[Member, ...] = ()

@@ -44,13 +44,13 @@ class AwaitedRevision:
 
 
 def num_moved(old: Placement, new: Placement) -> int:
-    """Expert copies that `new` has where `old` has none."""
+    """Count the expert copies that `new` has where `old` has none."""
     return sum(len(set(ranks) - set(before)) for layer, layer_before in zip(new.holders, old.holders, strict=True)
                for ranks, before in zip(layer, layer_before, strict=True))
 
 
 def begin(epoch: Epoch, operation_id: str, why: str, target: PlannedPlacement, expert_bytes: int) -> Epoch:
-    """The epoch, with a change of this id that `advance` carries out. A failed one of the same id is tried again."""
+    """Return the epoch with a change of this id, for `advance` to carry out. A failed one of that id is tried again."""
     change = PlacementChange(operation_id, why, num_moved(epoch.placement, target.placement) * expert_bytes,
                              epoch.revision, epoch.revision, target=target)
     others = tuple(entry for entry in epoch.changes if entry.operation_id != operation_id)
@@ -59,7 +59,7 @@ def begin(epoch: Epoch, operation_id: str, why: str, target: PlannedPlacement, e
 
 def advance(state: ChangeState, statuses: Sequence[ShardStatus], room_bytes: Sequence[int], expert_bytes: int,
             revision_above: int = 0, is_late: bool = False) -> ChangeState:
-    """One look at what the members report (all by rank): commit, fail, or prepare the next stage.
+    """Look once at what the members report (all by rank): commit, fail, or prepare the next stage.
 
     New revisions are numbered above `revision_above` and above all that the members have heard of. is_late: the members
     have had their time for the revision that they prepare.
@@ -102,7 +102,7 @@ def _settle(state: ChangeState, statuses: Sequence[ShardStatus], is_late: bool) 
 
 
 def next_stage(running: Placement, target: Placement, room_bytes: Sequence[int], expert_bytes: int) -> Placement:
-    """`running` with as many layers of `target` as every member has room for; one layer at least.
+    """Return `running` with as many layers of `target` as every member has room for; one layer at least.
 
     room_bytes: by rank, what the new experts of a stage may take beside the old ones until the switch. A member whose
     experts of a layer change builds that layer anew.

@@ -28,7 +28,7 @@ class GroupPhase(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The state of the group, the same for everybody who asks."""
+    """Shows the state of the group, the same to everybody who asks."""
 
     phase: GroupPhase
     epoch: Epoch | None
@@ -43,7 +43,7 @@ class View:
 
     @property
     def key(self) -> str:
-        """Equal for equal views, also across a restart of the coordinator."""
+        """Return what is equal for equal views, also across a restart of the coordinator."""
         number, revision = (self.epoch.number, self.epoch.revision) if self.epoch else (0, 0)
         operations = [change.operation_id for change in self.next.changes[-1:]] if self.next else []
         coming = f"{self.next.revision} {operations}" if self.next else ""
@@ -52,7 +52,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class RouterReport:
-    """A router replica reports this of itself. `epoch_number`: of the epoch that it serves, 0 for none."""
+    """Says how a router replica is. `epoch_number`: of the epoch that it serves, 0 for none."""
 
     router_id: str
     node_name: str
@@ -63,7 +63,7 @@ class RouterReport:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """Everything the coordinator knows, for `moesaic status`."""
+    """Holds everything that the coordinator knows, for `moesaic status`."""
 
     view: View
     shards: tuple[tuple[Member, ShardStatus], ...]
@@ -71,7 +71,7 @@ class ClusterStatus:
 
     @property
     def is_ready(self) -> bool:
-        """True when the group is ready and every router serves its epoch."""
+        """Return whether the group is ready and every router serves its epoch."""
         epoch = self.view.epoch
         return (self.view.phase is GroupPhase.READY and epoch is not None and bool(self.routers)
                 and all(router.is_ready and router.epoch_number == epoch.number for router in self.routers))
@@ -79,7 +79,7 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True)
 class PlacementStatus:
-    """The placement that runs, the revision that is prepared, the counted load and the measured work."""
+    """Holds the placement that runs, the revision that is prepared, the counted load and the measured work."""
 
     epoch: Epoch
     next_revision: int | None

@@ -19,7 +19,7 @@ MIN_ROWS_PER_EXPERT = 20.0  # that must have been counted before a placement is 
 
 
 class WorkReports:
-    """The latest report of each shard. What it answers is about the members of the epoch that it is asked for."""
+    """Keeps the latest report of each shard, and answers for the members of the epoch that it is asked about."""
 
     def __init__(self, num_layers: int, num_experts: int) -> None:
         self._shape = (num_layers, num_experts)
@@ -38,17 +38,17 @@ class WorkReports:
         return ExpertLoad(*self._shape, self._rows(epoch).astype(np.float32).tobytes())
 
     def counted(self, epoch: Epoch | None) -> FloatArray | None:
-        """Rows [L, E] of all members; None while too little was counted to say anything."""
+        """Return the rows [L, E] of all members; None while too little was counted to say anything."""
         rows_LE = self._rows(epoch)
         enough = MIN_ROWS_PER_EXPERT * rows_LE.shape[1]
         return rows_LE if rows_LE.size and float(rows_LE.sum(axis=1).min()) >= enough else None
 
     def ratios(self, epoch: Epoch) -> tuple[WorkRatio | None, ...]:
-        """By rank; None: too little was timed."""
+        """Return the ratios by rank; None: too little was timed."""
         return tuple(self._ratios.get(member.shard_id) for member in epoch.members)
 
     def as_measured(self, epoch: Epoch, reported: Mapping[str, Member]) -> Epoch:
-        """The epoch with what its members have measured since it began: their link, and how long their work takes.
+        """Return the epoch with what its members have measured since it began: their link, and the time of their work.
 
         reported: by shard id, the members as they are now.
         """

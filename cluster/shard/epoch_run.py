@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JoinedGroup:
-    """A member's place in a group that has formed, and what computes there."""
+    """Holds a member's place in a group that has formed, and what computes there."""
 
     group: ProcessGroup
     model: LoadedModel
@@ -43,7 +43,7 @@ class JoinedGroup:
 
 
 class EpochRun:
-    """A member's engine in the group of one epoch. Made by `join`; `until` steps, `close` leaves the group.
+    """Runs a member's engine in the group of one epoch. Made by `join`; `until` steps, `close` leaves the group.
 
     `revision_changed` is called when there is news of `revisions`.
     """

@@ -21,7 +21,7 @@ from serving.link.epoch import Epoch
 
 @dataclass(frozen=True, slots=True)
 class PreparedRevision:
-    """All that a member needs to go on with another placement of its epoch."""
+    """Holds all that a member needs to go on with another placement of its epoch."""
 
     epoch: Epoch
     model: LoadedModel          # as it will be
@@ -42,7 +42,7 @@ class StepCounters:
 
 
 class GroupExecutor:
-    """See serving.engine.Executor. `thread` also loaded the weights and joined the group. Counts its steps.
+    """Runs and counts steps, as serving.engine.Executor asks. `thread` also loaded the weights and joined the group.
 
     on_switch(prepared, the weights it replaced by layer) is called when a switch is done.
     """
@@ -66,7 +66,7 @@ class GroupExecutor:
         return self._revision if self._prepared is None else self._prepared.epoch.revision
 
     def offer(self, prepared: PreparedRevision) -> None:
-        """switch() may take it from now on. Nothing else may be on offer."""
+        """Let switch() take it from now on. Nothing else may be on offer."""
         assert self._prepared is None, "withdraw what is on offer first"
         self._prepared = prepared
 

@@ -25,7 +25,7 @@ class IllegalTransition(ServingError):
 
 
 class ShardLifecycle:
-    """The state of one shard."""
+    """Keeps the state of one shard."""
 
     def __init__(self, shard_id: str) -> None:
         self.shard_id = shard_id

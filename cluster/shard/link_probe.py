@@ -20,7 +20,7 @@ _SMALL_REPEATS, _LARGE_REPEATS = 8, 4       # fixed, because all members must ma
 
 
 def measure_link(group: ProcessGroup, device: torch.device) -> Link | None:
-    """Every member calls this at the same place. None for a member that is alone. Raises GroupError.
+    """Measure with the others: every member calls this at the same place. Raises GroupError; None for one alone.
 
     The fastest of a few: a member that comes late makes a call longer for all, and some are late at first.
     """

@@ -55,7 +55,7 @@ class LoadedModel:
 
     @property
     def change_reserve_bytes(self) -> int:
-        """So that the experts of any one layer can exist twice while the placement changes."""
+        """Return the bytes by which the experts of any one layer can exist twice while the placement changes."""
         return max((experts.weights.nbytes for experts in self.decoder.experts), default=0)
 
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelKeeper:
-    """`tell`: takes a line on how far the checkpoint is while it is fetched, "" when it is here."""
+    """Keeps the model. `tell` takes a line on how far the checkpoint is while it is fetched, "" when it is here."""
 
     def __init__(self, config: ServeConfig, args: ModelArgs, kernels: Kernels, tell: Callable[[str], None]) -> None:
         self.model: LoadedModel | None = None

@@ -30,7 +30,7 @@ GLOO_BACKEND = "moesaic_gloo"
 
 
 class ProcessGroup:
-    """The members of one epoch, able to talk. Made by `join`; all methods are called from one thread."""
+    """Lets the members of one epoch talk. Made by `join`; all methods are called from one thread."""
 
     def __init__(self, rank: int, num_members: int, timeout_s: float, cpu_group: dist.ProcessGroup,
                  group: dist.ProcessGroup, comm: ModuleType) -> None:
@@ -139,7 +139,7 @@ def _host_and_port(rendezvous: str) -> tuple[str, int]:
 
 
 def _local_address(host: str, port: int) -> str:
-    """The address of the interface from which this machine reaches `host`. Sends nothing."""
+    """Return the address of the interface from which this machine reaches `host`. Sends nothing."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)
@@ -161,7 +161,7 @@ def _register_gloo(address: str) -> None:
 
 @contextlib.contextmanager
 def _kept_excepthook() -> Iterator[None]:
-    """torch wraps sys.excepthook at every init; a process that joins many epochs must not grow a chain of them."""
+    """Undo that torch wraps sys.excepthook at every init: a process that joins many epochs must not grow a chain."""
     hook = sys.excepthook
     try:
         yield

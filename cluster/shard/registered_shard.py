@@ -31,7 +31,7 @@ _NOISE_BYTES = 4 << 20      # resident memory that comes and goes is no news
 
 
 class RegisteredShard:
-    """`run` is everything. `on_ready` is called when an epoch runs here."""
+    """Serves as long as `run`. `on_ready` is called when an epoch runs here."""
 
     def __init__(self, parts: ShardParts, node: NodeIdentity, member: Member, prepared: Preparation,
                  coordinator: CoordinatorApi, on_ready: Callable[[], None]) -> None:

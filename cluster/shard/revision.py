@@ -38,11 +38,11 @@ PREPARING_NICENESS = 10
 
 
 class RevisionError(ServingError):
-    """A revision that needs a new epoch instead."""
+    """Says that a revision needs a new epoch instead."""
 
 
 class SupersededError(ServingError):
-    """The coordinator no longer wants the revision that is being prepared."""
+    """Says that the coordinator no longer wants the revision that is being prepared."""
 
 
 class RevisionMaker:
@@ -53,7 +53,7 @@ class RevisionMaker:
         self._budget_bytes = budget_bytes
 
     def make(self, running: Epoch, model: LoadedModel, wanted: Epoch, check: Callable[[], None]) -> PreparedRevision:
-        """`check` is called now and then and raises when the work is in vain.
+        """Prepare a revision. `check` is called now and then and raises when the work is in vain.
 
         Raises RevisionError, OutOfMemoryError, TensorError.
         """
@@ -82,7 +82,7 @@ class RevisionMaker:
 
 
 def refuse_what_needs_an_epoch(running: Epoch, wanted: Epoch, rank: int) -> None:
-    """Raises RevisionError for what cannot change while the members stay."""
+    """Raise RevisionError for what cannot change while the members stay."""
     old, new = running.placement, wanted.placement
     ids, old_ids = ([member.shard_id for member in epoch.members] for epoch in (wanted, running))
     if ids != old_ids or new.num_members != old.num_members:
@@ -117,7 +117,7 @@ class RevisionFollower:
         self._is_closed = False
 
     async def run(self, executor: GroupExecutor, tell_prepared: Callable[[], None]) -> None:
-        """Until cancelled. `tell_prepared`: of the engine."""
+        """Follow until cancelled. `tell_prepared`: of the engine."""
         while True:
             await self._views.until(lambda view: self._wanted_revision(view) != executor.prepared_revision)
             await executor.withdraw()
@@ -127,13 +127,13 @@ class RevisionFollower:
                 self._changed()
 
     def has_switched(self, prepared: PreparedRevision, replaced: dict[int, ExpertWeights]) -> None:
-        """The engine uses it from now on; `replaced` is freed where that holds up nobody."""
+        """Note that the engine uses it from now on, and free `replaced` where that holds up nobody."""
         self.epoch, self.model, self.detail = prepared.epoch, prepared.model, ""
         self._thread.submit(_free, replaced)
         self._changed()
 
     async def _offer(self, wanted: Epoch, executor: GroupExecutor) -> bool:
-        """A function of its own: nothing here may keep weights that were withdrawn."""
+        """Prepare and offer, in a function of its own: nothing here may keep weights that were withdrawn."""
         prepared = await self._prepare(wanted)
         if prepared is None:
             return False
@@ -141,7 +141,7 @@ class RevisionFollower:
         return True
 
     async def close(self) -> None:
-        """Returns when nothing is being prepared any more."""
+        """Return when nothing is being prepared any more."""
         self._is_closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
@@ -170,13 +170,13 @@ class RevisionFollower:
         return self.epoch.revision if wanted is None else wanted.revision
 
     def _check_wanted(self, wanted: Epoch) -> None:
-        """On the preparing thread."""
+        """Raise SupersededError on the preparing thread, when that is so."""
         if self._is_closed or self._wanted(self._views.view) != wanted:
             raise SupersededError(f"revision {wanted.revision} is not wanted any more")
 
 
 def _give_way_to_steps() -> None:
-    """For the thread that calls it."""
+    """Lower the priority of the thread that calls it."""
     torch.set_num_threads(1)
     if sys.platform == "linux":     # there each thread has its own priority
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PREPARING_NICENESS)

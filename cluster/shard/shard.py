@@ -28,7 +28,7 @@ from serving.link.server import ShardLinkServer, start_link_server
 
 
 class Shard:
-    """`run` is everything; `until_ready` is for whoever waits for it."""
+    """Lives as long as `run`; `until_ready` is for whoever waits for it."""
 
     def __init__(self, config: ServeConfig, pool: PoolConfig, node: NodeIdentity, coordinator: CoordinatorApi) -> None:
         self.shard_id = f"{pool.name}-{secrets.token_hex(4)}"

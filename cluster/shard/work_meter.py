@@ -23,7 +23,7 @@ ALIKE = 0.1                         # steps and pieces whose expected work diffe
 
 
 class _Ratios:
-    """Mean and spread of measured over expected seconds, weighed by the expected ones: long work counts for more.
+    """Keeps mean and spread of measured over expected seconds, weighed by the expected ones: long work counts for more.
 
     The spread is that between a step and the next one if they are alike: what differs between prefill and decode, or
     drifts, is no surprise to wait for. From absolute differences, which one hiccup cannot spoil.
@@ -74,12 +74,12 @@ class _Ratios:
 
     @property
     def spread(self) -> float:
-        """The spread as a standard deviation: two normal numbers differ by 2 / sqrt(pi) of it on average."""
+        """Return the spread as a standard deviation: two normal numbers differ by 2 / sqrt(pi) of it on average."""
         return math.sqrt(math.pi) / 2 * self._differences_s / self._alike_s if self._alike_s else 0.0
 
 
 class WorkMeter:
-    """The work of one member, over all its epochs and placements. A step counts half after `half_life_s` seconds.
+    """Times the work of one member, over all its epochs and placements. A step counts half after `half_life_s` seconds.
 
     Times come from one clock.
     """
