@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,14 +98,18 @@ class ClusterClient:
     @staticmethod
     @contextlib.contextmanager
     def connected(running: RunningCluster) -> Iterator[ClusterClient]:
-        """Yield a client of an application that was started here. Raises NoClusterError, at once when it is gone."""
+        """Yield a client of an application that was started here. Raises NoClusterError, at once when it is gone.
+
+        Ray writes what its nodes say to the standard output of whoever is connected, where JSON may be awaited.
+        """
         require_alive(running)
         client = ClusterClient(running.application)
-        try:
-            client.connect(None if running.address == "auto" else running.address)
-            yield client
-        finally:
-            client.disconnect()
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                client.connect(None if running.address == "auto" else running.address)
+                yield client
+            finally:
+                client.disconnect()
 
     def connect(self, address: str | None) -> None:
         """Connect to the GCS at `address`; None: RAY_ADDRESS, or the cluster of this machine. Raises NoClusterError."""

@@ -64,10 +64,6 @@ def test_a_tiny_model_is_measured_once_and_found_again(args: ModelArgs, store: P
     assert profile_fault(profile) is None
     assert profile.source == "measured" and profile.emulated_speed is None and profile.link is None
     assert [rows for rows, _ in profile.gemm_flop_per_s] == [rows for rows, _ in profile.expert_s]
-    expert_bytes = 3 * 32 * 16 * 4
-    # What rows cost on their way is not in the rates.
-    assert profile.read_bytes_per_s >= expert_bytes / profile.expert_s[0][1]
-    assert profile.gemm_flop_per_s[-1][1] >= 256 * expert_bytes / 2 / profile.expert_s[-1][1]
     store.write(profile_facts(args, "float32", KERNELS, 1), replace(profile, is_noisy=False))
     forbid_measuring(monkeypatch)
     assert profile_device(args, "float32", KERNELS, POOL, store) == replace(profile, is_noisy=False)
