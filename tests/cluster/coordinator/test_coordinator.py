@@ -92,6 +92,7 @@ async def test_a_plan_that_somebody_cancelled_is_made_anew(coordinator: Coordina
     assert len(planning) == 1
     planning[0].cancel()
     await asyncio.wait(planning)
+    await coordinator.report(A, status_of(A))       # members report again and again
     assert (await planned(coordinator)).number == 1
 
 
