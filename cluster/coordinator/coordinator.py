@@ -251,7 +251,7 @@ class Coordinator:
             if view.phase is GroupPhase.READY:
                 view = self._with_change(view, view.epoch)
         self._view, self._ended = view, decision.ended
-        if decision.to_plan and self._planning is None:
+        if decision.to_plan and (self._planning is None or self._planning.done()):
             self._planning = asyncio.create_task(self._plan(decision.to_plan))
         if view.key != self._told_key:
             self._told_key = view.key
