@@ -18,7 +18,8 @@ def main(address: str, command: str, application: str, *rest: str) -> None:
             client.delete()
         elif command == "epoch-number":
             epoch = client.status().view.epoch
-            sys.stdout.write(str(epoch.number if epoch else 0))
+            assert sys.__stdout__ is not None       # what else is written while connected goes to stderr
+            sys.__stdout__.write(str(epoch.number if epoch else 0))
         elif command == "kill-coordinator":
             kill_coordinator(application)
 
