@@ -19,8 +19,6 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard serving/proto/*.pro
 demo: $(STAMP)
 	@$(BIN)/moesaic demo
 
-# Spinning OpenMP threads of several processes on few cores starve each other.
-test: export OMP_WAIT_POLICY = passive
 test: $(STAMP)
 	$(BIN)/python -m pytest
 

@@ -93,7 +93,7 @@ def dispatchers(setting: Setting, rank: int, group: torch.distributed.ProcessGro
     from model.dispatch.gather import GatherDispatcher
 
     def exchange() -> RowExchange:
-        return RowExchange(select_kernels("cpu"), setting.placement, rank, group)
+        return RowExchange(select_kernels("cpu", 1), setting.placement, rank, group)
     return {"all_to_all": AllToAllDispatcher(exchange()),
             "gather": GatherDispatcher(exchange()),
             "gather_fixed": GatherDispatcher(exchange(), fixed_shapes=True),
@@ -121,7 +121,6 @@ def measure(setting: Setting, dispatchers: dict[str, Dispatcher], rank: int) -> 
 
 def member(rank: int, num_members: int, rendezvous: str, settings: list[Setting], pipe: Connection) -> None:
     from cluster.shard.process_group import ProcessGroup
-    torch.set_num_threads(1)
     group = ProcessGroup.join(rendezvous, rank, num_members, TIMEOUT_S, "gloo", "cpu")
     for setting in settings:
         pipe.send(measure(setting, dispatchers(setting, rank, group.group), rank))

@@ -58,16 +58,15 @@ class MoesaicEngine:
         from serving.engine.request import TokenEvent
         from serving.engine.scheduler import Scheduler
 
-        torch.set_num_threads(num_threads)
         args = read_model_args(folder)
-        kernels = select_kernels(device)
+        kernels = select_kernels(device, num_threads)
         placement = Placement(1, (((0,),) * args.num_experts,) * args.num_moe_layers)
         decoder, _ = load_decoder(folder, args, getattr(torch, dtype), kernels, placement, 0)
         num_blocks = num_kv_tokens // BLOCK_SIZE
         num_state_slots = 2 * MAX_SEQUENCES if args.linear_layers else 0        # a running sequence needs two
         runner = Runner(decoder, LocalDispatcher(kernels, placement), num_blocks, BLOCK_SIZE,
                         num_state_slots=num_state_slots)
-        model_thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads,))
+        model_thread = ThreadPoolExecutor(1, "model")
 
         class OneMember:
             prepared_revision = 0

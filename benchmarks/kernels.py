@@ -183,9 +183,9 @@ def main() -> None:
     parser.add_argument("--round-s", type=float, default=0.1, help="seconds for each case in each round")
     parser.add_argument("--only", choices=["linear", "experts", "delta"], help="leave the others out")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)      # for the rule in chunks
     torch.manual_seed(0)
-    kernels = PackedCpuKernels()
+    kernels = PackedCpuKernels(options.threads)
     cases: list[Case] = []
     if options.only in (None, "linear"):
         cases += linear_cases(kernels, 4096, 1024)

@@ -42,14 +42,14 @@ class DeviceTimes:
 
 
 class DeviceProbe:
-    """Computes on the calling thread and those that torch has.
+    """Computes on the calling thread and those that the kernels have.
 
     Holds some 200 MB until it is dropped; of a very large model also the attention weights of one layer.
     """
 
     def __init__(self, args: ModelArgs, dtype: torch.dtype, kernels: Kernels) -> None:
         self._args = _measurable(args)
-        self._clock = work_clock_of(kernels.device, torch.get_num_threads())
+        self._clock = work_clock_of(kernels.device, kernels.num_threads)
         self._experts = ExpertGroups(self._args, dtype, kernels)
         self._layers = Layers(self._args, dtype, kernels, self._clock, self._experts)
 

@@ -79,8 +79,9 @@ def prepare_experts(change: ExpertChange, model: MemberModel, loader: WeightLoad
     tensor that was read; what it raises ends the preparation.
     """
     weights_of_layer: dict[int, ExpertWeights] = {}
+    kernels = loader.kernels.on_one_thread()        # the steps have the others
     for layer in change.layers:
-        weights = new_experts(loader.args, change.num_experts(layer), loader.kernels, loader.dtype)
+        weights = new_experts(loader.args, change.num_experts(layer), kernels, loader.dtype)
         for slot, running_slot in change.kept_slots(layer).items():
             weights.copy_slot(slot, model.experts[layer].weights, running_slot)
             check()

@@ -87,7 +87,7 @@ def _packages() -> Iterator[Check]:
 def _cpu_kernels() -> Iterator[Check]:
     from model.kernels.select import select_kernels
 
-    name = select_kernels("cpu").name
+    name = select_kernels("cpu", 1).name
     packed = name == "packed-cpu"
     yield Check("CPU kernels", Verdict.OK if packed else Verdict.WARN, name,
                 "" if packed else "pip install moesaic again (it compiles model/kernels): plain torch is several times "
@@ -236,9 +236,8 @@ def _device_speed(config: ServeConfig) -> Iterator[Check]:
     for pool in config.pools:
         if pool.device == "cuda" and not torch.cuda.is_available():
             continue
-        kernels = select_kernels("cpu" if pool.device == "cpu" else "cuda:0")
-        torch.set_num_threads(num_threads_of(pool))
-        kept = store.read(profile_facts(args, dtype, kernels, num_threads_of(pool)))
+        kernels = select_kernels("cpu" if pool.device == "cpu" else "cuda:0", num_threads_of(pool))
+        kept = store.read(profile_facts(args, dtype, kernels))
         profile = profile_device(args, dtype, kernels, pool, store, settles=True)
         is_kept = kept is not None and not kept.profile.is_noisy
         noise = f"repeats differ by {profile.spread:.1%}"

@@ -55,7 +55,7 @@ def _shard_process_bytes() -> int:
     for name in ("cluster.deployments", "cluster.shard.shard"):
         importlib.import_module(name)
     import_backend("cpu")
-    select_kernels("cpu")
+    select_kernels("cpu", 1)
     return resident_memory_bytes()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cluster.device.backend import import_backend
-from cluster.device.facts import device_name, num_threads_of, return_free_memory
+from cluster.device.facts import device_name, return_free_memory
 from cluster.device.profile_store import Facts, ProfileStore
 from cluster.planner.costs.device_curves import scaled
 from model.args import ModelArgs
@@ -29,18 +29,18 @@ _BUDGET_S = 4.0             # for repeats, until they agree
 _LOCK_TIMEOUT_S = 30.0
 _SHORT_S = 50e-6            # of calls shorter than this, the clock and the cache decide the difference
 _WAKING_WEIGHT = 0.25       # in the spread, of points that also measure how a thread wakes up
-_METHOD = 4                 # raise it when what is measured changes: older files are then measured again
+_METHOD = 5                 # raise it when what is measured changes: older files are then measured again
 
 
 def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConfig, store: ProfileStore,
                    settles: bool = False) -> DeviceProfile:
     """Return this device's profile for this model: from the store, or measured now in a few seconds.
 
-    Call it on the thread that will compute, with torch's number of threads already that of the pool. With `settles` a
-    noisy profile of before is measured again, and is steady when the repeats of both agree; without, it is taken as it
-    is: a start does not wait for a quieter machine.
+    Call it on the thread that will compute, on which the kernels were selected. With `settles` a noisy profile of
+    before is measured again, and is steady when the repeats of both agree; without, it is taken as it is: a start does
+    not wait for a quieter machine.
     """
-    facts = profile_facts(args, dtype, kernels, num_threads_of(pool))
+    facts = profile_facts(args, dtype, kernels)
     began_s = time.time()
     stored = store.read(facts)
     if stored is None or (settles and stored.profile.is_noisy):
@@ -54,11 +54,12 @@ def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConf
     return emulated(stored.profile, pool.emulated_speed)
 
 
-def profile_facts(args: ModelArgs, dtype: str, kernels: Kernels, num_threads: int) -> Facts:
+def profile_facts(args: ModelArgs, dtype: str, kernels: Kernels) -> Facts:
     """Return all that the figures depend on."""
     return {
         "method": _METHOD, "version": importlib.metadata.version("moesaic"), "torch": torch.__version__,
-        "device": device_name(kernels.device.type), "kernels": kernels.name, "num_threads": num_threads, "dtype": dtype,
+        "device": device_name(kernels.device.type), "kernels": kernels.name, "num_threads": kernels.num_threads,
+        "dtype": dtype,
         **{name: getattr(args, name) for name in (
             "vocab_size", "hidden_size", "num_layers", "num_moe_layers", "num_heads", "num_kv_heads", "head_dim",
             "intermediate_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "qk_norm",

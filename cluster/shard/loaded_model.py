@@ -115,7 +115,7 @@ def new_pace(member: Member, kernels: Kernels) -> Pace:
     if speed is None:
         return TimedPace(1.0, time.perf_counter) if kernels.device.type == "cpu" else UNTIMED
     turns = FileTurns(Path(tempfile.gettempdir()) / _TURNS_NAME.format(user=os.getuid()))
-    return TimedPace(speed, work_clock_of(kernels.device, member.facts.num_threads), turns=turns)
+    return TimedPace(speed, work_clock_of(kernels.device, kernels.num_threads), turns=turns)
 
 
 def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, config: ServeConfig,

@@ -10,10 +10,7 @@ import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
-
 from cluster.coordinator.client import CoordinatorApi, ViewFollower
-from cluster.device.facts import num_threads_of
 from cluster.device.file_limit import raise_file_limit
 from cluster.device.node import NodeIdentity, host_and_port
 from cluster.shard.executor import StepCounters
@@ -43,7 +40,7 @@ class Shard:
         raise_file_limit()
         link = ShardLinkServer(time.monotonic)
         server, port = await start_link_server(link, host_and_port(self._node.address, 0))
-        thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads_of(self._pool),))
+        thread = ThreadPoolExecutor(1, "model")
         try:
             prepared = await asyncio.get_running_loop().run_in_executor(thread, prepare, self._config, self._pool)
             parts = ShardParts(self._config, self._pool, link, thread, ViewFollower(self._coordinator),

@@ -1,8 +1,9 @@
 """Runs kernels in C on packed weights, for CPUs (packed_cpu.c and its headers say how).
 
 Every output element is one fp32 FMA chain in ascending k, so a row's result does not depend on the rows beside it, on
-threads, or on the CPU's vector width. Runs on torch.get_num_threads() threads of a pool of its own, one call at a time:
-a call from a second Python thread meanwhile runs on that thread alone.
+threads, or on the CPU's vector width. Runs on threads of a pool of its own, one call at a time: a call from a second
+Python thread meanwhile runs on that thread alone. Torch is to have one thread beside it (select.py): those that it has
+wait by spinning.
 
 Letters as in model/kernels/protocol.py
 """
@@ -29,11 +30,13 @@ _NO_WINDOW = 1 << 40
 class PackedLinear:
     """Holds panels of 16 outputs, k ascending. Rows that were never loaded are zero."""
 
-    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, library: KernelLibrary) -> None:
+    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, library: KernelLibrary,
+                 num_threads: int) -> None:
+        """`num_threads`: that pack it."""
         self.out_features = out_features
         self.in_features = in_features
         self.dtype = dtype
-        self._library = library
+        self._library, self._num_threads = library, num_threads
         num_bytes = library.short.packed_weight_bytes(DTYPE_CODES[dtype], out_features, in_features)
         self.panels = torch.zeros(num_bytes, dtype=torch.uint8)
         self.nbytes = self.panels.nbytes
@@ -45,19 +48,20 @@ class PackedLinear:
         assert weight_nK.shape[1] == self.in_features and first_row + weight_nK.shape[0] <= self.out_features
         weight_nK = weight_nK.to(self.dtype).contiguous()
         self._library.long.packed_pack(self.panels.data_ptr(), weight_nK.data_ptr(), first_row, weight_nK.shape[0],
-                                       self.in_features, DTYPE_CODES[self.dtype], 1, 0, torch.get_num_threads())
+                                       self.in_features, DTYPE_CODES[self.dtype], 1, 0, self._num_threads)
 
 
 class PackedExperts:
     """Holds for each expert panels of gate and up alternating, then those of down."""
 
     def __init__(self, num_experts: int, intermediate_size: int, hidden_size: int, dtype: torch.dtype,
-                 library: KernelLibrary) -> None:
+                 library: KernelLibrary, num_threads: int) -> None:
+        """`num_threads`: that pack them."""
         self.num_experts = num_experts
         self.intermediate_size = intermediate_size
         self.hidden_size = hidden_size
         self.dtype = dtype
-        self._library = library
+        self._library, self._num_threads = library, num_threads
         up_bytes, down_bytes = (library.short.packed_weight_bytes(DTYPE_CODES[dtype], n, k) for n, k in (
             (intermediate_size, hidden_size), (hidden_size, intermediate_size)))
         self.gate_up = torch.zeros(num_experts, 2 * up_bytes, dtype=torch.uint8)
@@ -90,7 +94,7 @@ class PackedExperts:
         weight_NK = weight_NK.to(self.dtype).contiguous()
         self._library.long.packed_pack(panels.data_ptr(), weight_NK.data_ptr(), 0, weight_NK.shape[0],
                                        weight_NK.shape[1], DTYPE_CODES[self.dtype], panel_stride, panel_first,
-                                       torch.get_num_threads())
+                                       self._num_threads)
 
 
 class PackedCpuKernels:
@@ -99,18 +103,25 @@ class PackedCpuKernels:
     Raises KernelLibraryError (an OSError) when no library fits this CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_threads: int) -> None:
+        """`num_threads`: that a call runs on, the caller's included."""
+        if num_threads < 1:
+            raise ValueError(f"num_threads={num_threads}: kernels run on one thread at least")
         self.name = "packed-cpu"
         self.device = torch.device("cpu")
+        self.num_threads = num_threads
         self._library = KernelLibrary()
         short, long = self._library.short, self._library.long
         self._rms_norm, self._rope, self._combine = short.packed_rms_norm, short.packed_rope, short.packed_combine
         self._write_kv = short.packed_write_kv
-        self._times_sigmoid, self._delta_net = short.packed_times_sigmoid, PackedDeltaNet(self._library)
+        self._times_sigmoid, self._delta_net = short.packed_times_sigmoid, PackedDeltaNet(self._library, num_threads)
         self._linear, self._experts, self._attention = long.packed_linear, long.packed_experts, long.packed_attention
 
+    def on_one_thread(self) -> PackedCpuKernels:
+        return PackedCpuKernels(1)
+
     def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLinear:
-        return PackedLinear(out_features, in_features, dtype, self._library)
+        return PackedLinear(out_features, in_features, dtype, self._library, self.num_threads)
 
     def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None,
                out_dtype: torch.dtype | None = None) -> Tensor:
@@ -122,12 +133,12 @@ class PackedCpuKernels:
         x_TK, step = rows_of(x_TK)
         out_TN = torch.empty((num_rows, weight.out_features), dtype=out_dtype)
         self._linear(weight.address, x_TK.data_ptr(), step, num_rows, None if bias_N is None else bias_N.data_ptr(),
-                     out_TN.data_ptr(), DTYPE_CODES[out_dtype], torch.get_num_threads())
+                     out_TN.data_ptr(), DTYPE_CODES[out_dtype], self.num_threads)
         return out_TN
 
     def new_experts(self, num_experts: int, intermediate_size: int, hidden_size: int,
                     dtype: torch.dtype) -> PackedExperts:
-        return PackedExperts(num_experts, intermediate_size, hidden_size, dtype, self._library)
+        return PackedExperts(num_experts, intermediate_size, hidden_size, dtype, self._library, self.num_threads)
 
     def experts(self, rows_RD: Tensor, num_rows_E: Sequence[int], weights: ExpertWeights) -> Tensor:
         assert isinstance(weights, PackedExperts) and rows_RD.dtype == weights.dtype
@@ -138,7 +149,7 @@ class PackedCpuKernels:
         out_RD = torch.empty((num_rows, hidden_size), dtype=weights.dtype)
         counts = weights.counts(*num_rows_E)
         status = self._experts(weights.address, rows_RD.data_ptr(), step, num_rows, ctypes.addressof(counts),
-                               out_RD.data_ptr(), torch.get_num_threads())
+                               out_RD.data_ptr(), self.num_threads)
         _check(status)
         return out_RD
 
@@ -150,7 +161,7 @@ class PackedCpuKernels:
         num_tokens, num_choices = row_of_TK.shape
         out_TD = torch.empty((num_tokens, rows_RD.shape[1]), dtype=rows_RD.dtype)
         self._combine(rows_RD.data_ptr(), step, row_of_TK.data_ptr(), weights_TK.data_ptr(), num_tokens, num_choices,
-                      rows_RD.shape[1], out_TD.data_ptr(), DTYPE_CODES[rows_RD.dtype], torch.get_num_threads())
+                      rows_RD.shape[1], out_TD.data_ptr(), DTYPE_CODES[rows_RD.dtype], self.num_threads)
         return out_TD
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -169,7 +180,7 @@ class PackedCpuKernels:
         out_TD = torch.empty(shape, dtype=dtype)
         self._rms_norm(x_TD.data_ptr(), step, shape[0], shape[1] if len(shape) == 3 else 1, shape[-1],
                        weight_D.data_ptr(), DTYPE_CODES[weight_D.dtype], None if gate is None else gate.data_ptr(),
-                       gate_step, eps, out_TD.data_ptr(), DTYPE_CODES[dtype], torch.get_num_threads())
+                       gate_step, eps, out_TD.data_ptr(), DTYPE_CODES[dtype], self.num_threads)
         return out_TD
 
     def times_sigmoid(self, x_TN: Tensor, gate_TN: Tensor) -> Tensor:
@@ -177,7 +188,7 @@ class PackedCpuKernels:
         (x_TN, step), (gate_TN, gate_step) = rows_of(x_TN), rows_of(gate_TN)
         out_TN = torch.empty(x_TN.shape, dtype=x_TN.dtype)
         self._times_sigmoid(x_TN.data_ptr(), step, x_TN.shape[0], x_TN.shape[1], gate_TN.data_ptr(), gate_step,
-                            gate_TN.shape[1], out_TN.data_ptr(), DTYPE_CODES[x_TN.dtype], torch.get_num_threads())
+                            gate_TN.shape[1], out_TN.data_ptr(), DTYPE_CODES[x_TN.dtype], self.num_threads)
         return out_TN
 
     def new_delta_net_states(self, num_layers: int, num_slots: int, num_value_heads: int, key_head_dim: int,
@@ -203,7 +214,7 @@ class PackedCpuKernels:
         assert cos_Td.shape[0] == num_tokens
         out_THd = torch.empty((num_tokens, num_heads, head_dim), dtype=x_THd.dtype)
         self._rope(x_THd.data_ptr(), step, num_tokens, num_heads, head_dim, rotary_dim, cos_Td.data_ptr(),
-                   sin_Td.data_ptr(), out_THd.data_ptr(), DTYPE_CODES[x_THd.dtype], torch.get_num_threads())
+                   sin_Td.data_ptr(), out_THd.data_ptr(), DTYPE_CODES[x_THd.dtype], self.num_threads)
         return out_THd
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
@@ -240,7 +251,7 @@ class PackedCpuKernels:
             q_step=step, num_seqs=lens_S.shape[0], table_width=tables_SM.shape[1], num_heads=num_heads,
             num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=DTYPE_CODES[q_THd.dtype],
             sliding_window=_NO_WINDOW if sliding_window is None else sliding_window, scale=scale)
-        _check(self._attention(ctypes.addressof(call), torch.get_num_threads()))
+        _check(self._attention(ctypes.addressof(call), self.num_threads))
         return out_THd
 
 

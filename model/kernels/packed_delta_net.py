@@ -44,8 +44,8 @@ def panel_widths(value_dim: int) -> list[int]:
 class PackedDeltaNet:
     """The part of PackedCpuKernels that is gated DeltaNet's own."""
 
-    def __init__(self, library: KernelLibrary) -> None:
-        self._library = library
+    def __init__(self, library: KernelLibrary, num_threads: int) -> None:
+        self._library, self._num_threads = library, num_threads
         self._causal_conv = library.short.packed_causal_conv
         self._gated_delta_rule = library.long.packed_gated_delta_rule
         self._sequences_of: tuple[AttentionBatch, ctypes.Structure] | None = None
@@ -60,7 +60,7 @@ class PackedDeltaNet:
             "Conv", x=x_TC.data_ptr(), weight=weight_KC.data_ptr(), slots=slots.data_ptr(), out=out_TC.data_ptr(),
             step=step, width=x_TC.shape[1], kernel=weight_KC.shape[0], dtype=DTYPE_CODES[x_TC.dtype],
             seqs=ctypes.addressof(seqs))
-        self._causal_conv(ctypes.addressof(call), torch.get_num_threads())
+        self._causal_conv(ctypes.addressof(call), self._num_threads)
         return out_TC
 
     def gated_delta_rule(self, qkv_TC: Tensor, ba_TJ: Tensor, gates: DeltaNetGates, state: DeltaNetState,
@@ -79,7 +79,7 @@ class PackedDeltaNet:
             bias=gates.bias_H.data_ptr(), slots=slots.data_ptr(), out=out_THv.data_ptr(), qkv_step=qkv_step,
             ba_step=ba_step, num_key_heads=num_key_heads, num_heads=num_heads, key_dim=key_dim, value_dim=value_dim,
             dtype=DTYPE_CODES[qkv_TC.dtype], seqs=ctypes.addressof(seqs))
-        self._gated_delta_rule(ctypes.addressof(call), torch.get_num_threads())
+        self._gated_delta_rule(ctypes.addressof(call), self._num_threads)
         return out_THv
 
     def _sequences(self, batch: AttentionBatch) -> ctypes.Structure:

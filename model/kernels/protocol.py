@@ -86,6 +86,13 @@ class Kernels(Protocol):
     name: str                   # bit-identical numbers are promised between members whose name and dtype agree
     device: torch.device
 
+    @property
+    def num_threads(self) -> int:
+        """Return the threads of the CPU that a call runs on."""
+
+    def on_one_thread(self) -> Kernels:
+        """Return the same for who gives way to calls on other threads: weights made by it are packed on one thread."""
+
     def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> LinearWeight: ...
 
     def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None,

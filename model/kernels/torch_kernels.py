@@ -75,6 +75,13 @@ class TorchKernels:
         self._on_cpu = self.device.type == "cpu"
         self._slots_of: tuple[AttentionBatch, Tensor] | None = None
 
+    @property
+    def num_threads(self) -> int:
+        return torch.get_num_threads()
+
+    def on_one_thread(self) -> TorchKernels:
+        return self             # torch counts them for each thread: whoever gives way sets its own
+
     def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> TorchLinear:
         return TorchLinear(out_features, in_features, dtype, self.device)
 

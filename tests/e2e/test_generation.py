@@ -77,7 +77,7 @@ def test_both_doors_give_the_same_text(client: openai.OpenAI, stub: InferenceStu
 def test_three_nodes_draw_the_tokens_of_one_process(stub: InferenceStub, service: Service) -> None:
     """Greedy and hot, bit for bit: the same tokens and log-probabilities as the local reference without a group."""
     token_ids = tuple(stub.Tokenize(pb.TokenizeRequest(model=service.model, text=PROMPT)).token_ids)
-    engine = Engine(service.checkpoint, torch.bfloat16, select_kernels("cpu"))
+    engine = Engine(service.checkpoint, torch.bfloat16, select_kernels("cpu", 2))
     for spec in (SamplingSpec(temperature=0.0, num_logprobs=0), SamplingSpec(seed=5, num_logprobs=0)):
         blocks, known, expected = engine.blocks(len(token_ids) + 24), token_ids, []
         for num_computed in (0, *range(len(token_ids), len(token_ids) + 23)):

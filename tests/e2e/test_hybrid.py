@@ -103,7 +103,7 @@ def test_both_doors_chat_as_one_process_would(hybrid: Hybrid, client: openai.Ope
         responses = list(stub.Generate(pb.GenerateRequest(
             model="tiny", chat=asked, sampling=pb.Sampling(max_tokens=24, temperature=0.0)), timeout=60.0))
     assert "".join(response.text for response in responses) == answer.choices[0].message.content
-    engine = Engine(hybrid.folder, torch.bfloat16, select_kernels("cpu"))
+    engine = Engine(hybrid.folder, torch.bfloat16, select_kernels("cpu", 2))
     expected = engine.generate(token_ids, 24, SamplingSpec(temperature=0.0))
     assert tuple(token_id for response in responses for token_id in response.token_ids) == expected
 

@@ -16,7 +16,7 @@ FIELDS: dict[str, object] = {"num_hidden_layers": 4, "hidden_size": 32, "num_att
                              "num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2}
 
 
-@pytest.mark.parametrize("kernels", [TorchKernels(), select_kernels("cpu")], ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("kernels", [TorchKernels(), select_kernels("cpu", 1)], ids=lambda kernels: kernels.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_are_those_planned(kernels: Kernels, dtype: torch.dtype) -> None:
     args = parse_model_args({"model_type": "qwen3_next", "linear_num_key_heads": 2, "linear_num_value_heads": 4,

@@ -40,7 +40,7 @@ def check(times: DeviceTimes) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kernels", [TorchKernels("cpu"), select_kernels("cpu")], ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("kernels", [TorchKernels("cpu"), select_kernels("cpu", 1)], ids=lambda kernels: kernels.name)
 def test_every_figure_of_a_tiny_model_is_finite_and_ascends(args: ModelArgs, kernels: Kernels,
                                                             dtype: torch.dtype) -> None:
     probe = DeviceProbe(args, dtype, kernels)
@@ -58,7 +58,7 @@ def test_other_shapes_are_measured_too(args: ModelArgs, changes: dict[str, objec
     check(probe.times(probe.measure()))
 
 
-@pytest.mark.parametrize("kernels", [TorchKernels("cpu"), select_kernels("cpu")], ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("kernels", [TorchKernels("cpu"), select_kernels("cpu", 1)], ids=lambda kernels: kernels.name)
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"])
 def test_shared_experts_and_linear_layers_are_measured_too(kernels: Kernels, family: str) -> None:
     args = parse_model_args({

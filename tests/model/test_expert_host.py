@@ -41,7 +41,7 @@ def test_it_reads_and_holds_its_experts_only(write_tiny: WriteTiny) -> None:
     assert torch.equal(ours.gate_up_EiD, theirs.gate_up_EiD) and torch.equal(ours.down_EDI, theirs.down_EDI)
 
 
-@pytest.mark.parametrize("kernels", [TorchKernels(), PackedCpuKernels()], ids=["torch", "packed"])
+@pytest.mark.parametrize("kernels", [TorchKernels(), PackedCpuKernels(2)], ids=["torch", "packed"])
 def test_it_takes_part_in_a_step_without_a_kv_cache(write_tiny: WriteTiny, kernels: Kernels) -> None:
     alone = Placement(1, (((0,),) * 4,))
     host, _ = load(write_tiny(), alone, 0, kernels)

@@ -28,7 +28,7 @@ TWO_MOE_LAYERS: dict[str, object] = {"mlp_only_layers": [0], "num_hidden_layers"
 
 @pytest.fixture(params=["torch", "packed"])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return TorchKernels() if request.param == "torch" else PackedCpuKernels()
+    return TorchKernels() if request.param == "torch" else PackedCpuKernels(2)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ HYBRID: dict[str, object] = {
     "linear_key_head_dim": 16, "linear_value_head_dim": 32}
 
 
-@pytest.mark.parametrize("kernels", [TorchKernels(), select_kernels("cpu")], ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("kernels", [TorchKernels(), select_kernels("cpu", 1)], ids=lambda kernels: kernels.name)
 @pytest.mark.parametrize(("family", "fields"), [
     ("qwen2_moe", {}), ("qwen2_moe", {"qkv_bias": False, "mlp_only_layers": [1]}), ("qwen3_next", {}),
     ("qwen3_next", {"mlp_only_layers": [0, 3], "attention_bias": True}), ("qwen3_5_moe_text", {}),

@@ -101,7 +101,7 @@ class Engine:
 
 def _packed() -> Kernels:
     from model.kernels.packed_cpu import PackedCpuKernels
-    return PackedCpuKernels()
+    return PackedCpuKernels(2)
 
 
 KERNELS: dict[str, Callable[[], Kernels]] = {"torch": TorchKernels, "packed": _packed}

@@ -92,4 +92,4 @@ def keep_hashes(decoder: Decoder, shas: list[str]) -> None:
 
 
 def kernels_of(name: str) -> Kernels:
-    return PackedCpuKernels() if name == "packed" else TorchKernels("cpu")
+    return PackedCpuKernels(1) if name == "packed" else TorchKernels("cpu")

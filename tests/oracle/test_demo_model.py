@@ -59,7 +59,7 @@ def prompts(folders: tuple[Path, Path]) -> list[tuple[int, ...]]:
 
 def our_answers(folder: Path, prompts: list[tuple[int, ...]], dtype: torch.dtype) -> list[list[int]]:
     """Greedy continuations of all prompts, decoded as one batch."""
-    args, kernels = read_model_args(folder), select_kernels("cpu")
+    args, kernels = read_model_args(folder), select_kernels("cpu", 2)
     placement = contiguous_placement(args.num_moe_layers, args.num_experts, (args.num_experts,))
     decoder, _ = load_decoder(folder, args, dtype, kernels, placement, 0)
     runner = Runner(decoder, LocalDispatcher(kernels, placement), NUM_BLOCKS_EACH * len(prompts), BLOCK_SIZE)

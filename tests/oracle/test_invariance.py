@@ -15,7 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.kernels.packed_cpu import PackedCpuKernels
 from model.kernels.protocol import Kernels
+from model.kernels.torch_kernels import TorchKernels
 from model.step import SamplingSpec, ScheduledRequest
 
 SaveTiny = Callable[..., Path]
@@ -142,21 +144,24 @@ def test_preempted_and_recomputed(engine: Any) -> None:
 
 
 @pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
+def torch_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
-def test_number_of_threads(engine: Any, threads: Callable[[int], None]) -> None:
-    found = []
+@pytest.mark.parametrize("model", list(MODELS))
+def test_number_of_threads(folders: dict[str, Path], dtype: torch.dtype, engine_of: Any, model: str,
+                           torch_threads: Callable[[int], None]) -> None:
+    torch_found, packed_found = [], []
     for count in (1, 2, 3):
-        threads(count)
-        found.append(engine.prefill_logits(ids(LENGTH, 0)))
-    if engine.decoder.kernels.name != "torch-cpu":      # torch's GEMM may split sums over threads
-        assert_equal(found[1], found[0])
-        assert_equal(found[2], found[0])
-    torch.testing.assert_close(found[1], found[0], atol=0.5 if engine.decoder.dtype == torch.bfloat16 else 1e-3, rtol=0)
+        torch_threads(count)
+        torch_found.append(engine_of(folders[model], dtype, TorchKernels()).prefill_logits(ids(LENGTH, 0)))
+        packed_found.append(engine_of(folders[model], dtype, PackedCpuKernels(count)).prefill_logits(ids(LENGTH, 0)))
+    assert_equal(packed_found[1], packed_found[0])
+    assert_equal(packed_found[2], packed_found[0])
+    # torch's GEMM may split sums over threads
+    torch.testing.assert_close(torch_found[1], torch_found[0], atol=0.5 if dtype == torch.bfloat16 else 1e-3, rtol=0)
 
 
 def test_draws_do_not_depend_on_the_batch(engine: Any) -> None:

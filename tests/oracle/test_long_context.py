@@ -24,7 +24,7 @@ def test_64k_tokens_in_other_chunks(save_tiny: Callable[..., Path], engine_of: A
                        moe_intermediate_size=8,
                        shared_expert_intermediate_size=8, vocab_size=32, linear_num_value_heads=2,
                        max_position_embeddings=NUM_TOKENS)
-    engine = engine_of(folder, torch.bfloat16, PackedCpuKernels(), num_blocks=NUM_BLOCKS)
+    engine = engine_of(folder, torch.bfloat16, PackedCpuKernels(2), num_blocks=NUM_BLOCKS)
     caches = engine.runner.caches
     assert caches.nbytes == (NUM_BLOCKS * kv_block_bytes(engine.args, engine.block_size, 2)
                              + caches.num_state_slots * state_slot_bytes(engine.args, 2))

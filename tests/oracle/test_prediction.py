@@ -58,8 +58,7 @@ def measured_s(runner: Runner, num_rows: int) -> float:
 @torch.inference_mode()
 def test_predicted_steps_are_near_the_measured_ones(args: ModelArgs, tmp_path: Path,
                                                     capsys: pytest.CaptureFixture[str]) -> None:
-    torch.set_num_threads(1)
-    kernels = select_kernels("cpu")
+    kernels = select_kernels("cpu", 1)
     profile = profile_device(args, "bfloat16", kernels, PoolConfig(num_threads=1), ProfileStore(tmp_path))
     decoder = Decoder(args, kernels, torch.bfloat16, (args.num_experts,) * args.num_moe_layers)
     decoder.embedding_VD.normal_()

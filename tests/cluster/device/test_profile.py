@@ -42,6 +42,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProfileStore:
     return ProfileStore(tmp_path)
 
 
+class OnTwoThreads(TorchKernels):
+    num_threads = 2
+
+
 def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(*_: object) -> None:
         raise AssertionError("measured again")
@@ -64,7 +68,7 @@ def test_a_tiny_model_is_measured_once_and_found_again(args: ModelArgs, store: P
     assert profile_fault(profile) is None
     assert profile.source == "measured" and profile.emulated_speed is None and profile.link is None
     assert [rows for rows, _ in profile.gemm_flop_per_s] == [rows for rows, _ in profile.expert_s]
-    store.write(profile_facts(args, "float32", KERNELS, 1), replace(profile, is_noisy=False))
+    store.write(profile_facts(args, "float32", KERNELS), replace(profile, is_noisy=False))
     forbid_measuring(monkeypatch)
     assert profile_device(args, "float32", KERNELS, POOL, store) == replace(profile, is_noisy=False)
 
@@ -96,14 +100,14 @@ def test_another_shape_is_another_profile(args: ModelArgs, store: ProfileStore, 
     profile_device(args, "float32", KERNELS, POOL, store)
     profile_device(replace(args, **change), "float32", KERNELS, POOL, store)     # type: ignore[arg-type]
     profile_device(args, "bfloat16", KERNELS, POOL, store)
-    profile_device(args, "float32", KERNELS, PoolConfig(num_threads=2), store)
+    profile_device(args, "float32", OnTwoThreads("cpu"), POOL, store)
     assert calls == ["float32", "float32", "bfloat16", "float32"]
 
 
 def test_a_broken_file_and_a_noisy_profile_are_measured_again(args: ModelArgs, store: ProfileStore,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     calls = count_measuring(monkeypatch)
-    facts = profile_facts(args, "float32", KERNELS, 1)
+    facts = profile_facts(args, "float32", KERNELS)
     store.write(facts, replace(PROFILE, is_noisy=True, spread=0.2))
     assert profile_device(args, "float32", KERNELS, POOL, store).is_noisy and not calls     # a start takes it
     assert profile_device(args, "float32", KERNELS, POOL, store, settles=True) == PROFILE and len(calls) == 1
@@ -121,7 +125,7 @@ def test_what_another_shard_measured_meanwhile_is_taken_even_if_noisy(args: Mode
 
     @contextlib.contextmanager
     def lock(timeout_s: float) -> Iterator[None]:
-        store.write(profile_facts(args, "float32", KERNELS, 1), noisy)      # by the one that had the lock before
+        store.write(profile_facts(args, "float32", KERNELS), noisy)      # by the one that had the lock before
         with original(timeout_s):
             yield
     monkeypatch.setattr(store, "lock", lock)
@@ -156,9 +160,9 @@ def test_a_noisy_machine_settles_over_its_starts(args: ModelArgs, store: Profile
     monkeypatch.setattr(device_profile, "_BUDGET_S", 0.0)
     monkeypatch.setattr(device_profile, "MAX_SPREAD", -1.0)
     assert profile_device(args, "float32", KERNELS, POOL, store).is_noisy
-    first = store.read(profile_facts(args, "float32", KERNELS, 1))
+    first = store.read(profile_facts(args, "float32", KERNELS))
     profile_device(args, "float32", KERNELS, POOL, store, settles=True)
-    second = store.read(profile_facts(args, "float32", KERNELS, 1))
+    second = store.read(profile_facts(args, "float32", KERNELS))
     assert first is not None and second is not None
     earlier = {(what, rows): seconds for what, rows, seconds in first.timings}
     assert earlier and all(seconds <= earlier[what, rows] for what, rows, seconds in second.timings)

@@ -106,7 +106,7 @@ class LiveMember:
         return port
 
     async def join(self, folder: Path, epoch: Epoch, rank: int) -> None:
-        args, kernels = read_model_args(folder), select_kernels("cpu")
+        args, kernels = read_model_args(folder), select_kernels("cpu", 1)
         config = ServeConfig(model=ModelConfig(path=str(folder)), pools=(PoolConfig(),),
                              scheduler=SchedulerConfig(max_batch_tokens=32, max_running_requests=8))
         now_s = time.monotonic()

@@ -6,7 +6,6 @@ Letters as in model/kernels/protocol.py
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,19 +29,12 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 6e-4}    
 
 @pytest.fixture(scope="module")
 def kernels() -> PackedCpuKernels:
-    return PackedCpuKernels()
+    return PackedCpuKernels(2)
 
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def num_threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def assert_near(ours: Tensor, exact: Tensor, tolerance: float) -> None:
@@ -107,7 +99,7 @@ def test_linear_is_one_fma_chain_in_ascending_k(kernels: PackedCpuKernels, dtype
        dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_linear_row_does_not_depend_on_its_batch(num_rows: int, out_features: int, in_features: int,
                                                  dtype: torch.dtype, seed: int) -> None:
-    kernels = PackedCpuKernels()
+    kernels = PackedCpuKernels(2)
     generator = torch.Generator().manual_seed(seed)
     weight = new_linear(kernels, torch.randn(out_features, in_features, generator=generator).to(dtype))
     x_TK = torch.randn(num_rows, in_features, generator=generator).to(dtype)
@@ -119,16 +111,13 @@ def test_linear_row_does_not_depend_on_its_batch(num_rows: int, out_features: in
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_linear_does_not_depend_on_threads(kernels: PackedCpuKernels, num_threads: Callable[[int], None],
-                                           dtype: torch.dtype) -> None:
+def test_linear_does_not_depend_on_threads(kernels: PackedCpuKernels, dtype: torch.dtype) -> None:
     weight = new_linear(kernels, torch.randn(500, 300).to(dtype))
     for num_rows in (1, 8, 200):
         x_TK = torch.randn(num_rows, 300).to(dtype)
-        num_threads(1)
-        alone = kernels.linear(x_TK, weight)
+        alone = PackedCpuKernels(1).linear(x_TK, weight)
         for threads in (2, 3):
-            num_threads(threads)
-            assert torch.equal(kernels.linear(x_TK, weight), alone)
+            assert torch.equal(PackedCpuKernels(threads).linear(x_TK, weight), alone)
 
 
 def test_callers_on_several_python_threads_get_their_own_results(kernels: PackedCpuKernels) -> None:
@@ -137,7 +126,6 @@ def test_callers_on_several_python_threads_get_their_own_results(kernels: Packed
     alone = [kernels.linear(x_TK, weight) for weight in weights]
 
     def repeat(index: int) -> bool:
-        torch.set_num_threads(2)
         return all(torch.equal(kernels.linear(x_TK, weights[index]), alone[index]) for _ in range(200))
 
     with ThreadPoolExecutor(4) as pool:
@@ -196,8 +184,7 @@ def test_experts_match_fp64(kernels: PackedCpuKernels, dtype: torch.dtype, size:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_expert_row_does_not_depend_on_its_grouping(kernels: PackedCpuKernels, num_threads: Callable[[int], None],
-                                                    dtype: torch.dtype) -> None:
+def test_expert_row_does_not_depend_on_its_grouping(kernels: PackedCpuKernels, dtype: torch.dtype) -> None:
     gate, up, down = random_experts(4, 56, 90, dtype)
     weights = new_experts(kernels, gate, up, down)
     num_rows_E = [2, 140, 0, 9]
@@ -208,8 +195,7 @@ def test_expert_row_does_not_depend_on_its_grouping(kernels: PackedCpuKernels, n
         lonely = new_experts(kernels, *(w[slot:slot + 1] for w in (gate, up, down)))      # another holder of the expert
         assert torch.equal(kernels.experts(rows_RD[row:row + 1], [1], lonely)[0], together[row])
     for threads in (1, 2, 3):
-        num_threads(threads)
-        assert torch.equal(kernels.experts(rows_RD, num_rows_E, weights), together)
+        assert torch.equal(PackedCpuKernels(threads).experts(rows_RD, num_rows_E, weights), together)
 
 
 def test_silu_is_accurate_over_its_whole_range(kernels: PackedCpuKernels) -> None:
@@ -368,7 +354,7 @@ def test_attention_row_depends_on_what_it_sees_only(data: st.DataObject, dtype: 
     """Whole or in chunks or one by one, any block size and table, any sequences beside it."""
     torch.manual_seed(data.draw(st.integers(0, 99)))
     lens = data.draw(st.lists(st.integers(1, 140), min_size=1, max_size=4))
-    sequences = Sequences(PackedCpuKernels(), shape, lens, dtype)
+    sequences = Sequences(PackedCpuKernels(2), shape, lens, dtype)
     whole = sequences.attend([[length] for length in lens], window, 16, list(range(len(lens))))
     chunks = [data.draw(st.integers(1, max(1, length))) for length in lens]
     split = [[chunk] * (length // chunk) + [length % chunk] * (length % chunk > 0)
@@ -379,11 +365,11 @@ def test_attention_row_depends_on_what_it_sees_only(data: st.DataObject, dtype: 
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
-def test_attention_does_not_depend_on_threads(kernels: PackedCpuKernels, num_threads: Callable[[int], None]) -> None:
-    sequences = Sequences(kernels, AttentionShape(8, 2, 64), [100, 3, 200], torch.bfloat16)
+def test_attention_does_not_depend_on_threads() -> None:
     outs = []
     for threads in (1, 2, 3):
-        num_threads(threads)
+        torch.manual_seed(0)
+        sequences = Sequences(PackedCpuKernels(threads), AttentionShape(8, 2, 64), [100, 3, 200], torch.bfloat16)
         outs.append(torch.cat(sequences.attend([[100], [3], [200]], None, 16, [0, 1, 2])))
     assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
 

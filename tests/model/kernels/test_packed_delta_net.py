@@ -6,7 +6,7 @@ Letters as in model/kernels/protocol.py
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -49,14 +49,7 @@ Chunk = tuple[int, int, int | None, int]            # first row, end, slot that 
 
 @pytest.fixture(scope="module")
 def kernels() -> PackedCpuKernels:
-    return PackedCpuKernels()
-
-
-@pytest.fixture
-def num_threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+    return PackedCpuKernels(2)
 
 
 class Layer:
@@ -150,7 +143,7 @@ def test_a_row_depends_on_its_sequence_only(data: st.DataObject, shape: Shape, d
     """Whole or in any chunks, alone or beside others in any order, from slots anywhere."""
     lens = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=4))
     ends = list(itertools.accumulate(lens))
-    layer = Layer(PackedCpuKernels(), shape, ends[-1], dtype, seed=data.draw(st.integers(0, 99)))
+    layer = Layer(PackedCpuKernels(2), shape, ends[-1], dtype, seed=data.draw(st.integers(0, 99)))
     alone = [layer.step((end - length, end, None, 0)) for length, end in zip(lens, ends, strict=True)]
     done, slots = [end - length for length, end in zip(lens, ends, strict=True)], data.draw(st.permutations(range(8)))
     outs: list[list[Tensor]] = [[] for _ in lens]
@@ -181,13 +174,11 @@ def test_a_state_kept_on_the_way_is_that_of_a_chunk_that_ends_there(kernels: Pac
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_threads_change_nothing(kernels: PackedCpuKernels, num_threads: Callable[[int], None],
-                                dtype: torch.dtype) -> None:
+def test_threads_change_nothing(dtype: torch.dtype) -> None:
     for shape in (Shape(2, 4, 64, 128), Shape(1, 3, 19, 71, 3)):
         found = []
         for threads in (1, 2, 3):
-            num_threads(threads)
-            layer = Layer(kernels, shape, 300, dtype)
+            layer = Layer(PackedCpuKernels(threads), shape, 300, dtype)
             out = layer.step((0, 250, None, 0), (250, 251, None, 1), (251, 300, None, 2))
             out = torch.cat((out, layer.step((10, 11, 0, 3), (40, 90, 1, 4))))
             found.append((out, layer.state.recurrent_NHkv[:5], layer.state.conv_NcC[:5]))
@@ -202,7 +193,7 @@ def test_every_cpu_level_gives_the_same_bits(kernels: PackedCpuKernels, monkeypa
     path = library_path()
     assert path is not None
     monkeypatch.setattr(packed_cpu_library, "library_path", lambda: path.with_name("packed_cpu.x86_64_v3.so"))
-    wide, narrow = (Layer(some, shape, 60, dtype) for some in (kernels, PackedCpuKernels()))
+    wide, narrow = (Layer(some, shape, 60, dtype) for some in (kernels, PackedCpuKernels(2)))
     for chunks in (((0, 35, None, 0), (35, 60, None, 1)), ((7, 8, 0, 2), (8, 9, 1, 3), (20, 50, 0, 4))):
         assert torch.equal(wide.step(*chunks), narrow.step(*chunks))
     assert same_bits(wide.state.recurrent_NHkv[:5], narrow.state.recurrent_NHkv[:5])
