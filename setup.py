@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent
 KERNEL_TARGETS = {          # suffix of the library -> target and CPU of the compiler
     "x86_64_v3": ("x86_64-linux-gnu.2.17", "x86_64_v3"),
     "x86_64_v4": ("x86_64-linux-gnu.2.17", "x86_64_v4"),
+    "x86_64_v4_bf16": ("x86_64-linux-gnu.2.17", "x86_64_v4+avx512bf16"),
     "aarch64": ("aarch64-linux-gnu.2.17", "generic"),
 }
 

@@ -53,7 +53,7 @@ INLINE void load_keys(const Dtype dtype, const Attention *a, const AttentionTask
         const char *values = head_block(dtype, a, t->seq, t->kv_head, p, 1) + p % a->block_size * a->head_dim * bytes;
         for (long i = 0; i < a->head_dim; i++) {
             __builtin_prefetch(values + i * run * bytes, 0, 2);
-            store_n(F32, keys + i * CHUNK + (p - chunk), load_n(dtype, from + i * a->block_size * bytes, run), run);
+            store_f32_n(keys + i * CHUNK + (p - chunk), load_n(dtype, from + i * a->block_size * bytes, run), run);
         }
     }
 }

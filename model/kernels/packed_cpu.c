@@ -29,13 +29,17 @@ static void pack_panel(const void *context, long task) {
     long panel = p->first_row / LANES + task, bytes = dtype_bytes(p->dtype);
     long begin = max_long(panel * LANES, p->first_row), end = min_long((panel + 1) * LANES, p->first_row + p->num_rows);
     char *out = p->panels + (panel * p->panel_stride + p->panel_first) * panel_bytes(p->dtype, p->k);
-    long step = p->dtype == BF16 ? 2 : 1;           // a bf16 pair of k moves as one piece
+    long step = k_per_step(p->dtype);
     for (long k = 0; k < p->k; k += step)
         for (long row = begin; row < end; row++) {
             const char *from = p->rows + ((row - p->first_row) * p->k + k) * bytes;
             char *to = out + (k / step * LANES + row - panel * LANES) * step * bytes;
-            if (p->dtype == F32 || (p->dtype == BF16 && k + 2 <= p->k)) memcpy(to, from, 4);
-            else memcpy(to, from, 2);
+            if (p->dtype == F32) memcpy(to, from, 4);
+            else if (p->dtype == F16) memcpy(to, from, 2);
+            else {
+                memcpy(to + 2, from, 2);                                        // even k is the upper half
+                if (k + 1 < p->k) memcpy(to, from + 2, 2);
+            }
         }
 }
 
@@ -46,6 +50,8 @@ EXPORT void packed_pack(char *panels, const char *rows, long first_row, long num
     long num_panels = (first_row + num_rows - 1) / LANES - first_row / LANES + 1;
     parallel_for(num_panels, num_threads, pack_panel, &packing);
 }
+
+EXPORT long packed_dots_are_chains(void) { return dots_are_chains(); }
 
 // Of a weight [n, k] in panels
 EXPORT long packed_weight_bytes(long dtype, long n, long k) { return ceil_div(n, LANES) * panel_bytes(dtype, k); }

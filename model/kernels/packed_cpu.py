@@ -1,7 +1,7 @@
 """Runs kernels in C on packed weights, for CPUs (packed_cpu.c and its headers say how).
 
 Every output element is one fp32 FMA chain in ascending k, so a row's result does not depend on the rows beside it, on
-threads, or on the CPU's vector width. Runs on threads of a pool of its own, one call at a time: a call from a second
+threads, or on the CPU's instructions. Runs on threads of a pool of its own, one call at a time: a call from a second
 Python thread meanwhile runs on that thread alone. Torch is to have one thread beside it (select.py): those that it has
 wait by spinning.
 

@@ -1,12 +1,14 @@
 """Loads the compiled kernels of this CPU, and says what their C functions take.
 
-Which library fits is known from the CPU's flags; all of them compute the same bits. Built by setup.py. The structs that
-C and Python share are described by the library itself: shared_structs.h.
+Which libraries fit is known from the CPU's flags; all of them compute the same bits. The one that uses the CPU's bf16
+dots is taken only where these are found to do so. Built by setup.py. The structs that C and Python share are described
+by the library itself: shared_structs.h.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 import re
 from ctypes import c_float, c_long, c_void_p
@@ -14,8 +16,11 @@ from pathlib import Path
 
 from model.errors import ModelError
 
+logger = logging.getLogger(__name__)
+
 _V3_FLAGS = {"avx2", "fma", "f16c", "bmi2"}
 _V4_FLAGS = _V3_FLAGS | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
+_LEVELS = {"x86_64_v4_bf16": _V4_FLAGS | {"avx512_bf16"}, "x86_64_v4": _V4_FLAGS, "x86_64_v3": _V3_FLAGS}  # best first
 
 _CType = type[c_void_p] | type[c_long] | type[c_float]
 _Functions = dict[str, list[_CType]]
@@ -117,20 +122,29 @@ def library_path() -> Path | None:
     """Return the library for this CPU, whether or not it was built; None when no CPU level fits."""
     if platform.system() != "Linux":
         return None
-    level = cpu_level(platform.machine(), Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return None if level is None else Path(__file__).with_name(f"packed_cpu.{level}.so")
+    for level in cpu_levels(platform.machine(), Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+        path = Path(__file__).with_name(f"packed_cpu.{level}.so")
+        if dots_are_chains(path):
+            return path
+        logger.warning("dot_kernels_refused path=%s why=this CPU's bf16 dots give other bits than its FMA", path)
+    return None
 
 
-def cpu_level(machine: str, cpuinfo: str) -> str | None:
-    """Return the suffix of the library for a machine with this /proc/cpuinfo."""
+def cpu_levels(machine: str, cpuinfo: str) -> list[str]:
+    """Return the suffixes of the libraries that a machine with this /proc/cpuinfo can run, the fastest first."""
     if machine == "aarch64":
-        return "aarch64"
-    if machine != "x86_64":
-        return None
-    flags = _cpu_flags(cpuinfo)
-    if flags >= _V4_FLAGS:
-        return "x86_64_v4"
-    return "x86_64_v3" if flags >= _V3_FLAGS else None
+        return ["aarch64"]
+    flags = _cpu_flags(cpuinfo) if machine == "x86_64" else set()
+    return [level for level, needed in _LEVELS.items() if flags >= needed]
+
+
+def dots_are_chains(path: Path) -> bool:
+    """Return whether the library's bf16 dots have the bits of its FMA chain here: packed_dots.h. True without dots, and
+    for a library that does not load, of which KernelLibrary tells."""
+    try:
+        return bool(ctypes.PyDLL(str(path)).packed_dots_are_chains())
+    except (OSError, AttributeError):
+        return True
 
 
 def _cpu_flags(cpuinfo: str) -> set[str]:

@@ -232,7 +232,7 @@ INLINE void update_state_row(const int vecs, const long lanes, const int streams
     for (int j = 0; j < vecs; j++) {
         s[j] = fma16(splat(k), delta[j], decay * load_n(F32, from + j * LANES, lanes));
         if (streams) __builtin_nontemporal_store(s[j], (f32x16 *)(to + j * LANES));
-        else store_n(F32, to + j * LANES, s[j], lanes);
+        else store_f32_n(to + j * LANES, s[j], lanes);
     }
 }
 

@@ -1,11 +1,13 @@
 // rows [M, K] x panels -> floats. A weight [N, K] is stored as panels of 16 outputs, k ascending:
-//   fp32, fp16: [N/16][K][16];  bf16: [N/16][K/2][16][2], so that one shift and one mask widen two k of 16 outputs.
+//   fp32, fp16: [N/16][K][16];  bf16: [N/16][K/2][16][2], a pair is (odd k, even k).
 // N is padded with zeros to 16 and K of bf16 to 2.
 //
 // Every output is ONE chain acc = fma(x[k], w[k], acc), k ascending from acc = 0. Tiles, blocks and partial sums kept
 // in memory change where the chain is computed, never its order: results do not depend on M, threads or the CPU level.
+// Dots of bf16 pairs (packed_dots.h) take two steps of the chain at once.
 #pragma once
 
+#include "packed_dots.h"
 #include "packed_simd.h"
 
 #ifdef __AVX512F__
@@ -13,10 +15,17 @@ enum { TILE_ROWS = 8, TILE_VECS = 2 };      // 16 of 32 registers hold sums; wit
 #else
 enum { TILE_ROWS = 6, TILE_VECS = 1 };      // AVX2: 12 of 16; NEON: 24 of 32
 #endif
+#ifdef __AVX512BF16__
+enum { DOT_ROWS = 6, DOT_VECS = 4 };      // 24 of 32 registers hold sums
+#else
+enum { DOT_ROWS = TILE_ROWS, DOT_VECS = TILE_VECS };
+#endif
 enum {
+    MAX_ROWS = 8, MAX_VECS = 4,             // of any tile
     BLOCK_ROWS = 120, BLOCK_PANELS = 16,    // one task's share: its rows and its sums stay in L2
+    ROWS_GRANULE = 24,                      // a multiple of every tile's rows
     ROWS_LD_PAD = 16,                       // keeps rows out of each other's cache sets
-    ROWS_FLOATS = BLOCK_ROWS * (256 + ROWS_LD_PAD),     // 120 rows are taken 256 k at a time, fewer rows more
+    ROWS_WORDS = BLOCK_ROWS * (256 + ROWS_LD_PAD),      // 120 rows are taken 256 words at a time, fewer rows more
     SUMS_LD = BLOCK_PANELS * LANES + 16,
     PREFETCH = 3072,                        // bytes of weights ahead of the one being read, all streams together
 };
@@ -24,38 +33,64 @@ enum {
 INLINE long panel_bytes(Dtype dtype, long k) { return LANES * (dtype == F32 ? 4 * k : 2 * (k + (k & 1))); }
 INLINE long panel_offset(Dtype dtype, long k) { return LANES * dtype_bytes(dtype) * k; }       // k even
 
-// sums[m][v*16..] (+)= rows[m][0..k] x panel v[0..k]. `ldb` is the byte step of k in `b`, used by F32 only.
+// A row as tiles read it is made of words of 4 bytes: floats, or bf16 pairs (odd k, even k) where the CPU has dots.
+// A step of the chain takes a word, or two floats that meet a bf16 pair.
+INLINE int has_pairs(Dtype dtype) { return DOTS && dtype == BF16; }
+INLINE int words_per_step(Dtype dtype) { return dtype == BF16 && !DOTS ? 2 : 1; }
+INLINE int k_per_step(Dtype dtype) { return dtype == BF16 ? 2 : 1; }
+
+// n words from k of a row, zeros up to a step
+INLINE void to_words(Dtype dtype, float *words, const char *x, long k) {
+    if (!has_pairs(dtype)) {
+        widen(dtype, words, x, k);
+        if (dtype == BF16 && k % 2) words[k] = 0.0f;
+        return;
+    }
+    for (long i = 0; i < k; i += 2 * LANES) {
+        long bytes = min_long(64, 2 * (k - i));
+        u32x16 pairs = {0};
+        if (bytes == 64) __builtin_memcpy(&pairs, x + 2 * i, 64);
+        else memcpy(&pairs, x + 2 * i, bytes);
+        pairs = pairs << 16 | pairs >> 16;
+        if (bytes == 64) __builtin_memcpy(words + i / 2, &pairs, 64);
+        else memcpy(words + i / 2, &pairs, (bytes + 3) & ~3l);
+    }
+}
+
+INLINE void tile_step(const Dtype dtype, const int num_rows, const int num_vecs, const float *x, long ld_rows,
+                      const char *b, long vec_step, f32x16 (*acc)[MAX_VECS]) {
+    if (dtype != BF16)
+        for (int v = 0; v < num_vecs; v++) {
+            f32x16 w = load(dtype, b + v * vec_step);
+            for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(x[m * ld_rows]), w, acc[m][v]);
+        }
+    else if (has_pairs(dtype)) {
+        u32x16 pair[MAX_VECS];
+        for (int v = 0; v < num_vecs; v++) {
+            __builtin_memcpy(&pair[v], b + v * vec_step, sizeof pair[v]);
+            __builtin_prefetch(b + v * vec_step + PREFETCH / num_vecs);
+        }
+        for (int m = 0; m < num_rows; m++)
+            for (int v = 0; v < num_vecs; v++) acc[m][v] = dot16(splat(x[m * ld_rows]), pair[v], acc[m][v]);
+    } else
+        for (int v = 0; v < num_vecs; v++) {
+            u32x16 pair;
+            __builtin_memcpy(&pair, b + v * vec_step, sizeof pair);
+            __builtin_prefetch(b + v * vec_step + PREFETCH / num_vecs);
+            f32x16 even = (f32x16)(pair & 0xffff0000u), odd = (f32x16)(pair << 16);
+            for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(x[m * ld_rows]), even, acc[m][v]);
+            for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(x[m * ld_rows + 1]), odd, acc[m][v]);
+        }
+}
+
+// sums[m][v*16..] (+)= rows[m] x panel v, so many steps. `ldb` is the byte step of a step in `b`.
 INLINE void tile(const Dtype dtype, const int num_rows, const int num_vecs, const float *rows, long ld_rows,
-                 const char *b, long vec_step, long ldb, long k, float *sums, long ld_sums, int resume) {
-    f32x16 acc[num_rows][num_vecs];
+                 const char *b, long vec_step, long ldb, long num_steps, float *sums, long ld_sums, int resume) {
+    f32x16 acc[MAX_ROWS][MAX_VECS];
     for (int m = 0; m < num_rows; m++)
         for (int v = 0; v < num_vecs; v++) acc[m][v] = resume ? load_f32(sums + m * ld_sums + v * LANES) : splat(0.0f);
-    if (dtype == BF16) {
-        long i = 0;
-        for (; i + 2 <= k; i += 2) {
-            for (int v = 0; v < num_vecs; v++) {
-                u32x16 pair;
-                __builtin_memcpy(&pair, b + v * vec_step + i * 32, sizeof pair);
-                __builtin_prefetch(b + v * vec_step + i * 32 + PREFETCH / num_vecs);
-                f32x16 even = (f32x16)(pair << 16), odd = (f32x16)(pair & 0xffff0000u);
-                for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(rows[m * ld_rows + i]), even, acc[m][v]);
-                for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(rows[m * ld_rows + i + 1]), odd, acc[m][v]);
-            }
-        }
-        if (i < k)
-            for (int v = 0; v < num_vecs; v++) {
-                u32x16 pair;
-                __builtin_memcpy(&pair, b + v * vec_step + i * 32, sizeof pair);
-                f32x16 even = (f32x16)(pair << 16);
-                for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(rows[m * ld_rows + i]), even, acc[m][v]);
-            }
-    } else {
-        for (long i = 0; i < k; i++)
-            for (int v = 0; v < num_vecs; v++) {
-                f32x16 w = load(dtype, b + v * vec_step + i * (dtype == F32 ? ldb : 32));
-                for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(rows[m * ld_rows + i]), w, acc[m][v]);
-            }
-    }
+    for (long i = 0; i < num_steps; i++)
+        tile_step(dtype, num_rows, num_vecs, rows + i * words_per_step(dtype), ld_rows, b + i * ldb, vec_step, acc);
     for (int m = 0; m < num_rows; m++)
         for (int v = 0; v < num_vecs; v++) store_f32(sums + m * ld_sums + v * LANES, acc[m][v]);
 }
@@ -63,16 +98,17 @@ INLINE void tile(const Dtype dtype, const int num_rows, const int num_vecs, cons
 // Any number of rows and vectors. Weights are widened in registers and never written: for few rows memory is the limit,
 // for many the multiplications are.
 INLINE void multiply(const Dtype dtype, long num_rows, long num_vecs, const float *rows, long ld_rows, const char *b,
-                     long vec_step, long ldb, long k, float *sums, long ld_sums, int resume) {
-#define TILE(R, V) tile(dtype, R, V, rows + done * ld_rows, ld_rows, b + v * vec_step, vec_step, ldb, k, \
+                     long vec_step, long ldb, long num_steps, float *sums, long ld_sums, int resume) {
+#define TILE(R, V) tile(dtype, R, V, rows + done * ld_rows, ld_rows, b + v * vec_step, vec_step, ldb, num_steps, \
                         sums + done * ld_sums + v * LANES, ld_sums, resume)
-#define CASE(R) case R: if (vecs == TILE_VECS) TILE(R, TILE_VECS); else TILE(R, 1); break;
+#define CASE(R) case R: if (vecs == tile_vecs) TILE(R, tile_vecs); else TILE(R, 1); break;
+    const int tile_rows = has_pairs(dtype) ? DOT_ROWS : TILE_ROWS, tile_vecs = has_pairs(dtype) ? DOT_VECS : TILE_VECS;
     long v = 0, done = 0, vecs;
     if (num_rows == 1) for (; v + 4 <= num_vecs; v += 4) TILE(1, 4);       // more chains at once hide their latency
     if (num_rows == 2) for (; v + 2 <= num_vecs; v += 2) TILE(2, 2);
     for (; v < num_vecs; v += vecs, done = 0) {
-        vecs = v + TILE_VECS <= num_vecs ? TILE_VECS : 1;
-        for (long tiles = ceil_div(num_rows, TILE_ROWS), here; tiles > 0; tiles--, done += here)
+        vecs = v + tile_vecs <= num_vecs ? tile_vecs : 1;
+        for (long tiles = ceil_div(num_rows, tile_rows), here; tiles > 0; tiles--, done += here)
             switch (here = (num_rows - done) / tiles) {                     // even tiles: 7 rows are 3 + 4, not 6 + 1
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #ifdef __AVX512F__
@@ -92,15 +128,17 @@ static void multiply_f32(long num_rows, long num_vecs, const float *rows, long l
 
 INLINE void multiply_block_of(const Dtype dtype, long num_rows, long num_panels, const char *x, long x_step,
                               const char *panels, long k, float *sums) {
-    float rows[ROWS_FLOATS] __attribute__((aligned(64)));
-    long most_k = ROWS_FLOATS / num_rows - ROWS_LD_PAD, num_parts = ceil_div(k, most_k & ~15L);
-    long part_k = (ceil_div(k, num_parts) + 15) & ~15L, ld_rows = part_k + ROWS_LD_PAD;
-    for (long k0 = 0; k0 < k; k0 += part_k) {
-        long kc = min_long(part_k, k - k0);
+    float rows[ROWS_WORDS] __attribute__((aligned(64)));
+    long words = words_per_step(dtype), step_k = k_per_step(dtype), num_steps = ceil_div(k, step_k);
+    long most_words = (ROWS_WORDS / num_rows - ROWS_LD_PAD) & ~15L, num_parts = ceil_div(num_steps * words, most_words);
+    long part_steps = ((ceil_div(num_steps * words, num_parts) + 15) & ~15L) / words;
+    long ld_rows = part_steps * words + ROWS_LD_PAD, step_bytes = LANES * dtype_bytes(dtype) * step_k;
+    for (long step = 0; step < num_steps; step += part_steps) {
+        long steps = min_long(part_steps, num_steps - step), k0 = step * step_k;
         for (long m = 0; m < num_rows; m++)
-            widen(dtype, rows + m * ld_rows, x + m * x_step + k0 * dtype_bytes(dtype), kc);
-        multiply(dtype, num_rows, num_panels, rows, ld_rows, panels + panel_offset(dtype, k0), panel_bytes(dtype, k),
-                 LANES * 4, kc, sums, SUMS_LD, k0 > 0);
+            to_words(dtype, rows + m * ld_rows, x + m * x_step + k0 * dtype_bytes(dtype), min_long(steps * step_k, k - k0));
+        multiply(dtype, num_rows, num_panels, rows, ld_rows, panels + step * step_bytes, panel_bytes(dtype, k),
+                 step_bytes, steps, sums, SUMS_LD, step > 0);
     }
 }
 
@@ -119,7 +157,7 @@ static Split split_product(long num_rows, long num_panels, long panels_granule, 
     Split split;
     split.num_row_tasks = ceil_div(num_rows, BLOCK_ROWS);
     long rows = ceil_div(num_rows, split.num_row_tasks);
-    split.rows_per_task = num_rows > BLOCK_ROWS ? min_long(BLOCK_ROWS, ceil_div(rows, TILE_ROWS) * TILE_ROWS) : rows;
+    split.rows_per_task = num_rows > BLOCK_ROWS ? min_long(BLOCK_ROWS, ceil_div(rows, ROWS_GRANULE) * ROWS_GRANULE) : rows;
     split.num_row_tasks = ceil_div(num_rows, split.rows_per_task);
     long wanted = max_long(1, num_tasks_wanted / split.num_row_tasks);
     long panels = ceil_div(ceil_div(num_panels, wanted), panels_granule) * panels_granule;

@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "packed_float_mode.h"
+
 enum { MAX_HELPERS = 255, SPIN_NS = 100000, STACK_BYTES = 2 << 20 };
 
 typedef void (*TaskFunction)(const void *context, long task);
@@ -62,6 +64,7 @@ static int work_on_job(void) {
 static void *help(void *index_pointer) {
     uint32_t index = (uint32_t)(uintptr_t)index_pointer;
     int64_t idle_since_ns = now_ns();
+    enter_kernel_mode();
     for (;;) {
         uint32_t job = LOAD(pool.job);
         if (index < LOAD(pool.num_helpers_wanted) && work_on_job()) idle_since_ns = now_ns();
@@ -105,7 +108,7 @@ static void run_alone(long num_tasks, TaskFunction function, const void *context
     for (long task = 0; task < num_tasks; task++) function(context, task);
 }
 
-static void parallel_for(long num_tasks, long num_threads, TaskFunction function, const void *context) {
+static void run_job(long num_tasks, long num_threads, TaskFunction function, const void *context) {
     long helpers = (num_threads < num_tasks ? num_threads : num_tasks) - 1;
     if (helpers > MAX_HELPERS) helpers = MAX_HELPERS;
     if (helpers <= 0 || num_tasks > INT_MAX || pthread_mutex_trylock(&pool.one_caller)) {
@@ -127,4 +130,10 @@ static void parallel_for(long num_tasks, long num_threads, TaskFunction function
         else sched_yield();                             // a helper was put off in the middle of a task
     }
     pthread_mutex_unlock(&pool.one_caller);
+}
+
+static void parallel_for(long num_tasks, long num_threads, TaskFunction function, const void *context) {
+    FloatMode before = enter_kernel_mode();
+    run_job(num_tasks, num_threads, function, context);
+    set_float_mode(before);
 }

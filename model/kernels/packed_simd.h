@@ -51,7 +51,9 @@ INLINE f32x16 load(Dtype dtype, const void *p) {
     return (f32x16)(__builtin_convertvector(h, u32x16) << 16);
 }
 
+// A NaN becomes the same NaN whatever it was made of: which operand's bits it has differs between CPUs.
 INLINE void store(Dtype dtype, void *p, f32x16 v) {
+    if (dtype != BF16) v = select16(v == v, v, splat(__builtin_nanf("")));
     if (dtype == F32) { store_f32(p, v); return; }
     if (dtype == F16) { f16x16 h = __builtin_convertvector(v, f16x16); __builtin_memcpy(p, &h, sizeof h); return; }
     u16x16 h = to_bf16(v);
@@ -71,6 +73,12 @@ INLINE void store_n(Dtype dtype, void *p, f32x16 v, long n) {
     char part[64];
     store(dtype, part, v);
     memcpy(p, part, n * dtype_bytes(dtype));
+}
+
+// Of floats that stay between kernels, as they are
+INLINE void store_f32_n(float *p, f32x16 v, long n) {
+    if (n >= LANES) store_f32(p, v);
+    else memcpy(p, &v, n * 4);
 }
 
 // x rounded to dtype and back
@@ -125,5 +133,5 @@ INLINE void widen(Dtype dtype, float *out, const void *in, long n) {
     const char *src = in;
     long i = 0;
     for (; i + LANES <= n; i += LANES) store_f32(out + i, load(dtype, src + i * dtype_bytes(dtype)));
-    if (i < n) store_n(F32, out + i, load_n(dtype, src + i * dtype_bytes(dtype), n - i), n - i);
+    if (i < n) store_f32_n(out + i, load_n(dtype, src + i * dtype_bytes(dtype), n - i), n - i);
 }

@@ -10,23 +10,33 @@ import pytest
 
 from model.errors import ModelError
 from model.kernels import packed_cpu_library
-from model.kernels.packed_cpu_library import KernelLibrary, KernelLibraryError, cpu_level, struct_types
+from model.kernels.packed_cpu_library import KernelLibrary, KernelLibraryError, cpu_levels, library_path, struct_types
 
 V3 = "fpu avx avx2 fma f16c bmi2"
 V4 = f"{V3} avx512f avx512bw avx512dq avx512vl avx512cd"
+LEVELS = ["x86_64_v4_bf16", "x86_64_v4", "x86_64_v3"]
 
 
-@pytest.mark.parametrize(("machine", "flags", "level"), [
-    ("x86_64", V3, "x86_64_v3"), ("x86_64", V4, "x86_64_v4"), ("x86_64", f"{V3} avx512f", "x86_64_v3"),
-    ("x86_64", "fpu avx", None), ("aarch64", "", "aarch64"), ("ppc64le", "", None)])
-def test_cpu_gets_the_widest_level_that_it_has(machine: str, flags: str, level: str | None) -> None:
-    assert cpu_level(machine, f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n") == level
+@pytest.mark.parametrize(("machine", "flags", "levels"), [
+    ("x86_64", V3, LEVELS[2:]), ("x86_64", V4, LEVELS[1:]), ("x86_64", f"{V4} avx512_bf16", LEVELS),
+    ("x86_64", f"{V3} avx512f avx512_bf16", LEVELS[2:]), ("x86_64", "fpu avx", []), ("aarch64", "", ["aarch64"]),
+    ("ppc64le", "", [])])
+def test_cpu_gets_the_levels_that_it_has(machine: str, flags: str, levels: list[str]) -> None:
+    assert cpu_levels(machine, f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n") == levels
+
+
+def test_dots_with_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(packed_cpu_library, "cpu_levels", lambda machine, cpuinfo: LEVELS)
+    monkeypatch.setattr(packed_cpu_library, "dots_are_chains", lambda path: "bf16" not in path.name)
+    path = library_path()
+    assert path is not None and path.name == "packed_cpu.x86_64_v4.so"
+    assert "dot_kernels_refused" in caplog.text
 
 
 def test_every_level_was_built() -> None:
     folder = Path(packed_cpu_library.__file__).parent
     assert {path.name for path in folder.glob("*.so")} >= {
-        f"packed_cpu.{level}.so" for level in ("x86_64_v3", "x86_64_v4", "aarch64")}
+        f"packed_cpu.{level}.so" for level in (*LEVELS, "aarch64")}
 
 
 def test_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
