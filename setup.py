@@ -3,6 +3,7 @@
 * serving/proto/*_pb2*.py from the .proto files, by grpcio-tools
 * model/kernels/packed_cpu.<cpu>.so from C, by the C compiler in the PyPI package `ziglang`: one library for each CPU
   level; the right one is picked when a shard starts
+* model/transport/transport.<machine>.so, likewise
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ KERNEL_TARGETS = {          # suffix of the library -> target and CPU of the com
     "x86_64_v4_bf16": ("x86_64-linux-gnu.2.17", "x86_64_v4+avx512bf16"),
     "aarch64": ("aarch64-linux-gnu.2.17", "generic"),
 }
+TRANSPORT_TARGETS = {
+    "x86_64": ("x86_64-linux-gnu.2.17", "x86_64"),
+    "aarch64": ("aarch64-linux-gnu.2.17", "generic"),
+}
 
 
 class BuildGenerated(Command):
-    """Generate the protobuf modules and compile the CPU kernels, beside their sources."""
+    """Generate the protobuf modules and compile kernels and transport, beside their sources."""
 
     user_options: list[tuple[str, str, str]] = []
     editable_mode = False
@@ -40,8 +45,12 @@ class BuildGenerated(Command):
         protos = sorted((ROOT / "serving/proto").glob("*.proto"))
         subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}", f"--python_out={ROOT}",
                         f"--pyi_out={ROOT}", f"--grpc_python_out={ROOT}", *map(str, protos)], check=True)
-        source = ROOT / "model/kernels/packed_cpu.c"
-        for suffix, (target, cpu) in KERNEL_TARGETS.items():
+        for source, targets in ((ROOT / "model/kernels/packed_cpu.c", KERNEL_TARGETS),
+                                (ROOT / "model/transport/transport.c", TRANSPORT_TARGETS)):
+            self._compile(source, targets)
+
+    def _compile(self, source: Path, targets: dict[str, tuple[str, str]]) -> None:
+        for suffix, (target, cpu) in targets.items():
             subprocess.run([sys.executable, "-m", "ziglang", "cc", "-target", target, f"-mcpu={cpu}", "-O3", "-std=c11",
                             "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
                             "-o", str(source.with_suffix(f".{suffix}.so")), str(source)], check=True)

@@ -1,0 +1,4 @@
+"""Carries messages between the processes of a group: shared memory on one machine, TCP between machines.
+
+May import: errors.
+"""

@@ -1,0 +1,42 @@
+"""Says where an endpoint is found, and what both sides of a pair must know to choose how they talk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NETWORK = Path("/proc/self/ns/net")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointAddress:
+    """Is passed on by whoever introduces members to each other. Who knows the token is let in."""
+
+    peer_id: str                        # 32 hexadecimal digits, drawn anew by every process
+    host: str                           # IP address
+    port: int
+    machine: str                        # processes of the same one share memory; "": this one never does
+    token: str = field(repr=False)      # secret
+
+    def shares_memory_with(self, other: EndpointAddress) -> bool:
+        """Return the same answer on both sides."""
+        return bool(self.machine) and self.machine == other.machine
+
+    @property
+    def socket_name(self) -> str:
+        """Return the name of the Unix socket: abstract, so nothing is left of it when the process dies."""
+        return f"\0moesaic-{self.peer_id}"
+
+
+def this_machine() -> str:
+    """Return a name that processes have in common which can share memory: one kernel and one network namespace, where
+    they find each other's abstract sockets. "" where memory cannot be shared."""
+    try:
+        os.close(os.memfd_create("moesaic", os.MFD_CLOEXEC))
+        seen = f"{_BOOT_ID.read_text(encoding='ascii').strip()} {_NETWORK.readlink()}"
+    except OSError:
+        return ""
+    return hashlib.sha256(seen.encode()).hexdigest()[:16]
