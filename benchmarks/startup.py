@@ -255,7 +255,7 @@ def bench_config(folder: Path, options: argparse.Namespace) -> Path:
 
     checkpoint = ensure_demo_checkpoint(platformdirs.user_cache_path("moesaic"))
     content = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    content.update(application="startup-bench", http_port=free_port())
+    content.update(application="startup-bench", http_port=free_port(), proxy_port=free_port())
     content["model"]["path"] = str(checkpoint)
     content["router"]["grpc_port"] = free_port()
     path = folder / "config.yaml"

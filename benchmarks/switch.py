@@ -84,7 +84,7 @@ class Streams:
 def config_of(options: argparse.Namespace) -> ServeConfig:
     names = [f"n{index}" for index in range(options.members)]
     return parse_config({
-        "application": "switch", "http_port": free_port(),
+        "application": "switch", "http_port": free_port(), "proxy_port": free_port(),
         "model": {"path": str(default_dir(options.model)), "name": options.model, "max_model_len": 2048},
         "pools": [{"name": "cpu", "replicas": options.members, "num_cpus": 0.1, "num_threads": 1,
                    "resources": {"shard": 1}, "kv_cache": "256MB"}],

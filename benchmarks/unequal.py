@@ -124,7 +124,7 @@ def content_of(options: argparse.Namespace, speeds: list[float], policy: str, nu
     rows = max(options.rows)
     names = [f"n{index}" for index in range(len(speeds))]
     return {
-        "application": f"unequal-{policy}", "http_port": free_port(),
+        "application": f"unequal-{policy}", "http_port": free_port(), "proxy_port": free_port(),
         "model": {"path": str(default_dir(options.model)), "name": options.model, "max_model_len": 1024},
         "pools": [{"name": name, "num_cpus": 0.1, "num_threads": 1, "resources": {name: 1}, "emulated_speed": speed,
                    "kv_cache": KV_CACHE_BYTES, "memory_budget": budget}

@@ -15,7 +15,7 @@ import time
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from cluster.background import Background
 from cluster.coordinator.client import REPEAT_S
@@ -86,10 +86,9 @@ class RouterDeployment:
         self._replica = RouterReplica(config, _node_identity(), coordinator_of(coordinator))
         self._background = Background(asyncio.create_task(self._replica.run()))
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        app = self._replica.http_app
-        app.add_middleware(WithoutRequestId)
-        return app
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return what Serve's proxies reach; the replica's own doors are open beside it."""
+        return WithoutRequestId(self._replica.http_app)
 
     async def check_health(self) -> None:
         self._background.check()

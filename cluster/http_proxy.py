@@ -7,6 +7,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets import auto as websockets_auto
 
 from cluster.device.file_limit import raise_file_limit
 
@@ -16,10 +17,12 @@ CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.http_proxy.pre
 
 def prepare() -> list[Middleware]:
     """Let the proxy read the body of a request that offers another protocol, as Java's client and `curl --http2` do
-    (`Upgrade: h2c`). uvicorn's own choice of a parser, httptools, stops at such a header and loses the body. And let
-    it hold as many connections as the system lets: beyond its soft limit of files it would drop them unanswered."""
+    (`Upgrade: h2c`), or a web socket, of which there is none. uvicorn's own choice of a parser, httptools, stops at
+    such a header and loses the body. And let it hold as many connections as the system lets: beyond its soft limit of
+    files it would drop them unanswered."""
     raise_file_limit()
     auto.AutoHTTPProtocol = H11Protocol
+    websockets_auto.AutoWebSocketsProtocol = None
     return []
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
 import operator
 import time
 
-import grpc
 from starlette.applications import Starlette
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.coordinator.view import GroupPhase, RouterReport, View
-from cluster.device.file_limit import bounded_by_files, raise_file_limit
+from cluster.device.file_limit import bounded_by_files, connections_by_files, raise_file_limit
 from cluster.device.model_store import locate_checkpoint
-from cluster.device.node import NodeIdentity, PortTakenError, host_and_port, port_fault
+from cluster.device.node import NodeIdentity
+from cluster.router_doors import RouterDoors
 from serving.config import ServeConfig
 from serving.ingress.grpc_server import build_grpc_server
+from serving.ingress.http_server import HttpServer
 from serving.ingress.openai_http import build_http_app
 from serving.link.epoch import Epoch
 from serving.metrics import RouterMetrics
@@ -28,11 +30,14 @@ from serving.supervision import run_endless
 
 logger = logging.getLogger(__name__)
 
-_PORTS_TO_TRY = 64      # several routers on one node take the next free ports
+DRAIN_S = 15.0          # of what is open when this router is told to end; Serve kills it after 20
 
 
 class RouterReplica:
-    """`run` follows the coordinator; `http_app` and the gRPC server answer from the start, with 503 until ready."""
+    """`run` follows the coordinator and opens the doors, which answer from the start, with 503 until ready.
+
+    `http_app` is what the HTTP door serves, and Ray Serve's proxy.
+    """
 
     def __init__(self, config: ServeConfig, node: NodeIdentity, coordinator: CoordinatorApi) -> None:
         """Read and judge the model's files: takes a moment. Raises what read_served_model raises."""
@@ -55,41 +60,30 @@ class RouterReplica:
                                          time.monotonic)
         self.http_app: Starlette = build_http_app(
             self._service, tokenizer, config.router, metrics.render,
-            lambda: self._follower.view.why or "the router connects to its shards")
-        self._grpc_server: grpc.aio.Server = build_grpc_server(self._service, tokenizer, config.router)
-        self._grpc_address = ""
+            lambda: self._follower.view.why or "the router connects to its shards", config.route_prefix)
+        self._doors = RouterDoors(
+            HttpServer(self.http_app, connections_by_files(num_files)),
+            build_grpc_server(self._service, tokenizer, config.router), config.http_host, node.address)
         self._epoch = (0, 0)            # number and revision
         self._placement_metrics = metrics.placement
         self._reporter = Reporter(self._report, self._send_report, operator.ne)
         gc.freeze()     # a collection that looks through what imports leave keeps all requests waiting
 
     async def run(self) -> None:
-        """Serve until cancelled."""
-        self._grpc_address = await self._start_grpc()
+        """Serve until cancelled; what is open then may go on for DRAIN_S, and gets an error after that."""
         try:
+            await self._doors.open(self._config.http_port, self._config.router.grpc_port)
             await run_endless(follower=self._follower.run(), reporter=self._reporter.run(),
                               epochs=self._follow_epochs())
         finally:
             with contextlib.suppress(CoordinatorUnavailableError):
                 await self._coordinator.forget_router(self._service.router_id)
-            await self._grpc_server.stop(grace=None)
+            self._doors.refuse()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await asyncio.gather(self._doors.drain(), self._service.drain())
             await self._service.close()
-
-    async def _start_grpc(self) -> str:
-        """Listen on the configured port or the next free one. Returns the address for clients."""
-        host, first = self._config.http_host, self._config.router.grpc_port
-        ports = [0] if first == 0 else range(first, min(first + _PORTS_TO_TRY, 65536))
-        for port in ports:
-            if port_fault(host, port) is not None:
-                continue
-            with contextlib.suppress(RuntimeError):     # taken between the question and now
-                bound = self._grpc_server.add_insecure_port(host_and_port(host, port))
-                await self._grpc_server.start()
-                shown = host_and_port(self._node.address if host in ("0.0.0.0", "::") else host, bound)
-                logger.info("grpc_door_open address=%s", shown)
-                return shown
-        raise PortTakenError(f"ports {first} to {first + _PORTS_TO_TRY - 1} are all taken on {host}",
-                             fix="set router.grpc_port to another port, or to 0 for any")
+            await self._doors.close()
 
     async def _follow_epochs(self) -> None:
         while True:
@@ -111,5 +105,5 @@ class RouterReplica:
 
     def _report(self) -> RouterReport:
         service = self._service
-        return RouterReport(service.router_id, self._node.name, self._grpc_address, service.epoch_number,
-                            service.is_ready())
+        return RouterReport(service.router_id, self._node.name, self._doors.http_address, self._doors.grpc_address,
+                            service.epoch_number, service.is_ready())

@@ -173,7 +173,8 @@ class ServeConfig(Options):
     application: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")] = "moesaic"
     route_prefix: Annotated[str, Field(pattern=r"^/")] = "/"
     http_host: Host = "127.0.0.1"
-    http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8000     # each router's own HTTP door; 0: any free port
+    proxy_port: Annotated[int, Field(ge=1, le=65535)] = 8100    # Ray Serve's HTTP proxy: slower, one for all routers
     model: ModelConfig
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -187,6 +188,15 @@ class ServeConfig(Options):
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pool names {names} repeat: give every pool a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _proxy_is_beside_the_doors(self) -> Self:
+        """Routers on one machine take the ports that follow."""
+        for key, first in (("http_port", self.http_port), ("router.grpc_port", self.router.grpc_port)):
+            if first and first <= self.proxy_port < first + self.router.replicas:
+                raise ValueError(f"proxy_port={self.proxy_port} is among the ports of the routers, from {key}={first}: "
+                                 "set one of them to another port")
         return self
 
     @property

@@ -60,7 +60,6 @@ COVERED_BY = {
 
     # what needs Ray, or a service that runs
     "cluster/deployments.py": "e2e/test_generation.py",
-    "cluster/router_replica.py": "e2e/test_generation.py",
     "cluster/coordinator/handle.py": "e2e/test_generation.py",
     "cluster/coordinator/view.py": "cluster/coordinator/test_coordinator.py",         # plain values
     "cluster/shard/epoch_run.py": "cluster/shard/test_shard.py",            # real shards through several epochs

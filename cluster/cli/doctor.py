@@ -170,7 +170,8 @@ def _agree_many_times(port: int, rank: int, seconds: object) -> None:
 
 
 def _ports(config: ServeConfig) -> Iterator[Check]:
-    doors = (("HTTP", "http_port", config.http_port), ("gRPC", "router.grpc_port", config.router.grpc_port))
+    doors = (("HTTP", "http_port", config.http_port), ("gRPC", "router.grpc_port", config.router.grpc_port),
+             ("proxy", "proxy_port", config.proxy_port))
     for what, key, port in doors:
         if not port:
             continue

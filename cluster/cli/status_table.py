@@ -33,8 +33,9 @@ class StatusView:
         for message in messages(status):
             yield Text(message, style="red")
         for router in status.routers:
-            yield Text(f"router {router.router_id} on {router.node_name}: gRPC at {router.grpc_address}, "
-                       f"{'ready' if router.is_ready else 'not ready'}, epoch {router.epoch_number}")
+            yield Text(f"router {router.router_id} on {router.node_name}: HTTP at {router.http_address}, gRPC at "
+                       f"{router.grpc_address}, {'ready' if router.is_ready else 'not ready'}, epoch "
+                       f"{router.epoch_number}")
 
 
 def _table_that_fits(rows: list[ShardRow], console: Console, options: ConsoleOptions) -> Table:

@@ -56,7 +56,8 @@ class RouterReport:
 
     router_id: str
     node_name: str
-    grpc_address: str           # host:port of its own gRPC door
+    http_address: str           # host:port of its own HTTP door
+    grpc_address: str           # likewise of its gRPC door
     epoch_number: int
     is_ready: bool
 

@@ -23,6 +23,12 @@ def raise_file_limit() -> int:
     return ENOUGH_FILES if soft == resource.RLIM_INFINITY else soft
 
 
+def connections_by_files(max_files: int) -> int:
+    """Return how many connections a router's HTTP door may take, so that it can still refuse one more with an answer
+    and the gRPC door has as many."""
+    return max(2, (max_files - RESERVED_FILES) // 2)
+
+
 def bounded_by_files(admission: AdmissionConfig, max_files: int, num_routers: int) -> AdmissionConfig:
     """Return the admission under which every request that is admitted or refused has a connection of its own.
 

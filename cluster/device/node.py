@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from serving.errors import ServingError
 
+_BACKLOG = 2048         # connections that the system may take before this process does
 NODE_LABEL = "moesaic-node"     # Ray label that gives a node its name; without it the host's name is used
 
 
@@ -51,13 +52,17 @@ def host_and_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def listen(address: str, port: int) -> socket.socket:
+    """Return a socket that listens there; at "::" for IPv4 too. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, port), family=family, backlog=_BACKLOG,
+                                dualstack_ipv6=address == "::" and socket.has_dualstack_ipv6())
+
+
 def port_fault(address: str, port: int) -> str | None:
     """Return why a server could not listen there now, or None when it could."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-            probe.listen(1)
-        except OSError as error:
-            return error.strerror or str(error)
+    try:
+        listen(address, port).close()
+    except OSError as error:
+        return error.strerror or str(error)
     return None

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from cluster.coordinator.view import ClusterStatus, ShardState
+from cluster.coordinator.view import ClusterStatus, RouterReport, ShardState
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import PortTakenError, host_and_port, port_fault
 from cluster.launch.cluster_client import ClusterClient
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.1
 UNDO_S = 60.0           # longer than a start takes to undo itself
 _NODE_START_S = 30.0    # longer than a node without its head takes to give up
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class StartError(ServingError):
@@ -73,7 +73,7 @@ class BringUp:
         self._local = LocalNodes()
         self._nodes: list[str] = []
         self._node_errors: list[BaseException] = []
-        self._grpc_address = ""
+        self._router: RouterReport | None = None
         self._starter = mark_of(starter_pid) if starter_pid is not None else None
         self._deploys_anew = False              # there was no such application before
         self._saving = threading.Lock()
@@ -119,10 +119,12 @@ class BringUp:
             require_alive(running)
             raise StartError(f"application {config.application!r} runs already, at {running.http_url}",
                              fix="stop it with `moesaic down`, or set `application` to another name")
-        fault = port_fault(config.http_host, config.http_port)
-        if fault is not None:
-            raise PortTakenError(f"nothing can listen at {host_and_port(config.http_host, config.http_port)}: {fault}",
-                                 fix="set http_port to a port that is free, or http_host to an address of this machine")
+        for key, port in (("http_port", config.http_port), ("proxy_port", config.proxy_port)):
+            fault = port_fault(config.http_host, port)
+            if fault is not None:
+                raise PortTakenError(f"nothing can listen at {host_and_port(config.http_host, port)}: {fault}",
+                                     fix=f"set {key} to a port that is free, or http_host to an address of this "
+                                         "machine")
 
     def _start_nodes_and_application(self) -> None:
         imports = threading.Thread(target=importlib.import_module, args=("cluster.app",), name="imports", daemon=True)
@@ -156,7 +158,7 @@ class BringUp:
 
     def _wait_until_healthy(self) -> None:
         with self._client.polling() as latest:
-            while not (latest.is_ready and is_healthy(self._config)):
+            while not (latest.is_ready and latest.status is not None and answers(self._config, latest.status)):
                 if self._node_errors:
                     raise StartError(f"a Ray node did not start: {self._node_errors[0]}",
                                      fix=f"see the logs in {self._local.log_dir}") from self._node_errors[0]
@@ -169,7 +171,7 @@ class BringUp:
         if self._config.local_nodes:
             self._other_nodes.join()
         status = self._client.status()
-        self._grpc_address = next((router.grpc_address for router in status.routers), "")
+        self._router = first_router(status)
         self._tell("healthy", status)
 
     def _refuse_hopeless(self, status: ClusterStatus) -> None:
@@ -188,8 +190,10 @@ class BringUp:
 
     def _running(self) -> RunningCluster:
         config, is_local = self._config, bool(self._config.local_nodes)
-        return RunningCluster(config.application, self._local.address if is_local else "auto", http_url(config),
-                              config.model.served_name, self._grpc_address,
+        router = self._router
+        return RunningCluster(config.application, self._local.address if is_local else "auto",
+                              http_url(config, router.http_address) if router else "",
+                              config.model.served_name, router.grpc_address if router else "",
                               self._local.log_dir if is_local else "", self._local.marks() if is_local else (),
                               self._starter)
 
@@ -247,17 +251,31 @@ def take_down(running: RunningCluster, state_dir: Path) -> int:
     return num_stopped
 
 
-def http_url(config: ServeConfig) -> str:
-    host = _ANY_ADDRESS.get(config.http_host, config.http_host)
-    return f"http://{host_and_port(host, config.http_port)}{config.route_prefix.rstrip('/')}"
+def http_url(config: ServeConfig, http_address: str) -> str:
+    return f"http://{http_address}{config.route_prefix.rstrip('/')}"
 
 
-def is_healthy(config: ServeConfig) -> bool:
+def first_router(status: ClusterStatus) -> RouterReport | None:
+    """Return the router that clients are told of: of several on one machine the one that has the configured port."""
+    return min(status.routers, key=lambda router: (not router.is_ready, _port_of(router.http_address)), default=None)
+
+
+def answers(config: ServeConfig, status: ClusterStatus) -> bool:
+    """Return whether clients get answers: all routers say so, or one does that is asked. Those on other nodes may have
+    addresses that only their nodes reach."""
+    return status.is_ready or any(_is_healthy(http_url(config, router.http_address)) for router in status.routers)
+
+
+def _port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _is_healthy(url: str) -> bool:
     """Ask /health once."""
-    connection = http.client.HTTPConnection(_ANY_ADDRESS.get(config.http_host, config.http_host), config.http_port,
-                                            timeout=2.0)
+    host = urlsplit(url)
+    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=2.0)
     try:
-        connection.request("GET", f"{config.route_prefix.rstrip('/')}/health")
+        connection.request("GET", f"{host.path}/health")
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False

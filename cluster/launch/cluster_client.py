@@ -144,7 +144,7 @@ class ClusterClient:
 
         # Nodes on one machine have one set of ports.
         location = "HeadOnly" if config.local_nodes else "EveryNode"
-        options = {"host": config.http_host, "port": config.http_port}
+        options = {"host": config.http_host, "port": config.proxy_port}
         # serve.start() waits for the HTTP proxy. The application need not: its replicas can start beside it.
         starting = _in_thread(lambda: serve.start(proxy_location=location, http_options=options))
         _wait_for_controller(starting)

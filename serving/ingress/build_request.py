@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serving.errors import InvalidRequestError, UnsupportedFieldError
 from serving.ingress.body_bounds import MAX_COUNTED_TOKENS
@@ -31,6 +31,14 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 FIRST_ERROR = Field(fail_fast=True)
 Strings = Annotated[list[str], FIRST_ERROR]
 Integers = Annotated[list[int], FIRST_ERROR]
+
+
+def _whole(value: object) -> object:
+    """Read 16.0 as 16: to JSON they are one number, and some clients write all numbers so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
@@ -40,24 +48,24 @@ class SamplingFields(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
-    n: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
+    n: Whole | None = None
+    max_tokens: Whole | None = None
+    min_tokens: Whole | None = None
     temperature: float | None = None
-    top_k: int | None = None                    # 0 and -1: off, as vLLM's clients write it
+    top_k: Whole | None = None                  # 0 and -1: off, as vLLM's clients write it
     top_p: float | None = None
     min_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None  # token ids as decimal strings: keys of JSON are strings
-    seed: int | None = None
+    seed: Whole | None = None
     stop: str | Strings | None = None
     stop_token_ids: Integers | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: int | None = None
+    prompt_logprobs: Whole | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from serving.ingress.auth import choose_tenant
 from serving.ingress.body_bounds import MAX_BODY_BYTES
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+BODY_TIMEOUT_S = 120.0      # 8 MiB at half a megabit a second
 _LENGTH_DIGITS = 20         # of a content-length that are read: more than any body has
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ def choose_request_id(given: str | None) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the whole body. Raises HTTPException 413 as soon as it is too long, and 415 for a compressed one."""
+    """Return the whole body. Raises HTTPException: 413 as soon as it is too long, 408 when it takes too long, and 415
+    when it is compressed."""
     encoding = request.headers.get("content-encoding", "").lower()
     if encoding not in ("", "identity"):
         raise HTTPException(415, f"content-encoding {encoding[:40]!r} is not supported. Send the body uncompressed")
@@ -65,11 +67,16 @@ async def read_body(request: Request) -> bytes:
     num_bytes = int(declared[:_LENGTH_DIGITS]) if declared.isdecimal() else 0
     if num_bytes <= MAX_BODY_BYTES:
         num_bytes = 0
-        async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > MAX_BODY_BYTES:
-                break
-            chunks.append(chunk)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in request.stream():
+                    num_bytes += len(chunk)
+                    if num_bytes > MAX_BODY_BYTES:
+                        break
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not come within {BODY_TIMEOUT_S:g} s. Send it faster",
+                                {"connection": "close"}) from None
     if num_bytes > MAX_BODY_BYTES:
         raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes. Send a shorter prompt")
     return b"".join(chunks)
@@ -87,15 +94,18 @@ def to_utf8(content: bytes) -> bytes:
         raise InvalidRequestError(f"the body looks like {encoding} and is not", fix="send JSON in UTF-8") from None
 
 
-class WithoutTrailingSlash:
-    """Serve `/v1/models/` as `/v1/models`: a redirect would lose the body with some clients."""
+class PlainPaths:
+    """Serve `/v1/models/` as `/v1/models`, for a redirect would lose the body with some clients, and below a prefix
+    what is served without it: behind Ray Serve's proxy the prefix is needed, at the door it may be left out."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
         self._app = app
+        self._prefix = prefix.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and len(scope["path"]) > 1:
-            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/",
+                     "root_path": scope.get("root_path") or self._prefix}
         await self._app(scope, receive, send)
 
 

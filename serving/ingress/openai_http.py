@@ -28,8 +28,8 @@ from serving.ingress.build_request import RequestBuilder
 from serving.ingress.event_stream import EventStream
 from serving.ingress.http_request import (
     Caller,
+    PlainPaths,
     Stamp,
-    WithoutTrailingSlash,
     choose_request_id,
     read_body,
     to_utf8,
@@ -62,7 +62,8 @@ from serving.text.tokenizer import Tokenizer
 
 _LONG_BODY_BYTES = 16 * 2**10       # from there a thread parses it
 _MANY_TOKENS = 4096                 # likewise to write an answer about them
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_encoding"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large",
+               415: "unsupported_encoding"}
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics",
           "/version")
 RenderMetrics = Callable[[], tuple[bytes, str]]         # -> text and its content type
@@ -76,7 +77,7 @@ def _shards_are_missing() -> str:
 
 
 def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig, render_metrics: RenderMetrics,
-                   why_not_ready: WhyNotReady = _shards_are_missing) -> Starlette:
+                   why_not_ready: WhyNotReady = _shards_are_missing, route_prefix: str = "/") -> Starlette:
     """Return the ASGI app of one router replica. `why_not_ready` is what /health says while it answers 503."""
     door = _HttpDoor(service, tokenizer, config, render_metrics, why_not_ready)
     closed, is_open = door.with_key, door.without_key
@@ -91,7 +92,7 @@ def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig,
         Route("/metrics", is_open(door.metrics)),
         Route("/version", is_open(door.version)),
     ]
-    middleware = [Middleware(WithoutTrailingSlash)]
+    middleware = [Middleware(PlainPaths, prefix=route_prefix)]
     if config.cors_origins:
         middleware.insert(0, Middleware(
             CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],

@@ -16,6 +16,7 @@ from serving.ingress.build_request import (
     Integers,
     SamplingFields,
     Strings,
+    Whole,
     chat_message,
     invalid_request,
 )
@@ -53,10 +54,10 @@ class StreamOptions(BaseModel):
 class ChatCompletionBody(SamplingFields):
     model: str
     messages: Annotated[list[MessageBody], FIRST_ERROR]
-    max_completion_tokens: int | None = None
-    best_of: int | None = None
+    max_completion_tokens: Whole | None = None
+    best_of: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -74,9 +75,9 @@ def _false_is_none(value: object) -> object:
 class CompletionBody(SamplingFields):
     model: str
     prompt: str | Strings | Integers | Annotated[list[Integers], FIRST_ERROR]
-    best_of: int | None = None
+    best_of: Whole | None = None
     echo: bool | None = None
-    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = None
+    logprobs: Annotated[Whole | None, BeforeValidator(_false_is_none)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

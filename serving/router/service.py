@@ -54,6 +54,9 @@ class InferenceService:
         self._links = ShardLinks(self.router_id, config.stream_window, block_size, clock, self, metrics.shards)
         self._open: dict[str, tuple[OpenPart, Choice]] = {}         # by sequence id
         self._unplaced: list[str] = []                              # sequences that wait for a new epoch's links
+        self._num_generating = 0                                    # clients' requests
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:
@@ -72,6 +75,10 @@ class InferenceService:
         self._metrics.epoch_number.set(max(epoch.number, self.epoch_number))
         await self._links.set_epoch(epoch, connect_wait_s)
 
+    async def drain(self) -> None:
+        """Return when no client's request is open. New ones are taken meanwhile."""
+        await self._is_idle.wait()
+
     async def close(self) -> None:
         """End everything that is open."""
         self._admission.close()
@@ -85,8 +92,10 @@ class InferenceService:
         Parts start as there is room. Closing the iterator cancels them all. Raises ServingError, at once or later, and
         then no part goes on.
         """
-        open_request = await self._accept(requests)
+        self._begin_generating()
+        open_request: OpenRequest | None = None
         try:
+            open_request = await self._accept(requests)
             self._start(open_request.parts[0])
             if len(requests) > 1:
                 open_request.starter = asyncio.create_task(self._start_parts(open_request, requests[1:]))
@@ -99,7 +108,18 @@ class InferenceService:
                 num_unfinished -= item[1].finish_reason is not None
                 yield item
         finally:
-            self._abandon(open_request, FinishReason.CANCELLED)
+            if open_request is not None:
+                self._abandon(open_request, FinishReason.CANCELLED)
+            self._end_generating()
+
+    def _begin_generating(self) -> None:
+        self._num_generating += 1
+        self._is_idle.clear()
+
+    def _end_generating(self) -> None:
+        self._num_generating -= 1
+        if self._num_generating == 0:
+            self._is_idle.set()
 
     # From the door to the shards.
 

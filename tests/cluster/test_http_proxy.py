@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http import auto
+from uvicorn.protocols.websockets import auto as websockets_auto
 
 from cluster.http_proxy import CALLBACK, WithoutRequestId
 
@@ -46,10 +47,13 @@ async def _posted(app: Starlette, head: bytes, body: bytes) -> bytes:
     return content
 
 
-async def test_an_offer_of_http2_loses_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head", [
+    b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
+    b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZQ==\r\n"])
+async def test_an_offer_of_another_protocol_loses_no_body(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
     app = Starlette(routes=[Route("/", _echo, methods=["POST"])])
-    head = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
     monkeypatch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)    # prepare() changes the process
+    monkeypatch.setattr(websockets_auto, "AutoWebSocketsProtocol", websockets_auto.AutoWebSocketsProtocol)
     (path,) = CALLBACK.values()
     assert call_function_from_import_path(path) == []
     assert await _posted(app, head, b"hello") == b"hello"

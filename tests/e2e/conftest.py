@@ -56,6 +56,7 @@ class Service:
     checkpoint: Path
     state_dir: Path
     work_dir: Path
+    proxy_url: str          # of Ray Serve's proxy, which all applications of the cluster share
 
     @property
     def url(self) -> str:
@@ -72,8 +73,9 @@ class Service:
         return dict(json.loads(found.stdout))
 
     def metric(self, name: str, route_prefix: str = "") -> float:
-        """Add it up over all labels."""
-        lines = httpx.get(f"{self.url}{route_prefix}/metrics").text.splitlines()
+        """Add it up over all labels. `route_prefix`: of another application on the same cluster."""
+        url = f"{self.proxy_url}{route_prefix}" if route_prefix else self.url
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines
                    if line.startswith((f"moesaic:{name} ", f"moesaic:{name}{{")))
 
@@ -101,7 +103,8 @@ class Service:
 
 def config_of(checkpoint: Path) -> dict[str, object]:
     return {
-        "application": APPLICATION, "http_port": free_port(), "model": {"path": str(checkpoint), "name": "tiny"},
+        "application": APPLICATION, "http_port": 0, "proxy_port": free_port(),
+        "model": {"path": str(checkpoint), "name": "tiny"},
         "pools": [{"name": "cpu", "replicas": 3, "memory_budget": "800MB", "kv_cache": "4MB", "num_cpus": 0.1,
                    "resources": {"shard": 1}}],
         "router": {"num_cpus": 0.1, "grpc_port": 0, "admission": {
@@ -131,12 +134,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     checkpoint, state_dir = work_dir / "tiny", work_dir / "state"
     write_checkpoint(checkpoint)
     config_path = work_dir / "config.yaml"
-    config_path.write_text(yaml.safe_dump(config_of(checkpoint)))
+    config = config_of(checkpoint)
+    config_path.write_text(yaml.safe_dump(config))
     atexit.register(_stop, state_dir)
     try:
         started = moesaic("up", str(config_path), "--state-dir", str(state_dir))
         assert started.returncode == 0, started.stdout + started.stderr
-        yield Service(read_state(state_dir, APPLICATION), checkpoint, state_dir, work_dir)
+        yield Service(read_state(state_dir, APPLICATION), checkpoint, state_dir, work_dir,
+                      f"http://127.0.0.1:{config['proxy_port']}")
         stopped = moesaic("down", "--state-dir", str(state_dir), "--application", APPLICATION)
         assert stopped.returncode == 0, stopped.stderr
     finally:

@@ -1,4 +1,4 @@
-"""Tests what lies between a client and our HTTP door: the server of Ray Serve's proxy."""
+"""Tests what lies between a client and our app: the router's own HTTP door, and the server of Ray Serve's proxy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from tests.e2e.conftest import Service
 
 pytestmark = pytest.mark.multinode
 BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 1}
-HTTP2_OFFER = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABkAARAAAAAAAIAAAAA"}
+OFFERS = (
+    {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABkAARAAAAAAAIAAAAA"},
+    {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-key": "dGhlIHNhbXBsZQ=="})
 
 
-def test_answers_have_one_request_id(service: Service) -> None:
+@pytest.fixture(params=["own", "proxy"])
+def url(service: Service, request: pytest.FixtureRequest) -> str:
+    return service.url if request.param == "own" else service.proxy_url
+
+
+def test_answers_have_one_request_id(url: str) -> None:
     for method, path, body in (("POST", "/v1/completions", BODY), ("GET", "/v1/models/", None), ("GET", "/no", None),
                                ("OPTIONS", "/v1/completions", None), ("POST", "/v1/completions", {**BODY, "n": 0}),
                                ("POST", "/v1/completions", {**BODY, "stream": True})):
         for given in ("mine-1", None):
-            response = httpx.request(method, service.url + path, json=body, timeout=60.0,
+            response = httpx.request(method, url + path, json=body, timeout=60.0,
                                      headers={} if given is None else {"x-request-id": given})
             found = response.headers.get_list("x-request-id")
             assert len(found) == 1 and given in (found[0], None), (path, found)
@@ -25,12 +32,13 @@ def test_answers_have_one_request_id(service: Service) -> None:
                 assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_an_offer_of_http2_loses_no_body(service: Service) -> None:
-    answer = httpx.post(f"{service.url}/v1/completions", json=BODY, headers=HTTP2_OFFER, timeout=60.0)
-    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 1, answer.text
+def test_an_offer_of_another_protocol_loses_no_body(url: str) -> None:
+    for offer in OFFERS:
+        answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=offer, timeout=60.0)
+        assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 1, answer.text
 
 
-def test_a_byte_order_mark_and_a_trailing_slash(service: Service) -> None:
+def test_a_byte_order_mark_and_a_trailing_slash(url: str) -> None:
     content = b'\xef\xbb\xbf{"model": "tiny", "prompt": "hello", "max_tokens": 1}'
-    answer = httpx.post(f"{service.url}/v1/completions/", content=content, timeout=60.0)
+    answer = httpx.post(f"{url}/v1/completions/", content=content, timeout=60.0)
     assert answer.status_code == 200, answer.text

@@ -73,7 +73,7 @@ def hybrid(service: Service) -> Iterator[Hybrid]:
     path = service.work_dir / f"{NAME}.yaml"
     path.write_text(yaml.safe_dump(config))
     service.ray("deploy", NAME, str(path))
-    url = f"{service.url}/{NAME}"
+    url = f"{service.proxy_url}/{NAME}"
     try:
         assert eventually(lambda: httpx.get(f"{url}/health", timeout=60.0).status_code == 200, timeout_s=120.0)
         yield Hybrid(url, f"{service.running.grpc_address.rpartition(':')[0]}:{grpc_port}", folder)

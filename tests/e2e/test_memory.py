@@ -38,7 +38,7 @@ def deployed(service: Service, checkpoint: Path, name: str, replicas: int) -> No
 
 
 def health(service: Service, name: str) -> httpx.Response:
-    return httpx.get(f"{service.url}/{name}/health", timeout=60.0)
+    return httpx.get(f"{service.proxy_url}/{name}/health", timeout=60.0)
 
 
 def test_three_nodes_serve_it_each_within_its_budget(service: Service, large: Path) -> None:
@@ -47,7 +47,7 @@ def test_three_nodes_serve_it_each_within_its_budget(service: Service, large: Pa
         assert eventually(lambda: health(service, "three").status_code == 200, timeout_s=120.0), health(
             service, "three").text
         prompts = [[index] * 200 for index in range(8)]
-        answer = httpx.post(f"{service.url}/three/v1/completions", timeout=120.0,
+        answer = httpx.post(f"{service.proxy_url}/three/v1/completions", timeout=120.0,
                             json={"model": "tiny", "prompt": prompts, "max_tokens": 8, "temperature": 0})
         assert answer.status_code == 200, answer.text
         resident = [process.memory_info().rss for process in service.shard_processes("three")]
@@ -78,7 +78,7 @@ def peak_bytes(process: psutil.Process) -> int:
 def test_survivors_of_a_lost_shard_go_on_within_their_budget(service: Service, large: Path) -> None:
     """They keep what they hold and wait for another in its place, so that one more epoch is enough."""
     deployed(service, large, "lost", replicas=3)
-    url = f"{service.url}/lost/v1/completions"
+    url = f"{service.proxy_url}/lost/v1/completions"
     body = {"model": "tiny", "prompt": [[index] * 50 for index in range(8)], "max_tokens": 400, "temperature": 0}
     try:
         assert eventually(lambda: health(service, "lost").status_code == 200, timeout_s=120.0), health(

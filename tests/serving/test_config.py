@@ -77,7 +77,10 @@ def test_the_context_is_the_checkpoints_or_less() -> None:
     ({"scheduler": {"max_batch_tokens": 10, "max_running_requests": 11}}, "max_batch_tokens=10 is below .*11"),
     ({"scheduler": {"block_size": 17}}, "scheduler.block_size"),
     ({"router": {"api_keys": ["two words"]}}, "router.api_keys.0"),
-    ({"http_port": 0}, "http_port: .*got 0"), ({"http_port": 65536}, "http_port"),
+    ({"http_port": -1}, "http_port: .*got -1"), ({"proxy_port": 0}, "proxy_port: .*got 0"),
+    ({"proxy_port": 8000}, "among the ports of the routers, from http_port=8000"),
+    ({"proxy_port": 9001, "router": {"replicas": 2}}, "from router.grpc_port=9000"),
+    ({"http_port": 65536}, "http_port"),
     ({"route_prefix": "v1"}, "route_prefix"),
     ({"placement": {"min_copies": 3}}, "placement.min_copies")])
 def test_wrong_values_are_named(change: dict[str, Any], message: str) -> None:

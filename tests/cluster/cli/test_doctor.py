@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from cluster.cli.doctor import Verdict, _checkpoint, _device_speed, _ports, speed_text
 from cluster.device import profile as device_profile
 from cluster.device import profile_store
-from cluster.device.node import ReservedPort
+from cluster.device.node import ReservedPort, listen
 from cluster.device.profile import emulated
 from serving.config import ServeConfig, parse_config
 from serving.link.epoch import DeviceProfile
@@ -72,11 +71,13 @@ def test_the_doctor_says_what_a_checkpoint_has_to_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
 def test_ports_are_looked_at_where_they_will_be_opened(host: str) -> None:
-    reserved = ReservedPort(host)
+    reserved, proxy = ReservedPort(host), ReservedPort(host)
     config = parse_config({"model": {"path": "x"}, "pools": [{}], "http_host": host, "http_port": reserved.port,
-                           "router": {"grpc_port": 0}})
+                           "proxy_port": proxy.port, "router": {"grpc_port": 0}})
     reserved.close()
-    assert [check.verdict for check in _ports(config)] == [Verdict.OK]
-    with socket.create_server((host, config.http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-        (check,) = _ports(config)
-    assert check.verdict is Verdict.FAIL and host in check.found and "http_port" in check.fix
+    proxy.close()
+    assert [check.verdict for check in _ports(config)] == [Verdict.OK] * 2
+    for key in ("http_port", "proxy_port"):
+        with listen(host, getattr(config, key)):
+            (check,) = [check for check in _ports(config) if check.verdict is Verdict.FAIL]
+        assert host in check.found and f"set {key}" in check.fix

@@ -30,7 +30,7 @@ def a_status() -> ClusterStatus:
         (one, ShardStatus(one.shard_id, 1, ShardState.READY, num_running=12, num_waiting=3, kv_blocks_total=300,
                           kv_blocks_free=75, resident_bytes=1_041 << 20, num_tokens_computed=12_345,
                           num_expert_rows=1_234_567)) for one in reversed(MEMBERS))
-    routers = (RouterReport("r1", "node-a", "127.0.0.1:9000", epoch_number=1, is_ready=True),)
+    routers = (RouterReport("r1", "node-a", "127.0.0.1:8000", "127.0.0.1:9000", epoch_number=1, is_ready=True),)
     return ClusterStatus(View(GroupPhase.READY, Epoch(1, MEMBERS, placement, "", even_shares(3))), shards, routers)
 
 
@@ -47,7 +47,7 @@ def test_the_table_fits_80_columns_in_order_of_ranks() -> None:
     rows = [line for line in text.splitlines() if line.strip().startswith("node-")]
     assert [row.split()[0] for row in rows] == ["node-a", "node-b", "node-c"]
     assert all("1,041 of 1,400" in row and "75%" in row and "12+3" in row and "1,234,567 (33%)" in row for row in rows)
-    assert "gRPC at 127.0.0.1:9000" in text
+    assert "HTTP at 127.0.0.1:8000" in text and "127.0.0.1:9000" in text
 
 
 def test_emulated_speeds_are_marked_in_the_table_and_in_the_json() -> None:

@@ -79,9 +79,9 @@ async def test_a_watch_without_news_ends_in_time(coordinator: Coordinator) -> No
 async def test_healthy_only_when_group_and_routers_serve_the_same_epoch(coordinator: Coordinator) -> None:
     await bring_to_ready(coordinator)
     assert not (await coordinator.status()).is_ready
-    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch_number=0, is_ready=False))
+    await coordinator.report_router(RouterReport("r", "node-a", "a:8", "a:9", epoch_number=0, is_ready=False))
     assert not (await coordinator.status()).is_ready
-    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch_number=1, is_ready=True))
+    await coordinator.report_router(RouterReport("r", "node-a", "a:8", "a:9", epoch_number=1, is_ready=True))
     assert (await coordinator.status()).is_ready
 
 
@@ -139,7 +139,7 @@ async def test_after_a_restart_numbers_go_on(coordinator: Coordinator, clock: Cl
 
 async def test_silent_members_and_routers_are_forgotten(coordinator: Coordinator, clock: Clock) -> None:
     await bring_to_ready(coordinator)
-    await coordinator.report_router(RouterReport("r", "node-a", "a:9", epoch_number=1, is_ready=True))
+    await coordinator.report_router(RouterReport("r", "node-a", "a:8", "a:9", epoch_number=1, is_ready=True))
     clock.now_s += 11.0
     status = await coordinator.status()
     assert not status.routers and "is gone" in status.view.why and "0 of 3" in status.view.why

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.launch.bring_up import BringUp, http_url, judge_model
+from cluster.coordinator.view import ClusterStatus, GroupPhase, RouterReport, View
+from cluster.device.node import PortTakenError, free_port, listen
+from cluster.launch.bring_up import BringUp, first_router, http_url, judge_model
 from model.errors import CheckpointError
 from serving.config import ConfigError, ServeConfig, parse_config
 from serving.text.token_bytes import TokenizerError
@@ -45,10 +48,27 @@ def test_a_folder_that_only_other_nodes_see_is_theirs_to_judge(tmp_path: Path) -
         judge_model(elsewhere)
 
 
-@pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:8000/v"), ("::", "http://[::1]:8000/v"),
-                                           ("0.0.0.0", "http://127.0.0.1:8000/v"), ("a.b", "http://a.b:8000/v")])
-def test_urls_of_every_kind_of_host(tmp_path: Path, host: str, url: str) -> None:
-    assert http_url(config_of(tmp_path).model_copy(update={"http_host": host, "route_prefix": "/v/"})) == url
+@pytest.mark.parametrize(("address", "url"), [("[::1]:8000", "http://[::1]:8000/v"), ("a.b:80", "http://a.b:80/v")])
+def test_urls_of_every_kind_of_host(tmp_path: Path, address: str, url: str) -> None:
+    assert http_url(config_of(tmp_path).model_copy(update={"route_prefix": "/v/"}), address) == url
+
+
+def test_clients_are_told_of_the_router_that_has_the_configured_port() -> None:
+    routers = tuple(RouterReport(str(port), "n", f"[::1]:{port}", "[::1]:9000", 1, is_ready)
+                    for port, is_ready in ((8002, True), (8000, False), (10_001, True), (8001, True)))
+    status = ClusterStatus(View(GroupPhase.READY, None), (), routers)
+    found = first_router(status)
+    assert found is not None and found.http_address == "[::1]:8001"
+    assert first_router(replace(status, routers=())) is None
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_starts(checkpoint: Path, tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        for key in ("http_port", "proxy_port"):
+            others = {"http_port": 0, "proxy_port": free_port(), key: taken.getsockname()[1]}
+            up = BringUp(config_of(checkpoint).model_copy(update=others), tmp_path / "state", lambda progress: None)
+            with pytest.raises(PortTakenError, match=f"set {key}"):
+                up.run()
 
 
 @pytest.mark.parametrize("host", ["[::1]", "", "http://a", "a b"])

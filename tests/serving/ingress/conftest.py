@@ -36,7 +36,8 @@ class FakeService:
         self.num_closed = 0
         self.error: Exception | None = None         # raised after `num_before_error` deltas
         self.num_before_error = 0
-        self.stalls = False                         # after the first delta: wait to be cancelled
+        self.stalls = False                         # after the first delta: wait to be cancelled or resumed
+        self.resume = asyncio.Event()
         self.started = asyncio.Event()
         self.closed = asyncio.Event()
 
@@ -56,7 +57,7 @@ class FakeService:
                 yield delta
                 self.started.set()
                 if self.stalls:
-                    await asyncio.Event().wait()
+                    await self.resume.wait()
         finally:
             self.num_closed += len(requests)
             self.closed.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
@@ -392,6 +392,40 @@ async def test_a_body_too_large_is_not_read(http: httpx.AsyncClient, monkeypatch
     monkeypatch.setattr(http_request, "MAX_BODY_BYTES", 1000)
     error = await refused(http, "/v1/completions", TEXT | {"prompt": "x" * 1000}, 413)
     assert error["code"] == "request_too_large"
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+                                                           ) -> None:
+    monkeypatch.setattr(http_request, "BODY_TIMEOUT_S", 0.001)
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+    response = await http.post("/v1/completions", content=endless())
+    assert response.status_code == 408 and response.json()["error"]["code"] == "request_timeout"
+    assert response.headers["connection"] == "close"
+
+
+async def test_whole_numbers_may_be_written_with_a_point(http: httpx.AsyncClient, service: FakeService) -> None:
+    for path, body in (("/v1/completions", TEXT), ("/v1/chat/completions", CHAT)):
+        given = {"max_tokens": 16.0, "n": 2.0, "seed": -3.0, "top_k": 1e1, "min_tokens": 0.0}
+        assert (await http.post(path, json=body | given)).status_code == 200
+        params = service.requests[-1].params
+        assert (params.max_tokens, params.n, params.seed, params.top_k) == (16, 2, -3, 10)
+    assert (await refused(http, "/v1/completions", TEXT | {"max_tokens": 16.5}))["param"] == "max_tokens"
+    assert (await refused(http, "/v1/completions", TEXT | {"max_tokens": 1e300}))["param"] == "max_tokens"
+
+
+async def test_a_prefix_may_be_there_or_not(service: FakeService, tokenizer: Tokenizer) -> None:
+    app = build_http_app(service, tokenizer, RouterConfig(), lambda: (b"", "text/plain"), route_prefix="/moe/")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        for path in ("/moe/v1/models", "/v1/models", "/moe/v1/models/", "/moe/health"):
+            assert (await http.get(path)).status_code == 200, path
+        for path in ("/moe", "/moev1/models", "/moe/moe/health"):
+            assert (await http.get(path)).status_code == 404, path
+    behind_proxy = httpx.ASGITransport(app, root_path="/moe")       # as Ray Serve says it
+    async with httpx.AsyncClient(transport=behind_proxy, base_url="http://test") as http:
+        assert (await http.get("/moe/v1/models")).status_code == 200
 
 
 async def test_a_long_body_is_parsed_beside_the_loop(http: httpx.AsyncClient) -> None:
