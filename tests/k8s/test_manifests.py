@@ -13,12 +13,20 @@ K8S = Path(__file__).parents[2] / "k8s"
 
 
 def test_plain_manifest_carries_a_valid_config() -> None:
-    service, grpc_service = yaml.safe_load_all((K8S / "rayservice.yaml").read_text())
-    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    service, doors = yaml.safe_load_all((K8S / "rayservice.yaml").read_text())
+    serve = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (application,) = serve["applications"]
     config = ServeConfig.model_validate(application["args"])
     assert application["import_path"] == "cluster.app:build"
-    assert grpc_service["spec"]["ports"][0]["port"] == config.router.grpc_port
-    groups = {group["groupName"]: group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    ports = {port["name"]: port["port"] for port in doors["spec"]["ports"]}
+    assert ports == {"http": config.http_port, "grpc": config.router.grpc_port}
+    cluster = service["spec"]["rayClusterConfig"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert serve["http_options"]["port"] == config.proxy_port
+    for group in (cluster["headGroupSpec"], *groups.values()):      # KubeRay's probes ask the proxy at this port
+        (container,) = group["template"]["spec"]["containers"]
+        named = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert named["serve"] == config.proxy_port
     for pool in config.pools:
         group = groups[pool.name]
         assert group["replicas"] == pool.replicas
