@@ -60,8 +60,10 @@ def _shard_process_bytes() -> int:
 
 
 def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Iterator[Check]:
-    """Compare what shards have with what the model asks. Raises PlacementError for one that no group can serve."""
+    """Compare what shards have with what the model asks. Raises PlacementError for one that no group can serve, and
+    ConfigError for a kv_cache that holds no sequence."""
     check_workload(args, Workload(config.placement.num_rows, config.placement.context_tokens))
+    rules = plan_rules(args, config)
     num_shards = config.num_shards
     if config.num_members > num_shards:
         yield Check("group", Verdict.FAIL, f"group.members is {config.num_members}, all pools together have "
@@ -72,9 +74,9 @@ def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Ite
         yield Check("memory budgets", Verdict.WARN, f"not looked at: pool {', '.join(unknown)} states no "
                     "memory_budget, and this machine has no GPU", "state it, or run the doctor on a node of that pool")
         return
-    yield _budgets(config, plan_rules(args, config), machine)
+    yield _budgets(config, rules, machine)
     if config.local_nodes:
-        yield _local_nodes(config, plan_rules(args, config), machine)
+        yield _local_nodes(config, rules, machine)
 
 
 def shards_of(config: ServeConfig, machine: Machine) -> list[MemberMemory]:

@@ -34,6 +34,7 @@ from cluster.launch.state_file import (
     require_alive,
     write_state,
 )
+from cluster.planner.memory_demand import min_kv_cache_bytes
 from serving.config import ServeConfig
 from serving.errors import ServingError
 from serving.served_model import read_served_model
@@ -222,7 +223,8 @@ def judge_model(config: ServeConfig) -> None:
     """Raise now what every router would raise minutes later. A folder that only the cluster's nodes see is theirs."""
     is_here = (Path(config.model.path).expanduser() / "config.json").is_file()
     if config.local_nodes or is_here:
-        read_served_model(locate_checkpoint(config.model, "facts"), config.model)
+        served = read_served_model(locate_checkpoint(config.model, "facts"), config.model)
+        min_kv_cache_bytes(served.args, config)
 
 
 def undo_start(state_dir: Path, application: str, starter_pid: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.planner.memory_demand import DTYPE_BYTES, STATE_SLOTS_PER_SEQUENCE, max_model_len
+from cluster.planner.memory_demand import DTYPE_BYTES, max_model_len, sequence_bytes
 from model.args import ModelArgs
 from model.memory import kv_block_bytes, state_slot_bytes
 from serving.config import ServeConfig
+from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,19 +17,6 @@ class CacheSizes:
 
     num_blocks: int
     num_state_slots: int            # 0: no layer keeps a state
-
-
-def sequence_bytes(args: ModelArgs, context_tokens: int, dtype_bytes: int) -> int:
-    """Return what one sequence takes while it runs: the keys and values of its context, and its state slots."""
-    slots_bytes = STATE_SLOTS_PER_SEQUENCE * state_slot_bytes(args, dtype_bytes)
-    return context_tokens * kv_block_bytes(args, 1, dtype_bytes) + slots_bytes
-
-
-def least_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
-    """Return the fewest bytes with which anything runs: a KV block, and the slots of one sequence."""
-    dtype_bytes = DTYPE_BYTES[config.model.dtype]
-    return (kv_block_bytes(args, config.scheduler.block_size, dtype_bytes)
-            + STATE_SLOTS_PER_SEQUENCE * state_slot_bytes(args, dtype_bytes))
 
 
 def divide_cache(args: ModelArgs, config: ServeConfig, cache_bytes: int) -> CacheSizes:
@@ -43,6 +31,6 @@ def divide_cache(args: ModelArgs, config: ServeConfig, cache_bytes: int) -> Cach
         return CacheSizes(min(cache_bytes // block_bytes, most_blocks), 0)
     context_tokens = min(config.placement.context_tokens, max_model_len(args, config))
     num_sequences = max(1, cache_bytes // sequence_bytes(args, context_tokens, dtype_bytes))
-    num_slots = STATE_SLOTS_PER_SEQUENCE * num_sequences
+    num_slots = SLOTS_WITH_SNAPSHOT * num_sequences
     num_blocks = min(max(0, cache_bytes - num_slots * slot_bytes) // block_bytes, most_blocks)
     return CacheSizes(num_blocks, max(num_slots, (cache_bytes - num_blocks * block_bytes) // slot_bytes))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from cluster.planner.memory_plan import MemoryDemand
 from model.args import ModelArgs
 from model.memory import expert_bytes, kv_block_bytes, shared_bytes, state_slot_bytes
-from serving.config import SchedulerConfig, ServeConfig
+from serving.config import ConfigError, SchedulerConfig, ServeConfig
+from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-STATE_SLOTS_PER_SEQUENCE = 3    # two of a running sequence, and one for a snapshot of its prefix
 MIN_CONTEXT_TOKENS = 2048       # a member that cannot cache so many (or the model's whole context) is no use
 PROCESS_GROWTH_BYTES = 48 << 20     # threads' stacks and arenas, gRPC, the store and pairs of the process group
 
@@ -27,16 +27,35 @@ def max_model_len(args: ModelArgs, config: ServeConfig) -> int:
     return config.model.context_length(args.context_limit)
 
 
+def sequence_bytes(args: ModelArgs, context_tokens: int, dtype_bytes: int) -> int:
+    """Return what one sequence takes: the keys and values of its context, and its state slots with a snapshot's."""
+    slots_bytes = SLOTS_WITH_SNAPSHOT * state_slot_bytes(args, dtype_bytes)
+    return context_tokens * kv_block_bytes(args, 1, dtype_bytes) + slots_bytes
+
+
+def least_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
+    """Return the fewest bytes with which anything runs: a KV block, and the slots of one sequence."""
+    return sequence_bytes(args, config.scheduler.block_size, DTYPE_BYTES[config.model.dtype])
+
+
 def min_kv_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
-    """Return the least KV cache of a member: what the pools ask for, else one sequence of moderate length."""
-    asked = [pool.kv_cache for pool in config.pools if pool.kv_cache is not None]
+    """Return the least KV cache of a member: what the pools ask for, else one sequence of moderate length.
+
+    Raises ConfigError for a pool whose kv_cache holds no sequence at all. Whoever plans a service asks here: `plan`,
+    `doctor`, `up`, the coordinator, and the shard itself.
+    """
+    least = least_cache_bytes(args, config)
+    asked = {pool.name: pool.kv_cache for pool in config.pools if pool.kv_cache is not None}
+    for name, num_bytes in asked.items():
+        if num_bytes < least:
+            what = "a KV block and the state slots of one sequence take" if args.linear_layers else "one KV block takes"
+            raise ConfigError(f"pool {name}: kv_cache={num_bytes} bytes, but {what} {least}: {least - num_bytes} bytes "
+                              "are missing", fix=f"set the pool's kv_cache to {least} or more, or leave it out")
     if asked:
-        return max(asked)
+        return max(asked.values())
     block_size = config.scheduler.block_size
     num_blocks = -(-min(max_model_len(args, config), MIN_CONTEXT_TOKENS) // block_size)
-    dtype_bytes = DTYPE_BYTES[config.model.dtype]
-    slots_bytes = STATE_SLOTS_PER_SEQUENCE * state_slot_bytes(args, dtype_bytes)
-    return num_blocks * kv_block_bytes(args, block_size, dtype_bytes) + slots_bytes
+    return sequence_bytes(args, num_blocks * block_size, DTYPE_BYTES[config.model.dtype])
 
 
 def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, dtype_bytes: int) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cluster.planner.cache_plan import sequence_bytes
 from cluster.planner.costs.step_costs import StepCosts
+from cluster.planner.memory_demand import sequence_bytes
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, max_slots
 from cluster.planner.request_shares import share_rows
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.device.facts import return_free_memory, used_memory_bytes
-from cluster.planner.cache_plan import CacheSizes, divide_cache, least_cache_bytes
+from cluster.planner.cache_plan import CacheSizes, divide_cache
 from cluster.planner.memory_demand import (
     DTYPE_BYTES,
     PROCESS_GROWTH_BYTES,
     buffer_bytes,
+    least_cache_bytes,
     min_kv_cache_bytes,
 )
 from cluster.shard.process_group import ProcessGroup
@@ -98,10 +99,6 @@ def cache_sizes(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budge
             f"budget {budget_bytes} bytes - process with its weights {used} - buffers {buffers} leaves {left} bytes "
             f"for the KV cache and states, which need {left + lacking}: {lacking} bytes are missing",
             fix="raise the pool's memory_budget, or lower its kv_cache or scheduler.max_batch_tokens")
-    if wanted < needed:
-        raise OutOfMemoryError(f"kv_cache of {wanted} bytes: one KV block and the state slots of one sequence take "
-                               f"{needed}, {needed - wanted} bytes are missing",
-                               fix=f"set the pool's kv_cache to {needed} bytes or more, or leave it out")
     sizes = divide_cache(args, config, wanted)
     logger.info("caches_sized blocks=%d state_slots=%d bytes=%d used=%d budget=%d", sizes.num_blocks,
                 sizes.num_state_slots, wanted, used, budget_bytes)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.planner.cache_plan import CacheSizes, divide_cache, sequence_bytes
+from cluster.planner.cache_plan import CacheSizes, divide_cache
 from cluster.planner.costs.step_costs import Workload
-from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
+from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand, sequence_bytes
 from cluster.planner.memory_plan import MemoryDemand
 from cluster.planner.placement_plan import PlannedMember, PlanOptions
 from cluster.whatif.cluster_file import num_devices, planned_members

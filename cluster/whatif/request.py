@@ -12,6 +12,7 @@ from cluster.device.model_store import locate_checkpoint
 from cluster.device.profile_store import StoredProfile
 from cluster.planner.costs.profile_check import profile_fault
 from cluster.planner.costs.step_costs import Workload
+from cluster.planner.memory_demand import min_kv_cache_bytes
 from cluster.planner.placement_plan import PlanOptions
 from cluster.whatif.question import PlanQuestion
 from model.args import ModelArgs, parse_model_args, read_model_args
@@ -52,6 +53,7 @@ def read_question(request: PlanRequest) -> PlanQuestion:
     if context_tokens > args.context_limit:
         raise ConfigError(f"context {context_tokens} is longer than the model's {args.context_limit} positions",
                           fix=f"give --context up to {args.context_limit}")
+    min_kv_cache_bytes(args, config)        # refuses one that is too small before anything is worked out
     load = _read_expert_load(request.expert_load, args) if request.expert_load else ()
     cluster = load_cluster(request.cluster)
     return PlanQuestion(

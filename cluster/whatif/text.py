@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.planner.costs.cost_model import StepPrediction
-from cluster.planner.memory_demand import STATE_SLOTS_PER_SEQUENCE
 from cluster.planner.placement_plan import PlacementPlan
 from cluster.whatif.answer import MAX_MORE_NODES, Outlook, PlanAnswer
 from cluster.whatif.cluster_file import cluster_name
 from cluster.whatif.member_groups import MemberGroup, experts_a_layer, mean, member_groups
 from cluster.whatif.notes import notes
+from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT
 
 STEP_PARTS = (("attention", "attention_s"), ("experts", "experts_s"), ("exchange", "exchange_s"), ("head", "head_s"),
               ("overhead", "overhead_s"))
@@ -87,7 +87,7 @@ def _figures_table(answer: PlanAnswer, plan: PlacementPlan) -> Padding:
 
 def _states_text(answer: PlanAnswer) -> str:
     slots, each = answer.num_state_slots, answer.question.state_slot_bytes
-    return (f"{slots:,} slots of {each / 1e6:,.1f} MB; a sequence has {STATE_SLOTS_PER_SEQUENCE}, its snapshot "
+    return (f"{slots:,} slots of {each / 1e6:,.1f} MB; a sequence has {SLOTS_WITH_SNAPSHOT}, its snapshot "
             "included")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serving.engine.request import Submission
-from serving.engine.state_slots import MIN_SLOTS
+from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT
 from serving.errors import ContextLengthError, InvalidRequestError
 
 
@@ -49,5 +49,5 @@ class CacheRoom:
         there = self.num_blocks * self.block_bytes
         if needed <= there:
             return ""
-        states = f", beside {MIN_SLOTS * self.slot_bytes} of states" if self.slot_bytes else ""
+        states = f", beside {SLOTS_WITH_SNAPSHOT * self.slot_bytes} of states" if self.slot_bytes else ""
         return f"; the request takes {needed} bytes of the cache's {there}{states}"

@@ -17,7 +17,7 @@ from serving.config import SchedulerConfig
 from serving.engine.block_manager import BlockManager, block_hash
 from serving.engine.cache_room import CacheRoom
 from serving.engine.request import FinishReason, Request, RequestStatus, TokenEvent
-from serving.engine.state_slots import MIN_SLOTS, StateSlots, snapshot_positions
+from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT, StateSlots, snapshot_positions
 from serving.errors import InvalidRequestError
 
 _END = {FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
@@ -40,9 +40,9 @@ class Scheduler:
                  block_bytes: int = 0, slot_bytes: int = 0) -> None:
         """`num_state_slots`: of models with layers that keep a state. `block_bytes` and `slot_bytes`, of one each, are
         told to whom they refuse."""
-        if 0 < num_state_slots < MIN_SLOTS:
+        if 0 < num_state_slots < SLOTS_WITH_SNAPSHOT:
             raise ValueError(f"num_state_slots={num_state_slots}: a sequence that starts from a snapshot needs "
-                             f"{MIN_SLOTS}; give more, or 0 for a model without states")
+                             f"{SLOTS_WITH_SNAPSHOT}; give more, or 0 for a model without states")
         self.config = config
         self.room = CacheRoom(max_model_len, num_blocks, config.block_size, block_bytes, slot_bytes)
         self.token_budget = config.max_batch_tokens     # of a step, at least 1; may change between two steps

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from serving.engine.block_manager import BlockManager
 
 SLOTS_OF_A_SEQUENCE = 2     # that runs: one read, one written
-MIN_SLOTS = SLOTS_OF_A_SEQUENCE + 1     # with fewer it could not start from a snapshot
+SLOTS_WITH_SNAPSHOT = SLOTS_OF_A_SEQUENCE + 1   # with fewer it could not start from a snapshot
 TAIL_TOKENS = 512           # a multiple of every block size
 NUM_LAST_MESSAGES = 3       # of a conversation, after which a snapshot is kept
 

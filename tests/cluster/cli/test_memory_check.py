@@ -15,7 +15,7 @@ from cluster.coordinator.planning import plan_members
 from cluster.device.profile import emulated
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.plan_rules import plan_rules
-from serving.config import ServeConfig, parse_config
+from serving.config import ConfigError, ServeConfig, parse_config
 from serving.link.epoch import DeviceFacts, Member, ShardStatus
 from tests.cluster.planner.planned_members import MB, model_args
 from tests.cluster.profiles import PROFILE
@@ -125,6 +125,12 @@ def test_what_is_missing_is_said_where() -> None:
 def test_a_model_without_experts_is_refused_as_the_planner_does() -> None:
     with pytest.raises(PlacementError, match="no layers with experts"):
         next(memory_checks(config(Pool(ALL_COPIES)), model_args(dense=(0, 1, 2)), MACHINE))
+
+
+def test_a_kv_cache_that_holds_no_sequence_is_refused_before_memory_is_looked_at() -> None:
+    asked = parse_config({"model": {"path": "x"}, "pools": [{"name": "few", "device": "cuda", "kv_cache": 100}]})
+    with pytest.raises(ConfigError, match=r"pool few: kv_cache=100 bytes, but one KV block takes"):
+        next(memory_checks(asked, ARGS, MACHINE))
 
 
 def test_what_fits_only_just_is_a_warning() -> None:

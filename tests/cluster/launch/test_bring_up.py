@@ -41,6 +41,12 @@ def test_a_length_beyond_the_model_is_refused(checkpoint: Path) -> None:
         judge_model(config_of(checkpoint, max_model_len=MAX_CONTEXT + 1))
 
 
+def test_a_kv_cache_that_holds_no_sequence_is_refused(checkpoint: Path) -> None:
+    small = parse_config({"model": {"path": str(checkpoint)}, "pools": [{"kv_cache": "1KB"}]})
+    with pytest.raises(ConfigError, match=r"kv_cache=1000 bytes, but one KV block takes"):
+        judge_model(small)
+
+
 def test_a_folder_that_only_other_nodes_see_is_theirs_to_judge(tmp_path: Path) -> None:
     elsewhere = config_of(tmp_path / "elsewhere")
     judge_model(elsewhere.model_copy(update={"local_nodes": ()}))

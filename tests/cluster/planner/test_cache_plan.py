@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.planner.cache_plan import CacheSizes, divide_cache, sequence_bytes
-from cluster.planner.memory_demand import STATE_SLOTS_PER_SEQUENCE, min_kv_cache_bytes
+from cluster.planner.cache_plan import CacheSizes, divide_cache
+from cluster.planner.memory_demand import min_kv_cache_bytes, sequence_bytes
 from model.args import ModelArgs, parse_model_args
 from model.memory import kv_block_bytes, state_slot_bytes
 from serving.config import ServeConfig, parse_config
+from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT
 
 HYBRID = parse_model_args({"model_type": "qwen3_next", "num_hidden_layers": 4, "hidden_size": 64,
                            "max_position_embeddings": 4096, "num_experts": 4, "num_experts_per_tok": 2})
@@ -28,14 +29,14 @@ def used_bytes(args: ModelArgs, sizes: CacheSizes) -> int:
 def test_as_many_sequences_run_as_there_is_memory_for(num_sequences: int) -> None:
     one = sequence_bytes(HYBRID, 256, 2)
     sizes = divide_cache(HYBRID, config(), num_sequences * one + one // 2)
-    assert sizes.num_state_slots >= STATE_SLOTS_PER_SEQUENCE * num_sequences
+    assert sizes.num_state_slots >= SLOTS_WITH_SNAPSHOT * num_sequences
     assert sizes.num_blocks >= num_sequences * 256 // 16
     assert used_bytes(HYBRID, sizes) <= num_sequences * one + one // 2
 
 
 def test_the_least_cache_runs_one_sequence_of_moderate_length() -> None:
     sizes = divide_cache(HYBRID, config(), min_kv_cache_bytes(HYBRID, config()))
-    assert sizes.num_state_slots >= STATE_SLOTS_PER_SEQUENCE and sizes.num_blocks >= 2048 // 16
+    assert sizes.num_state_slots >= SLOTS_WITH_SNAPSHOT and sizes.num_blocks >= 2048 // 16
 
 
 def test_what_blocks_cannot_use_goes_to_snapshots() -> None:

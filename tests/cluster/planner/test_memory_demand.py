@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.planner.memory_demand import MIN_CONTEXT_TOKENS, PROCESS_GROWTH_BYTES, max_model_len, memory_demand
-from model.args import parse_model_args
+from model.args import LinearAttentionArgs, parse_model_args
+from model.memory import kv_block_bytes, state_slot_bytes
 from serving.config import ConfigError, parse_config
 
 FIELDS: dict[str, object] = {
@@ -36,6 +37,18 @@ def test_the_least_kv_cache_holds_a_sequence_of_moderate_length_or_what_the_pool
     assert memory_demand(ARGS, short, 2).kv_cache_bytes == 112 * token_bytes        # whole blocks of 16
     asked = parse_config({**config(), "pools": [{"kv_cache": "5MB"}]})
     assert memory_demand(ARGS, asked, 2).kv_cache_bytes == 5_000_000
+
+
+@pytest.mark.parametrize(("linear", "num_slots"), [((0, 1, 2), 3), ((), 0)])
+def test_a_kv_cache_that_holds_no_sequence_is_refused_with_the_bytes(linear: tuple[int, ...], num_slots: int) -> None:
+    args = replace(ARGS, linear_layers=linear, linear=LinearAttentionArgs(2, 4, 16, 16, 4) if linear else None)
+    needed = kv_block_bytes(args, 16, 2) + num_slots * state_slot_bytes(args, 2)
+    pools = [{"name": "large", "kv_cache": needed}, {"name": "small", "kv_cache": needed - 1}]
+    asked = parse_config({**config(), "pools": pools})
+    with pytest.raises(ConfigError, match=rf"pool small: kv_cache={needed - 1} bytes, but .* {needed}: 1 bytes are "
+                                          rf"missing\. set the pool's kv_cache to {needed} or more"):
+        memory_demand(args, asked, 2)
+    assert memory_demand(args, parse_config({**config(), "pools": pools[:1]}), 2).kv_cache_bytes == needed
 
 
 def test_more_members_can_send_more_rows_to_one() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.planner.cache_plan import least_cache_bytes
-from cluster.planner.memory_demand import buffer_bytes, min_kv_cache_bytes
+from cluster.planner.cache_plan import CacheSizes
+from cluster.planner.memory_demand import buffer_bytes, least_cache_bytes, min_kv_cache_bytes
 from cluster.shard import loaded_model
 from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model, new_dispatcher, new_pace
 from cluster.shard.process_group import ProcessGroup
@@ -26,7 +26,7 @@ from model.memory import expert_bytes, kv_block_bytes, state_slot_bytes
 from model.pace import TimedPace
 from model.placement import Placement
 from model.weights import WeightLoader
-from serving.config import ModelConfig, PoolConfig, ServeConfig
+from serving.config import ConfigError, ModelConfig, PoolConfig, ServeConfig
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare
 from tests.model.conftest import CONFIG, tiny_tensors
 from tests.placements import even_shares
@@ -95,16 +95,16 @@ def test_a_cache_without_room_for_the_states_of_one_sequence_says_how_many_bytes
     hybrid = replace(case.model, decoder=cast(Decoder, SimpleNamespace(
         args=args, kernels=case.model.decoder.kernels, experts=())))
     budget = 10**12
-    with pytest.raises(OutOfMemoryError, match=rf"take {needed}, 1 bytes are missing"):
-        cache_sizes(case.config, replace_pool(kv_cache=needed - 1), hybrid, budget, 1)
-    sizes = cache_sizes(case.config, replace_pool(kv_cache=needed), hybrid, budget, 1)
+    def sizes_with(kv_cache: int) -> CacheSizes:
+        pool = POOL.model_copy(update={"kv_cache": kv_cache})
+        return cache_sizes(case.config.model_copy(update={"pools": (pool,)}), pool, hybrid, budget, 1)
+
+    with pytest.raises(ConfigError, match=rf"take {needed}: 1 bytes are missing"):
+        sizes_with(needed - 1)
+    sizes = sizes_with(needed)
     assert (sizes.num_blocks, sizes.num_state_slots) == (1, 3)
     with pytest.raises(OutOfMemoryError, match="for the KV cache and states.* bytes are missing"):
         cache_sizes(case.config, POOL, hybrid, USED, 1)
-
-
-def replace_pool(kv_cache: int) -> PoolConfig:
-    return POOL.model_copy(update={"kv_cache": kv_cache})
 
 
 def test_a_member_with_experts_only_has_no_kv_cache(case: Case, loader: WeightLoader) -> None:

@@ -40,6 +40,14 @@ def test_a_moesaic_config_gives_model_and_options_and_arguments_count_before_it(
     assert other.config.scheduler.max_batch_tokens == 512 and other.workload.context_tokens == 99
 
 
+def test_a_kv_cache_that_holds_no_sequence_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((EXAMPLES / "models/Qwen3.5-35B-A3B.json").read_text())
+    config = tmp_path / "moesaic.yaml"
+    config.write_text(f"model: {{path: {tmp_path}}}\npools: [{{kv_cache: 190MB}}]\n")
+    with pytest.raises(ConfigError, match="kv_cache=190000000 bytes, but a KV block and the state slots"):
+        read_question(PlanRequest(config, CLUSTER))
+
+
 @pytest.mark.parametrize(("content", "named"), [
     ("[[1, 2]]", "an array of 1"), ("{}", "is dict"), ("nonsense", "cannot be read as JSON"),
     ("[" * 100_000, "cannot be read as JSON"),
