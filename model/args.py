@@ -6,51 +6,22 @@ fields are those of transformers 5 (Qwen3MoeConfig, MixtralConfig), so a folder 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.config_fields import refuse_what_is_not_implemented
 from model.errors import CheckpointError, UnknownArchitectureError, UnsupportedFieldError
 from model.families import FAMILIES, Family, served_families
 from model.json_file import read_json_object, shown
+from model.kernels.limits import above_limit
 from model.quantization_args import read_weight_block_size
 from model.rope_args import RopeArgs, read_rope_args
-
-logger = logging.getLogger(__name__)
 
 Json = Mapping[str, object]
 _MAX_SIZE = 2**31 - 1       # of anything that is counted: more is a slip, and some sizes become lists
 _MAX_LAYERS = 10_000
-
-# Read by nobody because they change nothing at inference.
-_HARMLESS = {
-    "architectures", "model_type", "head_dim", "rope_parameters", "rope_scaling", "num_local_experts",
-    "dtype", "torch_dtype", "transformers_version", "use_cache", "attention_dropout", "initializer_range",
-    "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "bos_token_id", "eos_token_id",
-    "pad_token_id", "max_window_layers", "pretraining_tp", "auto_map", "id2label", "label2id",
-    "chunk_size_feed_forward",
-    "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "problem_type", "is_decoder",
-    "quantization_config", "partial_rotary_factor", "layer_types", "name_or_path", "original_max_position_embeddings",
-    "text_config", "vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
-    "mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "language_model_only",
-    "attn_output_gate",
-}
-# These would change the result and are not implemented: the values listed mean "off".
-_OFF: dict[str, tuple[object, ...]] = {
-    "compression_config": (None,), "mlp_bias": (None, False),
-    "num_shared_experts": (None, 0),
-    "n_shared_experts": (None, 0), "routed_scaling_factor": (None, 1, 1.0), "n_group": (None, 1),
-    "topk_group": (None, 1), "final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
-    "logit_scale": (None, 1, 1.0), "logits_scaling": (None, 1, 1.0), "embedding_multiplier": (None, 1, 1.0),
-    "residual_multiplier": (None, 1, 1.0), "attention_multiplier": (None,), "clip_qkv": (None,),
-    "attention_chunk_size": (None,), "no_rope_layers": (None, []), "is_encoder_decoder": (None, False),
-    "num_nextn_predict_layers": (None, 0),
-}
-# What only some families have.
-_OFF_WITHOUT_SHARED_EXPERT: dict[str, tuple[object, ...]] = {"shared_expert_intermediate_size": (None, 0)}
-_OFF_WITHOUT_LINEAR_LAYERS: dict[str, tuple[object, ...]] = {"partial_rotary_factor": (None, 1, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +124,7 @@ def parse_model_args(config: Json) -> ModelArgs:
     """Check the content of config.json and return its facts. Raises CheckpointError and its kinds."""
     family = _family_of(config)
     config = _text_config(config, family)
-    _refuse_what_is_not_implemented(config, family)
+    refuse_what_is_not_implemented(config, family)
     fields = _Fields(config, family)
     num_experts = _num_experts(config, fields)
     num_layers, num_heads = fields.count("num_hidden_layers", 1, _MAX_LAYERS), fields.count("num_attention_heads", 1)
@@ -287,28 +258,6 @@ def _family_of(config: Json) -> Family:
     return FAMILIES[family]
 
 
-def _refuse_what_is_not_implemented(config: Json, family: Family) -> None:
-    off: dict[str, tuple[object, ...]] = _OFF | ({} if family.has_shared_expert else _OFF_WITHOUT_SHARED_EXPERT)
-    off |= ({} if family.has_linear_layers else _OFF_WITHOUT_LINEAR_LAYERS) | dict(family.off)
-    for name, allowed_values in off.items():
-        value = config.get(name)
-        if not any(value is allowed or value == allowed for allowed in allowed_values):
-            raise UnsupportedFieldError(f"config.json: {name}={shown(value)} is not implemented for {family.name}",
-                                        fix="serve a checkpoint without it")
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedFieldError(f"config.json: hidden_act={activation!r} is not implemented",
-                                    fix="only 'silu' is; serve another checkpoint")
-    layer_types = config.get("layer_types")
-    if not family.has_linear_layers and isinstance(layer_types, list) and len(set(map(str, layer_types))) > 1:
-        raise UnsupportedFieldError(f"config.json: layer_types mixes {sorted(set(map(str, layer_types)))}",
-                                    fix=f"{family.name} layers all attend alike; serve another checkpoint")
-    known = set(family.defaults) | _HARMLESS | set(off)
-    for name in sorted(set(config) - known):
-        if not name.startswith("_"):
-            logger.warning("config_field_ignored family=%s field=%s value=%s", family.name, name, shown(config[name]))
-
-
 def _num_experts(config: Json, fields: _Fields) -> int:
     """Read either spelling: transformers writes `num_local_experts`, older qwen3_moe folders say `num_experts`."""
     spelled = [name for name in ("num_experts", "num_local_experts") if config.get(name) is not None]
@@ -367,6 +316,13 @@ def _check_sizes(args: ModelArgs) -> None:
     if args.head_dim % 2 or args.rotary_dim % 2 or not 0 < args.rotary_dim <= args.head_dim:
         raise UnsupportedFieldError(f"config.json: {args.rotary_dim} of the head_dim={args.head_dim} "
                                     "are rotated", fix="rotary embedding needs pairs")
+    linear = args.linear
+    too_large = above_limit(args.head_dim, args.num_experts, *(
+        (0, 0) if linear is None else (linear.key_head_dim, linear.conv_kernel_size)))
+    if too_large is not None:
+        name, value, limit = too_large
+        raise UnsupportedFieldError(f"config.json: {name}={value} is above {limit}, the most that kernels take",
+                                    fix=f"serve a checkpoint with {name} up to {limit}")
     if args.linear_layers and not args.attention_layers:
         raise UnsupportedFieldError("config.json: all layers are linear attention", fix="at least one must attend")
     if args.moe_layers and not 1 <= args.num_experts_per_tok <= args.num_experts:

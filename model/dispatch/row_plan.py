@@ -16,9 +16,9 @@ import numpy as np
 
 from model.arrays import BoolArray, FloatArray, IdArray, IntArray
 from model.dispatch.row_split import LayerCopies, layer_copies, split_rows
+from model.kernels.limits import MAX_EXPERTS
 from model.placement import Placement
 
-MAX_EXPERTS = 32_767        # ids travel as int16
 _LIKELY_ROWS = 10_000       # of each expert, owned by each member: many, so that all copies have a share
 
 

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from model.errors import OutOfMemoryError
+from model.kernels.limits import BLOCK_SIZES, MAX_HEAD_DIM, fits_block
 from model.kernels.packed_cpu_library import KernelLibrary
 from model.kernels.packed_delta_net import PackedDeltaNet, new_delta_net_states
 from model.kernels.packed_rows import DTYPE_CODES, DTYPE_SIZES, rows_of
 from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState, ExpertWeights, LinearWeight
 
-_LANES = 16
-_MAX_HEAD_DIM = 256
 _NO_WINDOW = 1 << 40
 
 
@@ -220,8 +219,8 @@ class PackedCpuKernels:
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                      dtype: torch.dtype) -> Tensor:
         """Return [layers, blocks, key or value, G, B, d] in shape; keys lie in memory as [d, B]."""
-        assert block_size in (1, 2, 4, 8) or block_size % _LANES == 0, "block size: 1, 2, 4, 8 or a multiple of 16"
-        assert head_dim <= _MAX_HEAD_DIM
+        assert fits_block(block_size), f"block size: {BLOCK_SIZES}"
+        assert head_dim <= MAX_HEAD_DIM
         return torch.zeros(num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim, dtype=dtype)
 
     def write_kv(self, cache: Tensor, k_TGd: Tensor, v_TGd: Tensor, batch: AttentionBatch) -> None:

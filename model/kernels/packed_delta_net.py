@@ -10,18 +10,18 @@ import ctypes
 import torch
 from torch import Tensor
 
+from model.kernels.limits import MAX_CONV_KERNEL, MAX_KEY_HEAD_DIM
 from model.kernels.packed_cpu_library import KernelLibrary
 from model.kernels.packed_rows import DTYPE_CODES, rows_of
 from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState
 
-_MAX_KEY_DIM, _MAX_CONV_KERNEL = 256, 16        # as packed_delta_net.h has them
 _PANEL_COLUMNS, _LANES = 64, 16
 
 
 def new_delta_net_states(num_layers: int, num_slots: int, recurrent_Hkv: tuple[int, int, int],
                          conv_KC: tuple[int, int], dtype: torch.dtype) -> list[DeltaNetState]:
     """Return states that are zero, by layer. A recurrent state lies in panels of columns: see unpacked_state()."""
-    assert recurrent_Hkv[1] <= _MAX_KEY_DIM and conv_KC[0] <= _MAX_CONV_KERNEL
+    assert recurrent_Hkv[1] <= MAX_KEY_HEAD_DIM and conv_KC[0] <= MAX_CONV_KERNEL
     return [DeltaNetState(torch.zeros(num_slots, *recurrent_Hkv),
                           torch.zeros(num_slots, conv_KC[0] - 1, conv_KC[1], dtype=dtype)) for _ in range(num_layers)]
 

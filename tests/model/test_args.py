@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,14 +107,6 @@ def test_off_values_of_refused_fields_pass(tiny_config: dict[str, object]) -> No
 def test_wrong_values_are_named(tiny_config: dict[str, object], name: str, value: object) -> None:
     with pytest.raises(CheckpointError, match="config.json"):
         parse_model_args(tiny_config | {name: value})
-
-
-def test_unread_fields_are_logged(tiny_config: dict[str, object], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        parse_model_args(tiny_config | {"_name_or_path": "x", "use_cache": True})
-        assert not caplog.records
-        parse_model_args(tiny_config | {"some_new_trick": 3})
-    assert "field=some_new_trick" in caplog.text
 
 
 @pytest.mark.parametrize(("fields", "window"), [
