@@ -27,15 +27,21 @@ enum {
     ROWS_LD_PAD = 16,                       // keeps rows out of each other's cache sets
     ROWS_WORDS = BLOCK_ROWS * (256 + ROWS_LD_PAD),      // 120 rows are taken 256 words at a time, fewer rows more
     SUMS_LD = BLOCK_PANELS * LANES + 16,
-    PREFETCH = 3072,                        // bytes of weights ahead of the one being read, all streams together
+    FETCH_LEAD = 32, FETCH_STEPS = 16,      // steps of the chain that weights are fetched ahead, and at a time
 };
+
+INLINE int has_pairs(Dtype dtype) { return DOTS && dtype == BF16; }
+INLINE int rows_of_tile(Dtype dtype) { return has_pairs(dtype) ? DOT_ROWS : TILE_ROWS; }
+// More chains at once hide their latency where rows are few
+INLINE int vecs_of_tile(Dtype dtype, long num_rows) {
+    return has_pairs(dtype) ? DOT_VECS : num_rows == 1 ? 4 : num_rows == 2 ? 2 : TILE_VECS;
+}
 
 INLINE long panel_bytes(Dtype dtype, long k) { return LANES * (dtype == F32 ? 4 * k : 2 * (k + (k & 1))); }
 INLINE long panel_offset(Dtype dtype, long k) { return LANES * dtype_bytes(dtype) * k; }       // k even
 
 // A row as tiles read it is made of words of 4 bytes: floats, or bf16 pairs (odd k, even k) where the CPU has dots.
 // A step of the chain takes a word, or two floats that meet a bf16 pair.
-INLINE int has_pairs(Dtype dtype) { return DOTS && dtype == BF16; }
 INLINE int words_per_step(Dtype dtype) { return dtype == BF16 && !DOTS ? 2 : 1; }
 INLINE int k_per_step(Dtype dtype) { return dtype == BF16 ? 2 : 1; }
 
@@ -66,55 +72,77 @@ INLINE void tile_step(const Dtype dtype, const int num_rows, const int num_vecs,
         }
     else if (has_pairs(dtype)) {
         u32x16 pair[MAX_VECS];
-        for (int v = 0; v < num_vecs; v++) {
-            __builtin_memcpy(&pair[v], b + v * vec_step, sizeof pair[v]);
-            __builtin_prefetch(b + v * vec_step + PREFETCH / num_vecs);
-        }
+        for (int v = 0; v < num_vecs; v++) __builtin_memcpy(&pair[v], b + v * vec_step, sizeof pair[v]);
         for (int m = 0; m < num_rows; m++)
             for (int v = 0; v < num_vecs; v++) acc[m][v] = dot16(splat(x[m * ld_rows]), pair[v], acc[m][v]);
     } else
         for (int v = 0; v < num_vecs; v++) {
             u32x16 pair;
             __builtin_memcpy(&pair, b + v * vec_step, sizeof pair);
-            __builtin_prefetch(b + v * vec_step + PREFETCH / num_vecs);
             f32x16 even = (f32x16)(pair & 0xffff0000u), odd = (f32x16)(pair << 16);
             for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(x[m * ld_rows]), even, acc[m][v]);
             for (int m = 0; m < num_rows; m++) acc[m][v] = fma16(splat(x[m * ld_rows + 1]), odd, acc[m][v]);
         }
 }
 
-// sums[m][v*16..] (+)= rows[m] x panel v, so many steps. `ldb` is the byte step of a step in `b`.
+// What the next steps will read is fetched into L2 meanwhile: a group of vectors beside each other, step by step, then the
+// next group; after the last one the first of `next`, if that is not 0.
+typedef struct { const char *b, *next; long vec_step, ldb, num_steps, num_vecs, group, step; } Ahead;
+
+INLINE void fetch(Ahead *a, long num_steps) {
+    for (; num_steps > 0 && a->num_vecs > 0; num_steps--) {
+        long vecs = a->num_vecs >= a->group ? a->group : 1;
+        for (long v = 0; v < vecs; v++) __builtin_prefetch(a->b + v * a->vec_step + a->step * a->ldb, 0, 2);
+        if (++a->step < a->num_steps) continue;
+        a->step = 0;
+        a->b += vecs * a->vec_step;
+        a->num_vecs -= vecs;
+        if (a->num_vecs == 0 && a->next) {
+            a->b = a->next;
+            a->next = 0;
+            a->num_vecs = a->group;
+        }
+    }
+}
+
+// sums[m][v*16..] (+)= rows[m] x panel v, so many steps; each FETCH_STEPS of them so many are fetched ahead.
 INLINE void tile(const Dtype dtype, const int num_rows, const int num_vecs, const float *rows, long ld_rows,
-                 const char *b, long vec_step, long ldb, long num_steps, float *sums, long ld_sums, int resume) {
+                 const char *b, long vec_step, long ldb, long num_steps, float *sums, long ld_sums, int resume,
+                 Ahead *ahead, long num_ahead) {
     f32x16 acc[MAX_ROWS][MAX_VECS];
     for (int m = 0; m < num_rows; m++)
         for (int v = 0; v < num_vecs; v++) acc[m][v] = resume ? load_f32(sums + m * ld_sums + v * LANES) : splat(0.0f);
-    for (long i = 0; i < num_steps; i++)
-        tile_step(dtype, num_rows, num_vecs, rows + i * words_per_step(dtype), ld_rows, b + i * ldb, vec_step, acc);
+    for (long i = 0; i < num_steps;) {
+        long end = min_long(num_steps, i + FETCH_STEPS);
+        fetch(ahead, num_ahead);
+        for (; i < end; i++)
+            tile_step(dtype, num_rows, num_vecs, rows + i * words_per_step(dtype), ld_rows, b + i * ldb, vec_step, acc);
+    }
     for (int m = 0; m < num_rows; m++)
         for (int v = 0; v < num_vecs; v++) store_f32(sums + m * ld_sums + v * LANES, acc[m][v]);
 }
 
 // Any number of rows and vectors. Weights are widened in registers and never written: for few rows memory is the limit,
-// for many the multiplications are.
+// for many the multiplications are. While all tiles of a group of vectors are computed the next group is fetched.
 INLINE void multiply(const Dtype dtype, long num_rows, long num_vecs, const float *rows, long ld_rows, const char *b,
-                     long vec_step, long ldb, long num_steps, float *sums, long ld_sums, int resume) {
+                     long vec_step, long ldb, long num_steps, float *sums, long ld_sums, int resume, Ahead *ahead) {
 #define TILE(R, V) tile(dtype, R, V, rows + done * ld_rows, ld_rows, b + v * vec_step, vec_step, ldb, num_steps, \
-                        sums + done * ld_sums + v * LANES, ld_sums, resume)
-#define CASE(R) case R: if (vecs == tile_vecs) TILE(R, tile_vecs); else TILE(R, 1); break;
-    const int tile_rows = has_pairs(dtype) ? DOT_ROWS : TILE_ROWS, tile_vecs = has_pairs(dtype) ? DOT_VECS : TILE_VECS;
-    long v = 0, done = 0, vecs;
-    if (num_rows == 1) for (; v + 4 <= num_vecs; v += 4) TILE(1, 4);       // more chains at once hide their latency
-    if (num_rows == 2) for (; v + 2 <= num_vecs; v += 2) TILE(2, 2);
-    for (; v < num_vecs; v += vecs, done = 0) {
-        vecs = v + tile_vecs <= num_vecs ? tile_vecs : 1;
-        for (long tiles = ceil_div(num_rows, tile_rows), here; tiles > 0; tiles--, done += here)
-            switch (here = (num_rows - done) / tiles) {                     // even tiles: 7 rows are 3 + 4, not 6 + 1
+                        sums + done * ld_sums + v * LANES, ld_sums, resume, ahead, num_ahead)
+#define CASE(R) case R: if (vecs == 1) TILE(R, 1); else TILE(R, vecs_of_tile(dtype, R)); break;
+    long group = vecs_of_tile(dtype, num_rows), num_tiles = ceil_div(num_rows, rows_of_tile(dtype)), vecs;
+    for (long v = 0; v < num_vecs; v += vecs) {
+        vecs = v + group <= num_vecs ? group : 1;
+        for (long t = 0, done = 0, here; t < num_tiles; t++, done += here) {
+            here = (num_rows - done) / (num_tiles - t);                     // even tiles: 7 rows are 3 + 4, not 6 + 1
+            long num_ahead = num_tiles == 1 || (v == 0 && t == 0) ? FETCH_STEPS
+                                                                     : t ? ceil_div(FETCH_STEPS, num_tiles - 1) : 0;
+            switch (here) {
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #ifdef __AVX512F__
                 CASE(7) CASE(8)
 #endif
             }
+        }
     }
 #undef CASE
 #undef TILE
@@ -123,7 +151,8 @@ INLINE void multiply(const Dtype dtype, long num_rows, long num_vecs, const floa
 // The same on plain floats b[k][...], for attention
 static void multiply_f32(long num_rows, long num_vecs, const float *rows, long ld_rows, const float *b, long ldb, long k,
                          float *sums, long ld_sums, int resume) {
-    multiply(F32, num_rows, num_vecs, rows, ld_rows, (const char *)b, LANES * 4, ldb * 4, k, sums, ld_sums, resume);
+    Ahead nothing = {0};
+    multiply(F32, num_rows, num_vecs, rows, ld_rows, (const char *)b, LANES * 4, ldb * 4, k, sums, ld_sums, resume, &nothing);
 }
 
 INLINE void multiply_block_of(const Dtype dtype, long num_rows, long num_panels, const char *x, long x_step,
@@ -135,10 +164,14 @@ INLINE void multiply_block_of(const Dtype dtype, long num_rows, long num_panels,
     long ld_rows = part_steps * words + ROWS_LD_PAD, step_bytes = LANES * dtype_bytes(dtype) * step_k;
     for (long step = 0; step < num_steps; step += part_steps) {
         long steps = min_long(part_steps, num_steps - step), k0 = step * step_k;
+        const char *b = panels + step * step_bytes;
+        Ahead ahead = {b, step + steps < num_steps ? b + steps * step_bytes : 0, panel_bytes(dtype, k), step_bytes, steps,
+                       num_panels, vecs_of_tile(dtype, num_rows), 0};
+        fetch(&ahead, FETCH_LEAD);
         for (long m = 0; m < num_rows; m++)
             to_words(dtype, rows + m * ld_rows, x + m * x_step + k0 * dtype_bytes(dtype), min_long(steps * step_k, k - k0));
-        multiply(dtype, num_rows, num_panels, rows, ld_rows, panels + step * step_bytes, panel_bytes(dtype, k),
-                 step_bytes, steps, sums, SUMS_LD, step > 0);
+        multiply(dtype, num_rows, num_panels, rows, ld_rows, b, panel_bytes(dtype, k), step_bytes, steps, sums, SUMS_LD,
+                 step > 0, &ahead);
     }
 }
 
