@@ -36,6 +36,7 @@ from benchmarks.make_checkpoint import CheckpointWriter, write_tokenizer  # noqa
 from model.placement import Placement  # noqa: E402
 from model.step import SampledToken, StepHeader, StepPlan, StepResult, TokenLogprob  # noqa: E402
 from serving.config import RouterConfig, SchedulerConfig  # noqa: E402
+from serving.engine.agreement import Agreement  # noqa: E402
 from serving.engine.engine import Engine  # noqa: E402
 from serving.engine.scheduler import Scheduler  # noqa: E402
 from serving.ingress.body_bounds import MAX_BODY_BYTES  # noqa: E402
@@ -62,13 +63,14 @@ class OneTokenExecutor:
 
     prepared_revision = 0
 
-    async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
-        return (header,)
+    async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
+        agreement = Agreement((header,))
+        return agreement, await self.execute(plan, agreement) if agreement.is_step else None
 
     async def switch(self, revision: int) -> None:
         raise AssertionError("there is one revision")
 
-    async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+    async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
         await asyncio.sleep(0.002)
         tokens = []
         for request in plan.requests:

@@ -54,6 +54,7 @@ class MoesaicEngine:
         from model.step import StepHeader, StepPlan, StepResult
         from model.weights import load_decoder
         from serving.config import SchedulerConfig
+        from serving.engine.agreement import Agreement
         from serving.engine.engine import Engine
         from serving.engine.request import TokenEvent
         from serving.engine.scheduler import Scheduler
@@ -74,12 +75,13 @@ class MoesaicEngine:
             async def switch(self, revision: int) -> None:
                 raise AssertionError("nothing is prepared")
 
-            async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
-                return (header,)
+            async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
+                agreement = Agreement((header,))
+                return agreement, await self.execute(plan, agreement) if agreement.is_step else None
 
-            async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+            async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
                 return await asyncio.get_running_loop().run_in_executor(
-                    model_thread, runner.execute, plan, num_tokens_of_member)
+                    model_thread, runner.execute, plan, agreement.num_tokens_of_member)
 
         async def ring_nobody(step_index: int) -> None:
             pass

@@ -15,6 +15,7 @@ from model.dispatch.dispatcher import Dispatcher
 from model.kernels.protocol import ExpertWeights
 from model.runner import Runner
 from model.step import StepHeader, StepPlan, StepResult, StepStats
+from serving.engine.agreement import Agreement
 from serving.engine.expert_load import ExpertLoadCounter
 from serving.link.epoch import Epoch
 
@@ -76,14 +77,26 @@ class GroupExecutor:
             await self._settled.wait()
         self._prepared = None
 
-    async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
+    async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
         if self._group.num_members == 1:
-            return (header,)
+            agreement = Agreement((header,))
+            at_once = agreement.is_step_at_once(self._revision)
+            return agreement, await self.execute(plan, agreement) if at_once else None
         self._settled.clear()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._group.agree, header)
+            agreement, result = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._agree_and_execute, header, plan)
         finally:
             self._settled.set()     # who waits for it runs after the engine, which may go on with switch() at once
+        if result is not None:
+            self._counters.add(plan, result.stats, time.monotonic())
+        return agreement, result
+
+    def _agree_and_execute(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
+        agreement = Agreement(self._group.agree(header))
+        if not agreement.is_step_at_once(self._revision):
+            return agreement, None
+        return agreement, self._runner.execute(plan, agreement.num_tokens_of_member)
 
     async def switch(self, revision: int) -> None:
         prepared = self._prepared
@@ -98,8 +111,8 @@ class GroupExecutor:
         finally:
             self._settled.set()
 
-    async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+    async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
         result = await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._runner.execute, plan, num_tokens_of_member)
+            self._thread, self._runner.execute, plan, agreement.num_tokens_of_member)
         self._counters.add(plan, result.stats, time.monotonic())
         return result

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model.step import ScheduledRequest, StepHeader, StepPlan, StepResult
+from serving.engine.agreement import Agreement
 from serving.engine.request import Request, Submission, TokenEvent
 from serving.engine.scheduler import Scheduler
 
@@ -58,10 +59,11 @@ class ShardLoad:
 class Executor(Protocol):
     """Runs steps on the group. Raises GroupError when the group is broken; then the epoch is over."""
 
-    async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
-        """Return everybody's header, by rank, when all members have entered."""
+    async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
+        """Return the agreement when all members have entered and, where it is a step at once, what execute() would: to
+        hand one thing after the other to another thread would cost a part of every step."""
 
-    async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+    async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
         """Run the agreed step; an empty plan takes part with zero rows."""
 
     @property
@@ -240,10 +242,10 @@ class Engine:
             return
         began_s = self._clock()
         plan = self._plan()
-        headers = await self._agree(plan)
-        await self._switch_if_all_can(headers)
+        agreement, result = await self._agree(plan)
+        await self._switch_if_all_can(agreement)
         if self._is_awake:
-            result = await self.executor.execute(plan, tuple(header.num_tokens for header in headers))
+            result = result or await self.executor.execute(plan, agreement)
             self._deliver(self.scheduler.apply(plan, result), plan.step_index)
             self._measure(plan, result, self._clock() - began_s)
 
@@ -275,30 +277,28 @@ class Engine:
         requests: tuple[ScheduledRequest, ...] = () if self._wants_pause else self.scheduler.schedule()
         return StepPlan(self.epoch_number, self._step_index, requests)
 
-    async def _agree(self, plan: StepPlan) -> tuple[StepHeader, ...]:
-        """Enter the agreement and learn from it whether the group steps, pauses or falls asleep."""
+    async def _agree(self, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
+        """Enter the agreement and learn from it whether the group steps, pauses or falls asleep. A step at once is made
+        by then."""
         if not self._is_awake and self._rung_step_index < plan.step_index:
             ring_task = asyncio.create_task(self._ring(plan.step_index))
             self._ring_tasks.add(ring_task)
             ring_task.add_done_callback(self._ring_tasks.discard)
         self._told_revision = self.executor.prepared_revision
-        headers = await self.executor.agree(
-            StepHeader(plan.epoch_number, plan.step_index, plan.num_tokens, self._wants_pause, self._told_revision))
+        header = StepHeader(plan.epoch_number, plan.step_index, plan.num_tokens, self._wants_pause, self._told_revision)
+        agreement, result = await self.executor.agree(header, plan)
         self._step_index += 1
-        self._is_group_paused = any(header.wants_pause for header in headers)
-        self._is_awake = not self._is_group_paused and any(header.num_tokens for header in headers)
-        self._is_resuming = False
+        self._is_group_paused, self._is_awake, self._is_resuming = agreement.is_pause, agreement.is_step, False
         self._pause_changed.set()
-        return headers
+        return agreement, result
 
-    async def _switch_if_all_can(self, headers: tuple[StepHeader, ...]) -> None:
-        """Switch to a revision that all have told: all decide on the same headers, so between the same steps."""
-        first, *others = (header.prepared_revision for header in headers)
-        if first > self.revision and all(revision == first for revision in others):
-            await self.executor.switch(first)
-            logger.info("revision_switched epoch=%d revision=%d step_index=%d", self.epoch_number, first,
+    async def _switch_if_all_can(self, agreement: Agreement) -> None:
+        revision = agreement.revision_after(self.revision)
+        if revision != self.revision:
+            await self.executor.switch(revision)
+            logger.info("revision_switched epoch=%d revision=%d step_index=%d", self.epoch_number, revision,
                         self._step_index - 1)
-            self.revision = first
+            self.revision = revision
 
     async def _ring(self, step_index: int) -> None:
         try:

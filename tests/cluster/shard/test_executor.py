@@ -21,12 +21,14 @@ from model.kernels.protocol import ExpertWeights
 from model.placement import Placement
 from model.runner import Runner
 from model.step import StepHeader, StepPlan, StepResult, StepStats, StepWork
+from serving.engine.agreement import Agreement
 from serving.engine.expert_load import ExpertLoadCounter
 from serving.link.epoch import Epoch
 from tests.cluster.planner.planned_members import model_args
 from tests.cluster.profiles import PROFILE
 
 BEFORE, AFTER = Placement(2, (((0,), (1,)),)), Placement(2, (((1,), (0,)),))
+BOTH = Agreement((StepHeader(1, 0, 1),) * 2)
 WAIT_S = 20.0
 
 
@@ -40,18 +42,20 @@ class HeldGroup:
 
     def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
         assert self.may_end.wait(WAIT_S)
-        return (header, header)
+        return (header,) * self.num_members
 
 
 @dataclass
 class RecordingRunner:
     switched: list[dict[int, ExpertWeights]] = field(default_factory=list)
+    executed: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)       # (step, everybody's tokens)
 
     def switch(self, dispatcher: Dispatcher, weights_of_layer: dict[int, ExpertWeights]) -> dict[int, ExpertWeights]:
         self.switched.append(weights_of_layer)
         return {}
 
     def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+        self.executed.append((plan.step_index, num_tokens_of_member))
         work = StepWork((0.0, 0.0), (5e-5,), (2e-4,))
         return StepResult(plan.epoch_number, plan.step_index, (), StepStats(expert_rows=((5,),), work=work))
 
@@ -73,8 +77,10 @@ class Case:
     async def step(self, step_index: int) -> None:
         """As the engine does: an agreement, and a switch without a turn of the loop between."""
         revision = self.executor.prepared_revision
-        headers = await self.executor.agree(StepHeader(1, step_index, 0, prepared_revision=revision))
-        if headers[1].prepared_revision > len(self.done):
+        agreement, result = await self.executor.agree(StepHeader(1, step_index, 0, prepared_revision=revision),
+                                                      StepPlan(1, step_index, ()))
+        assert result is None
+        if agreement.revision_after(len(self.done)) > len(self.done):
             await self.executor.switch(revision)
 
 
@@ -124,11 +130,11 @@ async def test_an_offer_made_during_an_agreement_is_withdrawn_after_it(case: Cas
 
 async def test_rows_are_counted_under_the_placement_of_the_step(case: Case) -> None:
     case.group.may_end.set()
-    await case.executor.execute(StepPlan(1, 0, ()), (1, 1))
+    await case.executor.execute(StepPlan(1, 0, ()), BOTH)
     case.offer(1)
     await case.step(1)
     for _ in range(2):
-        await case.executor.execute(StepPlan(1, 1, ()), (1, 1))
+        await case.executor.execute(StepPlan(1, 1, ()), BOTH)
     rows = case.loads.snapshot(0.0).rows()
     assert rows[0, 1] == pytest.approx(2 * rows[0, 0], rel=1e-3)
 
@@ -139,9 +145,32 @@ async def test_the_work_is_metered_over_a_change_of_placement(case: Case) -> Non
         if step_index == 10:
             case.offer(1)
             await case.step(step_index)
-        await case.executor.execute(StepPlan(1, step_index, ()), (1, 1))
+        await case.executor.execute(StepPlan(1, step_index, ()), BOTH)
     ratio = case.work.snapshot(time.monotonic())
     assert ratio is not None and ratio.num_steps == MIN_STEPS + 5
     expected_s = 4e-5 + 4 * (3e-4 - 4e-5) / 63
     assert ratio.own is None and ratio.experts == pytest.approx(2e-4 / expected_s)
     assert ratio.planning_s == pytest.approx(5e-5)
+
+
+@pytest.mark.parametrize("num_members", [1, 2])
+async def test_an_agreed_step_is_made_in_one_go_and_counted_once(case: Case, num_members: int) -> None:
+    case.group.num_members = num_members
+    case.group.may_end.set()
+    agreement, result = await case.executor.agree(StepHeader(1, 7, 3), StepPlan(1, 7, ()))
+    assert agreement.num_tokens_of_member == (3,) * num_members and result is not None and result.step_index == 7
+    assert case.runner.executed == [(7, (3,) * num_members)]
+    assert case.loads.num_steps == 1
+
+
+@pytest.mark.parametrize("num_members", [1, 2])
+@pytest.mark.parametrize("header", [
+    StepHeader(1, 7, 0), StepHeader(1, 7, 3, wants_pause=True), StepHeader(1, 7, 3, prepared_revision=1)], ids=str)
+async def test_nothing_runs_before_a_pause_a_sleep_or_a_switch(case: Case, num_members: int,
+                                                               header: StepHeader) -> None:
+    case.group.num_members = num_members
+    case.group.may_end.set()
+    case.offer(1)
+    agreement, result = await case.executor.agree(header, StepPlan(1, 7, ()))
+    assert agreement.headers == (header,) * num_members and result is None
+    assert not case.runner.executed and not case.runner.switched

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from model.errors import GroupError
 from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepHeader, StepPlan, StepResult, TokenLogprob
+from serving.engine.agreement import Agreement
 from serving.engine.block_manager import BlockManager
 from serving.engine.request import FinishReason, Submission
 from serving.engine.state_slots import StateSlots
@@ -192,9 +193,15 @@ class FakeExecutor:
         self.in_flight: asyncio.Event | None = None     # set it to let the step under way end
         self.agreed_step_index = -1
         self.prepared_revision = 0
+        self.running_revision = 0
         self.switches: list[tuple[int, int]] = []       # (revision, step before which it came)
 
-    async def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
+    async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
+        agreement = Agreement(await self._headers(header))
+        at_once = agreement.is_step_at_once(self.running_revision)
+        return agreement, await self.execute(plan, agreement) if at_once else None
+
+    async def _headers(self, header: StepHeader) -> tuple[StepHeader, ...]:
         group = self.group
         assert header.prepared_revision == self.prepared_revision
         await group.delay()
@@ -216,9 +223,10 @@ class FakeExecutor:
         assert [header.prepared_revision for header in headers] == [revision] * self.group.num_members
         await self.group.delay()
         self.switches.append((revision, self.agreed_step_index))
+        self.running_revision = revision
 
-    async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
-        group = self.group
+    async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
+        group, num_tokens_of_member = self.group, agreement.num_tokens_of_member
         headers = group.headers[plan.step_index]
         assert plan.num_tokens == num_tokens_of_member[self.rank] == headers[self.rank].num_tokens
         assert any(num_tokens_of_member) and not any(header.wants_pause for header in headers.values())

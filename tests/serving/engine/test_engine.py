@@ -349,7 +349,7 @@ async def test_a_new_epoch_begins_with_what_its_members_have_loaded() -> None:
     cluster.group = Group(2, epoch_number=2)
     for shard in cluster.shards:
         shard.executor = FakeExecutor(cluster.group, shard.rank, shard.model)
-        shard.executor.prepared_revision = 5
+        shard.executor.prepared_revision = shard.executor.running_revision = 5
         shard.engine.change_epoch(2, shard.executor, shard._ring_peers)
     async with cluster:
         assert [shard.engine.revision for shard in cluster.shards] == [5, 5]

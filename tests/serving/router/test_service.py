@@ -14,6 +14,7 @@ import pytest
 
 from model.step import SamplingSpec, StepPlan, StepResult
 from serving.config import AdmissionConfig, RouterConfig, SchedulerConfig
+from serving.engine.agreement import Agreement
 from serving.engine.engine import Engine
 from serving.engine.request import FinishReason, Submission
 from serving.engine.scheduler import Scheduler
@@ -60,11 +61,11 @@ class SteppedExecutor(FakeExecutor):
         self.num_allowed = num_steps
         self.changed.set()
 
-    async def execute(self, plan: StepPlan, num_tokens_of_member: tuple[int, ...]) -> StepResult:
+    async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
         await self.changed.until(lambda: self.num_allowed != 0)
         if self.num_allowed is not None:
             self.num_allowed -= 1
-        return await super().execute(plan, num_tokens_of_member)
+        return await super().execute(plan, agreement)
 
 
 class Shard:
