@@ -20,7 +20,7 @@ demo: $(STAMP)
 	@$(BIN)/moesaic demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.process_pool import ProcessPool
 
 # Before torch is imported, also by processes of tests: its threads wait by spinning, on cores that others need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_LONGEST_FIRST = {"tests/e2e/": "Ray", "tests/oracle/": "process groups", "tests/model/dispatch/": "process groups",
+                  "tests/cluster/shard/": "process groups"}
+
+
+class FilesOfOneKind(LoadScopeScheduling):
+    """Gives workers whole files, whose fixtures are made once; all files that share costly ones are a single piece."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((kind for folder, kind in _LONGEST_FIRST.items() if nodeid.startswith(folder)),
+                    nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesOfOneKind:
+    """Several workers of one `make test`, see the Makefile."""
+    return FilesOfOneKind(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+    kinds = list(_LONGEST_FIRST)
+    items.sort(key=lambda item: next((place for place, folder in enumerate(kinds) if item.nodeid.startswith(folder)),
+                                     len(kinds)))
 
 
 @pytest.fixture(scope="session")
