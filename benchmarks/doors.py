@@ -228,8 +228,8 @@ def proxied(folder: Path, shard_port: Synchronized[int], port: int) -> Iterator[
         found = [child for mark in nodes.marks() if (node := process_of(mark)) for child in node.children(True)]
         yield [child for child in set(found)
                if any(name in " ".join(child.cmdline()) for name in ("ProxyActor", "ServeReplica:doors"))]
-        ray.shutdown()
     finally:
+        ray.shutdown()
         stop_processes(nodes.marks())
 
 

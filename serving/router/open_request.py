@@ -7,18 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from serving.engine.request import Submission
-from serving.errors import ServingError
 from serving.router.admission import Ticket
 from serving.router.choice import Choice
-from serving.router.generation import GenerationDelta, GenerationRequest
+from serving.router.client_outbox import ClientOutbox
+from serving.router.generation import GenerationRequest
 from serving.text.detokenizer import Detokenizer
 from serving.text.tokenizer import Tokenizer
 
 # The router ends late requests itself; a shard's deadline is for routers that vanish without breaking their stream.
 SHARD_DEADLINE_GRACE_S = 5.0
-
-
-Item = tuple[int, GenerationDelta] | ServingError
 
 
 @dataclass(eq=False, slots=True)
@@ -28,8 +25,7 @@ class OpenRequest:
     arrival_s: float
     deadline_s: float
     parts: list[OpenPart] = field(default_factory=list)             # those that were offered to admission
-    # Unbounded, but a sequence has at most max_tokens: a client that does not read must not hold back the others.
-    outbox: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
+    outbox: ClientOutbox = field(default_factory=ClientOutbox)
     deadline_timer: asyncio.TimerHandle | None = None
     starter: asyncio.Task[None] | None = None                       # of the parts after the first
     is_over: bool = False                                           # ended or failed as a whole

@@ -102,11 +102,9 @@ class InferenceService:
                 open_request.starter.add_done_callback(lambda task: self._starter_ended(open_request, task))
             num_unfinished = sum(request.params.n for request in requests)
             while num_unfinished:
-                item = await open_request.outbox.get()
-                if isinstance(item, ServingError):
-                    raise item
-                num_unfinished -= item[1].finish_reason is not None
-                yield item
+                for item in await open_request.outbox.take():
+                    num_unfinished -= item[1].finish_reason is not None
+                    yield item
         finally:
             if open_request is not None:
                 self._abandon(open_request, FinishReason.CANCELLED)
@@ -238,7 +236,7 @@ class InferenceService:
         self._journal.append(choice.sequence_id, event.token_ids)
         delta = choice.add(event)
         self._count(part, delta)
-        part.whole.outbox.put_nowait((part.index, delta))
+        part.whole.outbox.put(part.index, delta)
         if delta.finish_reason is not None:     # perhaps by a stop string, of which the shard knows nothing
             self._end(part, choice, delta.finish_reason, is_over_in_shard=event.finish_reason is not None)
 
@@ -264,7 +262,7 @@ class InferenceService:
     def _fail(self, open_request: OpenRequest, error: ServingError) -> None:
         if open_request.is_over:
             return
-        open_request.outbox.put_nowait(error)
+        open_request.outbox.fail(error)
         self._abandon(open_request, FinishReason.FAILED)
 
     def _abandon(self, open_request: OpenRequest, reason: FinishReason) -> None:
