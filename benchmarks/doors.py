@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict, astuple, dataclass
+from multiprocessing.pool import Pool
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -67,6 +68,13 @@ class Run:
     tokens_per_s: float
     ttft_p50_ms: float
     cpu_us_per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    name: str
+    port: int
+    processes: list[psutil.Process]     # between shard and client
 
 
 async def serve_shard(port: Synchronized[int]) -> None:
@@ -167,15 +175,13 @@ def cpu_s(processes: list[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-def measure(door: str, port: int, processes: list[psutil.Process], options: argparse.Namespace, num_clients: int
-            ) -> Run:
+def measure(clients: Pool, door: Door, options: argparse.Namespace, num_clients: int) -> Run:
     num_answers = max(1, options.streams // num_clients)
-    before_s = cpu_s(processes)
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        wall_s, firsts = pool.apply(run_load, (door, port, num_clients, options.tokens, num_answers))
+    before_s = cpu_s(door.processes)
+    wall_s, firsts = clients.apply(run_load, (door.name, door.port, num_clients, options.tokens, num_answers))
     num_tokens = num_clients * num_answers * options.tokens
     return Run(round(num_tokens / wall_s), round(statistics.median(firsts) * 1e3, 1),
-               round((cpu_s(processes) - before_s) / num_tokens * 1e6, 1))
+               round((cpu_s(door.processes) - before_s) / num_tokens * 1e6, 1))
 
 
 def run_load(*arguments: object) -> tuple[float, list[float]]:
@@ -212,10 +218,10 @@ def proxied(folder: Path, shard_port: Synchronized[int], port: int) -> Iterator[
     class Router:
         async def __init__(self) -> None:  # type: ignore[misc]
             service, tokenizer, metrics = await start_service(folder, link_port)
-            self.app = build_http_app(service, tokenizer, CONFIG, metrics.render)
+            self._door = build_http_app(service, tokenizer, CONFIG, metrics.render)
 
         def __serve_build_asgi_app__(self) -> object:
-            return self.app
+            return self._door
 
     nodes = LocalNodes()
     try:
@@ -244,34 +250,35 @@ def main() -> None:
     shard_port = multiprocessing.Value("i", 0)
     ports = {door: multiprocessing.Value("i", 0) for door in ("http", "h11", "grpc")}
     names = options.doors.split(",")
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+    with (multiprocessing.get_context("fork").Pool(1) as clients, tempfile.TemporaryDirectory() as name,
+          contextlib.ExitStack() as stack):
         folder = Path(name) / "checkpoint"
         writer = CheckpointWriter(folder, 1)
         write_tokenizer(writer)
         writer.add_json("config.json", {"vocab_size": NUM_EMBEDDINGS, "eos_token_id": 0})
         stack.enter_context(process(lambda: serve_shard(shard_port)))
         router = stack.enter_context(process(lambda: serve_router(folder, shard_port, ports)))
-        doors = {door: (asyncio.run(set_value(port)), [router]) for door, port in ports.items() if door in names}
+        doors = [Door(door, asyncio.run(set_value(port)), [router]) for door, port in ports.items() if door in names]
         if "proxy" in names:
             from cluster.device.node import free_port
             proxy_port = free_port()
-            doors["proxy"] = (proxy_port, stack.enter_context(proxied(folder, shard_port, proxy_port)))
-        report(doors, options)
+            doors.append(Door("proxy", proxy_port, stack.enter_context(proxied(folder, shard_port, proxy_port))))
+        report(clients, doors, options)
 
 
-def report(doors: dict[str, tuple[int, list[psutil.Process]]], options: argparse.Namespace) -> None:
+def report(clients: Pool, doors: list[Door], options: argparse.Namespace) -> None:
     print(ROW.format("door", "clients", "tokens/s", "ttft ms", "cpu us", "tokens/s core"))
     found: dict[str, dict[str, object]] = {}
     for num_clients in map(int, options.clients.split(",")):
-        runs: dict[str, list[Run]] = {door: [] for door in doors}
+        runs: dict[str, list[Run]] = {door.name: [] for door in doors}
         for repeat in range(options.repeats + 1):
-            for door, (port, processes) in doors.items():
-                run = measure(door, port, processes, options, num_clients)
-                runs[door] += [run] * (repeat > 0)      # the first warms up
-        for door, measured in runs.items():
+            for door in doors:
+                run = measure(clients, door, options, num_clients)
+                runs[door.name] += [run] * (repeat > 0)      # the first warms up
+        for name, measured in runs.items():
             median = Run(*(statistics.median(values) for values in zip(*map(astuple, measured), strict=True)))
-            print(ROW.format(door, num_clients, *astuple(median), round(1e6 / median.cpu_us_per_token)), flush=True)
-            found.setdefault(door, {})[str(num_clients)] = asdict(median)
+            print(ROW.format(name, num_clients, *astuple(median), round(1e6 / median.cpu_us_per_token)), flush=True)
+            found.setdefault(name, {})[str(num_clients)] = asdict(median)
     print(json.dumps({"benchmark": "doors", **describe(), "tokens_an_answer": options.tokens, "doors": found}))
 
 

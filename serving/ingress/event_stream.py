@@ -21,7 +21,7 @@ class EventStream(Response):
     Starlette's StreamingResponse may notice a client that left only when it next sends; this one does at once.
     """
 
-    def __init__(self, payloads: AsyncGenerator[str], answer_error: Callable[[Exception], Response]) -> None:
+    def __init__(self, payloads: AsyncGenerator[bytes], answer_error: Callable[[Exception], Response]) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
         self._payloads = payloads
@@ -40,14 +40,14 @@ class EventStream(Response):
                         started = True      # before the attempt: a wire that breaks in it takes no other answer
                         await self._start(send)
                     await _send_event(send, payload)
-                await _send_event(send, "[DONE]")
+                await _send_event(send, b"[DONE]")
             except Exception as error:
                 answer = self._answer_error(error)
                 if not started:
                     await answer(scope, receive, send)
                     return
                 with suppress(OSError):     # the error may be that the client does not take anything any more
-                    await _send_event(send, bytes(answer.body).decode())
+                    await _send_event(send, bytes(answer.body))
         with suppress(OSError):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -55,5 +55,5 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
 
-async def _send_event(send: Send, payload: str) -> None:
-    await send({"type": "http.response.body", "body": f"data: {payload}\n\n".encode(), "more_body": True})
+async def _send_event(send: Send, payload: bytes) -> None:
+    await send({"type": "http.response.body", "body": b"data: %b\n\n" % payload, "more_body": True})

@@ -8,6 +8,7 @@ from functools import partial
 
 from serving.errors import InvalidRequestError
 from serving.ingress.build_request import Asked, RequestBuilder
+from serving.ingress.chunk_template import ChunkTemplate, to_bytes
 from serving.ingress.collect import CollectedChoice, UsageCount, is_long, open_stream
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import chat_logprobs, prompt_logprobs
@@ -62,29 +63,36 @@ class ChatEndpoint:
                 self._tokenizer, choices[0].prompt_logprobs),
             prompt_token_ids=list(request.prompt_token_ids) if body.return_token_ids else None)
 
-    async def stream(self, body: ChatCompletionBody, request: GenerationRequest, stamp: Stamp) -> AsyncGenerator[str]:
+    async def stream(self, body: ChatCompletionBody, request: GenerationRequest, stamp: Stamp
+                     ) -> AsyncGenerator[bytes]:
         """Yield the chunks as JSON, the first of each choice with its role. Raises ServingError."""
         usage, counts = UsageCount([request]), wants_continuous_usage(body.stream_options)
         started: set[int] = set()
 
-        def chunk(*choices: ChatChunkChoice) -> str:
+        def chunk(*choices: ChatChunkChoice) -> ChatChunk:
             shows_usage = counts or not choices
             shows_prompt = bool(body.return_token_ids) and not started
             return ChatChunk(
                 id=stamp.id, created=stamp.created_s, model=request.model, system_fingerprint=stamp.fingerprint,
                 choices=list(choices), usage=usage.to_usage() if shows_usage else None,
-                prompt_token_ids=list(request.prompt_token_ids) if shows_prompt else None).model_dump_json()
+                prompt_token_ids=list(request.prompt_token_ids) if shows_prompt else None)
 
+        shows_text_only = not (counts or body.logprobs or body.return_token_ids)
+        template = ChunkTemplate(lambda index, text: chunk(
+            ChatChunkChoice(index=index, delta=ChatDelta(content=text)))) if shows_text_only else None
         async with open_stream(self._service, [request]) as deltas:
             async for index, delta in deltas:
                 usage.add(index, delta)
                 if delta.choice not in started:
-                    yield chunk(ChatChunkChoice(index=delta.choice, delta=ChatDelta(role="assistant", content="")))
+                    role = ChatDelta(role="assistant", content="")
+                    yield to_bytes(chunk(ChatChunkChoice(index=delta.choice, delta=role)))
                     started.add(delta.choice)
-                if (choice := self._chunk_choice(delta, body)) is not None:
-                    yield chunk(choice)
+                if template is not None and delta.text and delta.finish_reason is None:
+                    yield template.write(delta.choice, delta.text)
+                elif (choice := self._chunk_choice(delta, body)) is not None:
+                    yield to_bytes(chunk(choice))
         if wants_usage(body.stream_options):
-            yield chunk()
+            yield to_bytes(chunk())
 
     def _choice(self, index: int, choice: CollectedChoice, body: ChatCompletionBody) -> ChatChoice:
         return ChatChoice(

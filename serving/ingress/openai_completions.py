@@ -12,6 +12,7 @@ from serving.engine.request import FinishReason
 from serving.errors import InvalidRequestError
 from serving.ingress.body_bounds import MAX_CHOICES, MAX_PROMPTS, MAX_REPEATED_TOKENS
 from serving.ingress.build_request import Asked, RequestBuilder
+from serving.ingress.chunk_template import ChunkTemplate, to_bytes
 from serving.ingress.collect import CollectedChoice, UsageCount, is_long, open_stream
 from serving.ingress.http_request import Caller, Stamp
 from serving.ingress.logprobs import CompletionLogprobsWriter, prompt_logprobs
@@ -73,20 +74,24 @@ class CompletionEndpoint:
             choices += [written] if written is not None else []
         return self._completion(stamp, asked, choices, usage)
 
-    async def stream(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> AsyncGenerator[str]:
+    async def stream(self, body: CompletionBody, asked: Sequence[PromptRequest], stamp: Stamp) -> AsyncGenerator[bytes]:
         """Yield the chunks as JSON. Raises ServingError."""
         n = asked[0].request.params.n
         writers: dict[int, _ChoiceWriter] = {}
         usage, counts = UsageCount([one.request for one in asked]), wants_continuous_usage(body.stream_options)
+        template = ChunkTemplate(lambda index, text: self._completion(
+            stamp, asked, [CompletionChoice(index=index, text=text)]))
         async with self._open(body, asked, usage) as deltas:
             async for prompt_index, delta in deltas:
                 index = prompt_index * n + delta.choice
                 if index not in writers:
                     writers[index] = self._writer(body, asked, index)
-                if (choice := writers[index].write(delta)) is not None:
-                    yield self._completion(stamp, asked, [choice], usage if counts else None).model_dump_json()
+                if not counts and writers[index].is_only_text(delta):
+                    yield template.write(index, delta.text)
+                elif (choice := writers[index].write(delta)) is not None:
+                    yield to_bytes(self._completion(stamp, asked, [choice], usage if counts else None))
         if wants_usage(body.stream_options):
-            yield self._completion(stamp, asked, [], usage).model_dump_json()
+            yield to_bytes(self._completion(stamp, asked, [], usage))
 
     @asynccontextmanager
     async def _open(self, body: CompletionBody, asked: Sequence[PromptRequest], usage: UsageCount
@@ -113,9 +118,14 @@ class _ChoiceWriter:
         self._prompt_token_ids = asked.request.prompt_token_ids
         self._echo = asked.echo
         self._starts = True
+        self._shows_text_only = body.logprobs is None and not body.return_token_ids
         self._logprobs_of_prompt = CompletionLogprobsWriter(tokenizer, [], skips)
         self._logprobs = CompletionLogprobsWriter(tokenizer, self._prompt_token_ids, skips)
         self._logprobs.skip(self._echo)
+
+    def is_only_text(self, delta: GenerationDelta) -> bool:
+        """Return whether the delta says nothing but a text, which is not the first."""
+        return bool(delta.text) and delta.finish_reason is None and not self._starts and self._shows_text_only
 
     def write(self, delta: GenerationDelta) -> CompletionChoice | None:
         """Return None when there is nothing to tell, for the text is held back."""

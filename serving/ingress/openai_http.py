@@ -234,7 +234,7 @@ def _json(answer: BaseModel, status: int = 200, headers: dict[str, str] | None =
     return Response(answer.model_dump_json(), status, headers, media_type="application/json")
 
 
-def _stream(payloads: AsyncGenerator[str], caller: Caller) -> Response:
+def _stream(payloads: AsyncGenerator[bytes], caller: Caller) -> Response:
     def answer_error(error: Exception) -> Response:
         response = _error(error, caller.request_id)
         response.headers["x-request-id"] = caller.request_id

@@ -37,10 +37,10 @@ class Payloads:
     def __init__(self, number: int, fails: bool = False) -> None:
         self.number, self.fails, self.closed = number, fails, False
 
-    async def stream(self) -> AsyncGenerator[str]:
+    async def stream(self) -> AsyncGenerator[bytes]:
         try:
             for index in range(self.number):
-                yield str(index)
+                yield str(index).encode()
             if self.fails:
                 raise RuntimeError("boom")
         finally:
