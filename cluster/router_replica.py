@@ -30,6 +30,7 @@ from serving.supervision import run_endless
 
 logger = logging.getLogger(__name__)
 
+_GOODBYE_S = 1.0        # a coordinator that does not answer is gone, or ends with the application
 DRAIN_S = 15.0          # of what is open when this router is told to end; Serve kills it after 20
 
 
@@ -76,8 +77,9 @@ class RouterReplica:
             await run_endless(follower=self._follower.run(), reporter=self._reporter.run(),
                               epochs=self._follow_epochs())
         finally:
-            with contextlib.suppress(CoordinatorUnavailableError):
-                await self._coordinator.forget_router(self._service.router_id)
+            with contextlib.suppress(CoordinatorUnavailableError, TimeoutError):
+                async with asyncio.timeout(_GOODBYE_S):
+                    await self._coordinator.forget_router(self._service.router_id)
             self._doors.refuse()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_S):

@@ -147,3 +147,15 @@ async def test_what_does_not_end_in_time_gets_an_error(running: Running, monkeyp
         answer = await whole
         assert answer.status_code == 503 and answer.json()["error"]["code"] == "not_ready"
         await ending
+
+
+async def test_a_coordinator_that_is_gone_holds_no_end_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    async def never(router_id: str) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+    monkeypatch.setattr(running.coordinator, "forget_router", never)
+    await serve(running)
+    await running.end()
+    assert asked.is_set() and running.task.cancelled()
