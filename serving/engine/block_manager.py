@@ -49,8 +49,7 @@ class BlockManager:
     def cached_prefix(self, hashes: Iterable[bytes]) -> list[int]:
         """Return the blocks of the longest known prefix of those that `hashes` name. Takes none of them."""
         blocks: list[int] = []
-        for name in hashes:
-            block = self.find(name)
+        for block in map(self._block_of.get, hashes):
             if block is None:
                 break
             blocks.append(block)
@@ -59,13 +58,14 @@ class BlockManager:
     def allocate(self, num_new: int, prefix: Sequence[int] = (), num_spare: int = 0) -> list[int] | None:
         """Hold the `prefix` blocks once more and `num_new` others. None, and nothing has changed, when fewer than
         `num_spare` blocks would stay free."""
-        num_revived = sum(1 for block in prefix if self._num_holders[block] == 0)
-        if num_new + num_revived + num_spare > self.num_free:
+        num_holders = self._num_holders
+        revived = [block for block in prefix if not num_holders[block]]
+        if num_new + len(revived) + num_spare > self.num_free:
             return None
+        for block in revived:
+            del self._cached[block]
         for block in prefix:
-            if self._num_holders[block] == 0:
-                del self._cached[block]
-            self._num_holders[block] += 1
+            num_holders[block] += 1
         return [*prefix, *(self._take() for _ in range(num_new))]
 
     def _take(self) -> int:
@@ -106,9 +106,10 @@ class BlockManager:
 
     def free(self, block_table: Sequence[int]) -> None:
         """Let a sequence's blocks go. A prefix's end is evicted before its beginning, which more will ask for."""
+        num_holders = self._num_holders
         for block in reversed(block_table):
-            self._num_holders[block] -= 1
-            if self._num_holders[block] > 0:
+            num_holders[block] -= 1
+            if num_holders[block]:
                 continue
             if block in self._hash_of:
                 self._cached[block] = None

@@ -88,7 +88,7 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     output_token_ids: list[int] = field(default_factory=list)   # starts as the journal
     num_computed_tokens: int = 0
-    block_table: list[int] = field(default_factory=list)
+    block_table: tuple[int, ...] = ()                           # a step's plan holds it too
     num_preemptions: int = 0
     arrival_index: int = 0                                      # order in which the scheduler accepted it
     block_hashes: list[bytes] = field(default_factory=list)     # chained, of its full blocks, as far as known

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepPlan, StepResult
@@ -22,6 +23,7 @@ from serving.errors import InvalidRequestError
 
 _END = {FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
         FinishReason.CANCELLED: RequestStatus.CANCELLED, FinishReason.FAILED: RequestStatus.FAILED}
+_STARTED_BLOCKS = 1 << 15       # of a step's newcomers: to find and hold them takes some 5 ms, and all else waits
 
 
 def _arrival(request: Request) -> int:
@@ -135,10 +137,11 @@ class Scheduler:
                 plan.append(self._scheduled(request, budget))
                 budget -= len(plan[-1].token_ids)
         if self.num_preemptions == had_preemptions:     # else the blocks are needed by those who run
-            newcomers = self._admitted(must_admit=not plan)
-            while budget > 0 and (newcomer := next(newcomers, None)) is not None:
+            newcomers, num_blocks = self._admitted(must_admit=not plan), 0
+            while budget > 0 and num_blocks < _STARTED_BLOCKS and (newcomer := next(newcomers, None)) is not None:
                 plan.append(self._scheduled(newcomer, budget))
                 budget -= len(plan[-1].token_ids)
+                num_blocks += len(newcomer.block_table)
         self._in_flight = {scheduled.request_id: self._requests[scheduled.request_id] for scheduled in plan}
         return tuple(plan)
 
@@ -172,7 +175,7 @@ class Scheduler:
         while len(request.block_table) * self.config.block_size < num_tokens:
             block_table = self.blocks.allocate(1)
             if block_table is not None:
-                request.block_table += block_table
+                request.block_table += tuple(block_table)
                 continue
             victim = self._held_victim() or self._running[-1]
             self._preempt(victim)
@@ -210,8 +213,8 @@ class Scheduler:
         # A lowered budget does not end who runs, so decodes may exceed it until some have ended.
         if len(self._running) >= min(self.config.max_running_requests, self.token_budget):
             return False
-        hashes = self._reusable_hashes(request)
-        prefix = self.blocks.cached_prefix(hashes)
+        prefix = self.blocks.cached_prefix(self._reusable_hashes(request))
+        hashes = request.block_hashes
         num_shared = len(prefix) * self.config.block_size
         prefix = prefix[:self.states.num_reusable(hashes[:len(prefix)])]
         num_new = self.blocks.num_blocks_for(request.num_tokens) - len(prefix)
@@ -225,7 +228,7 @@ class Scheduler:
         request.advance(RequestStatus.RUNNING, "fits")
         self._waiting.remove(request)
         bisect.insort(self._running, request, key=_arrival)
-        request.block_table = block_table
+        request.block_table = tuple(block_table)
         request.snapshot_positions = self._positions_worth_keeping(request, num_shared)
         request.num_computed_tokens = len(prefix) * self.config.block_size
         self.num_cached_tokens += request.num_computed_tokens
@@ -233,31 +236,36 @@ class Scheduler:
             request.num_cached_tokens = min(request.num_computed_tokens, len(request.submission.prompt_token_ids))
         return True
 
-    def _reusable_hashes(self, request: Request) -> list[bytes]:
-        """Return the hashes of the blocks that a cached prefix may replace: never all tokens, for the last one's logits
-        are needed; none when the prompt's log-probabilities are wanted, which only computing gives."""
+    def _reusable_hashes(self, request: Request) -> Iterator[bytes]:
+        """Return the hashes of the blocks that a cached prefix may replace, computed when they are asked for: never all
+        tokens, for the last one's logits are needed; none when the prompt's log-probabilities are wanted, which only
+        computing gives."""
         if not self.config.prefix_caching or _wants_prompt_logprobs(request):
-            return []
-        return self._hashes(request, (request.num_tokens - 1) // self.config.block_size)
+            return iter(())
+        num_blocks = (request.num_tokens - 1) // self.config.block_size
+        self._adopt_hashes(request)
+        known = request.block_hashes[:num_blocks]
+        return itertools.chain(known, (self._hashes(request, index + 1)[index]
+                                       for index in range(len(known), num_blocks)))
 
     def _hashes(self, request: Request, num_blocks: int) -> list[bytes]:
-        """Return the hashes of the first `num_blocks` blocks, which must be full."""
+        """Return the known hashes, at least those of the first `num_blocks` blocks, which must be full."""
         known, size = request.block_hashes, self.config.block_size
-        if not known:
-            known += self._hashes_of_same_prompt(request)
+        if len(known) < num_blocks:
+            self._adopt_hashes(request)
+            while len(known) < num_blocks:
+                start = len(known) * size
+                known.append(block_hash(known[-1] if known else b"", _token_ids(request, start, start + size)))
             self._last_hashed = request
-        while len(known) < num_blocks:
-            start = len(known) * size
-            known.append(block_hash(known[-1] if known else b"", _token_ids(request, start, start + size)))
-        return known[:num_blocks]
+        return known
 
-    def _hashes_of_same_prompt(self, request: Request) -> list[bytes]:
-        """Return the hashes of the prompt's full blocks if the request hashed before has the very same: it is another
-        choice of one client's request, as a rule."""
+    def _adopt_hashes(self, request: Request) -> None:
+        """Take over those of the prompt's full blocks from the request hashed before if it has the very same prompt: it
+        is another choice of one client's request, as a rule."""
         last, prompt = self._last_hashed, request.submission.prompt_token_ids
-        if last is None or last.submission.prompt_token_ids is not prompt:
-            return []
-        return last.block_hashes[:len(prompt) // self.config.block_size]
+        if last is not None and last.submission.prompt_token_ids is prompt:
+            known = request.block_hashes
+            known += last.block_hashes[len(known):len(prompt) // self.config.block_size]
 
     def _scheduled(self, request: Request, budget: int) -> ScheduledRequest:
         submission = request.submission
@@ -273,7 +281,7 @@ class Scheduler:
             request_id=request.request_id,
             token_ids=_token_ids(request, start, end),
             num_computed_tokens=start,
-            block_table=tuple(request.block_table),
+            block_table=request.block_table,
             sampling=sampling,
             prompt_token_ids=submission.prompt_token_ids if has_history else (),
             output_token_ids=tuple(request.output_token_ids) if has_history else (),
@@ -297,7 +305,8 @@ class Scheduler:
 
     def _name_at(self, request: Request, position: int) -> bytes:
         """Name of the state at a block's end: that of the block."""
-        return self._hashes(request, position // self.config.block_size)[-1]
+        index = position // self.config.block_size - 1
+        return self._hashes(request, index + 1)[index]
 
     def _sampling(self, request: Request) -> SamplingSpec:
         submission = request.submission
@@ -373,7 +382,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.blocks.free(request.block_table)
-        request.block_table = []
+        request.block_table = ()
         self.states.release(request.request_id)
 
 

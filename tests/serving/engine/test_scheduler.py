@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from serving.config import SchedulerConfig
+from serving.engine import scheduler as scheduler_module
+from serving.engine.block_manager import block_hash
 from serving.engine.request import FinishReason, Request, RequestStatus, Submission, TokenEvent
 from serving.engine.scheduler import Scheduler
 from serving.errors import ContextLengthError, InvalidRequestError
@@ -327,6 +329,34 @@ def test_a_deadline_fails_the_request_whatever_its_state() -> None:
 # Held routers.
 
 
+def test_a_prompt_is_hashed_once_for_all_of_its_choices_and_only_as_far_as_it_is_known(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[tuple[int, ...]] = []
+
+    def count(parent: bytes, token_ids: tuple[int, ...]) -> bytes:
+        hashed.append(token_ids)
+        return block_hash(parent, token_ids)
+    monkeypatch.setattr(scheduler_module, "block_hash", count)
+    scheduler = make_scheduler(num_blocks=200, max_batch_tokens=16)
+    prompt = tuple(range(40))
+    add(scheduler, *(submission(name, max_tokens=1, prompt_token_ids=prompt) for name in "abc"))
+    driver = Driver(scheduler)
+    driver.step()
+    assert len(hashed) == 16 // BLOCK       # what the first step computed, and no block before it
+    driver.run()
+    assert len(hashed) == len(set(hashed)) == len(prompt) // BLOCK
+
+
+def test_newcomers_with_long_known_prompts_start_a_few_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "_STARTED_BLOCKS", 20)
+    scheduler = make_scheduler(num_blocks=200)
+    driver = run_all(scheduler, submission("first", num_prompt=41, max_tokens=1))
+    add(scheduler, *(submission(str(index), num_prompt=41, max_tokens=9) for index in range(5)))
+    assert [len(driver.step()) for _ in range(4)] == [2, 4, 5, 5]
+    driver.run()
+    assert all(len(driver.events[str(index)]) == 9 for index in range(5))
+
+
 def test_a_held_router_is_skipped_and_keeps_its_blocks() -> None:
     scheduler = make_scheduler()
     driver = Driver(scheduler)
@@ -334,7 +364,7 @@ def test_a_held_router_is_skipped_and_keeps_its_blocks() -> None:
     add(scheduler, submission("quick", max_tokens=9), router_id="quick")
     driver.step()
     scheduler.hold("slow", True)
-    block_table = list(slow.block_table)
+    block_table = slow.block_table
     driver.run()
     assert "quick" in driver.events and slow.block_table == block_table and not scheduler.has_work()
     scheduler.hold("slow", False)
