@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.args import ModelArgs
-from model.kernels.protocol import AttentionBatch, Kernels
+from model.kernels.protocol import AttentionBatch, AttentionWeights, Kernels
 
 
 def new_norm(args: ModelArgs, size: int, kernels: Kernels, dtype: torch.dtype) -> Tensor:
@@ -33,29 +33,13 @@ class PagedAttention:
             for width, has_bias in ((qkv_width, args.qkv_bias), (args.hidden_size, args.out_bias)))
         self.q_norm_d, self.k_norm_d = (
             new_norm(args, args.head_dim, kernels, dtype) if args.qk_norm else None for _ in range(2))
-        self._scale = args.head_dim ** -0.5
-        self._sliding_window = args.sliding_window
-        self._eps = args.rms_norm_eps
-        self._kernels = kernels
+        self._block = kernels.new_attention_block(AttentionWeights(
+            self.qkv, self.out, self.qkv_bias_J, self.out_bias_D, self.q_norm_d, self.k_norm_d, self.num_heads,
+            self.num_kv_heads, self.head_dim, args.gated_attention, args.sliding_window, args.rms_norm_eps))
 
     def forward(self, x_TD: Tensor, cos_sin: tuple[Tensor, Tensor], batch: AttentionBatch, cache: Tensor) -> Tensor:
         """Write the rows' keys and values to `cache`, this layer's slice, then attend."""
-        kernels, num_rows = self._kernels, x_TD.shape[0]
-        qkv_TJ = kernels.linear(x_TD, self.qkv, self.qkv_bias_J)
-        q_TJ, k_TJ, v_TJ, gate_TJ = torch.split(
-            qkv_TJ, [self.q_width, self.kv_width, self.kv_width, self.gate_width], dim=1)
-        q_THd = self._normed(q_TJ.reshape(num_rows, self.num_heads, self.head_dim), self.q_norm_d)
-        k_TGd = self._normed(k_TJ.reshape(num_rows, self.num_kv_heads, self.head_dim), self.k_norm_d)
-        v_TGd = v_TJ.reshape(num_rows, self.num_kv_heads, self.head_dim)
-        kernels.write_kv(cache, kernels.rope(k_TGd, *cos_sin), v_TGd, batch)
-        out_THd = kernels.attention(kernels.rope(q_THd, *cos_sin), cache, batch, self._scale, self._sliding_window)
-        out_TJ = out_THd.reshape(num_rows, self.q_width)
-        if self.gate_width:
-            out_TJ = kernels.times_sigmoid(out_TJ, gate_TJ)
-        return kernels.linear(out_TJ, self.out, self.out_bias_D)
-
-    def _normed(self, x_THd: Tensor, weight_d: Tensor | None) -> Tensor:
-        return x_THd if weight_d is None else self._kernels.rms_norm(x_THd, weight_d, self._eps)
+        return self._block(x_TD, cos_sin, batch, cache)
 
     @property
     def weights_bytes(self) -> int:

@@ -57,22 +57,24 @@ class Decoder:
 
     def forward(self, token_ids_T: Tensor, batch: AttentionBatch, caches: SequenceCaches,
                 dispatcher: Dispatcher) -> Tensor:
-        """Turn token ids, int64 [T] on the device, into hidden [T, D] before the last norm. With T = 0 this member only
+        """Turn token ids, int64 [T] on the device, into hidden [T, D] after the last norm. With T = 0 this member only
         computes for the others."""
         hidden_TD = self.embedding_VD.index_select(0, token_ids_T)
         if not token_ids_T.shape[0]:
             return self._serve_others(hidden_TD, dispatcher)
-        norm, eps = self.kernels.rms_norm, self.args.rms_norm_eps
+        add_norm, eps = self.kernels.add_rms_norm, self.args.rms_norm_eps
         cos_sin = self._rope.at(batch.positions_T)
-        for index, layer in enumerate(self.layers):
-            x_TD, mixer = norm(hidden_TD, layer.mixer_norm_D, eps), layer.mixer
-            hidden_TD = hidden_TD + (
-                mixer.forward(x_TD, cos_sin, batch, caches.kv_of_layer[index]) if isinstance(mixer, PagedAttention)
-                else mixer.forward(x_TD, batch, caches.state_of_layer[index]))
-            x_TD = norm(hidden_TD, layer.mlp_norm_D, eps)
-            mlp = layer.mlp
-            hidden_TD = hidden_TD + (mlp.forward(x_TD, dispatcher) if isinstance(mlp, SparseMlp) else mlp.forward(x_TD))
-        return hidden_TD
+        x_TD = self.kernels.rms_norm(hidden_TD, self.layers[0].mixer_norm_D, eps)
+        next_norms = [*(layer.mixer_norm_D for layer in self.layers[1:]), self.norm_D]
+        for index, (layer, next_norm_D) in enumerate(zip(self.layers, next_norms, strict=True)):
+            mixer, mlp = layer.mixer, layer.mlp
+            mixed_TD = (mixer.forward(x_TD, cos_sin, batch, caches.kv_of_layer[index])
+                        if isinstance(mixer, PagedAttention)
+                        else mixer.forward(x_TD, batch, caches.state_of_layer[index]))
+            hidden_TD, x_TD = add_norm(hidden_TD, mixed_TD, layer.mlp_norm_D, eps)
+            mlp_TD = mlp.forward(x_TD, dispatcher) if isinstance(mlp, SparseMlp) else mlp.forward(x_TD)
+            hidden_TD, x_TD = add_norm(hidden_TD, mlp_TD, next_norm_D, eps)
+        return x_TD
 
     def _serve_others(self, empty_0D: Tensor, dispatcher: Dispatcher) -> Tensor:
         for experts in self.experts:
@@ -81,8 +83,7 @@ class Decoder:
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Turn hidden [S, D] from forward() into fp32 logits [S, V]."""
-        normed_SD = self.kernels.rms_norm(hidden_SD, self.norm_D, self.args.rms_norm_eps)
-        return self.kernels.linear(normed_SD, self.output, out_dtype=torch.float32)
+        return self.kernels.linear(hidden_SD, self.output, out_dtype=torch.float32)
 
     @property
     def weights_bytes(self) -> int:

@@ -27,7 +27,7 @@ class MemberModel(Protocol):
 
     def forward(self, token_ids_T: Tensor, batch: AttentionBatch, caches: SequenceCaches,
                 dispatcher: Dispatcher) -> Tensor:
-        """Turn token ids, int64 [T] on the device, into hidden [T, D] before the last norm."""
+        """Turn token ids, int64 [T] on the device, into hidden [T, D] after the last norm."""
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Turn hidden [S, D] from forward() into fp32 logits [S, V]."""

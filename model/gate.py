@@ -21,20 +21,11 @@ class Gate:
         self._rounds_weights = args.rounds_gate_weights
 
     def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose for x [T, D] -> (weights fp32 [T, K], expert ids int64 [T, K]), each row ascending in expert id.
-
-        Scores are rounded to the dtype of x before the softmax, as transformers does, so that ties fall alike.
-        """
+        """Choose for x [T, D] -> (weights fp32 [T, K], expert ids int64 [T, K]), each row ascending in expert id."""
         if not x_TD.shape[0]:
             return no_choice(self._num_experts_per_tok, x_TD.device)
-        probs_TN = torch.softmax(self._kernels.linear(x_TD, self.weight), dim=-1, dtype=torch.float32)
-        weights_TK, expert_ids_TK = torch.topk(probs_TN, self._num_experts_per_tok, dim=-1)
-        if self._norm_topk_prob:
-            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-        if self._rounds_weights and x_TD.dtype != torch.float32:
-            weights_TK = weights_TK.to(x_TD.dtype).float()
-        expert_ids_TK, order_TK = torch.sort(expert_ids_TK, dim=-1)
-        return weights_TK.gather(1, order_TK), expert_ids_TK
+        return self._kernels.choose_experts(x_TD, self.weight, self._num_experts_per_tok, self._norm_topk_prob,
+                                            self._rounds_weights)
 
 
 def no_choice(num_experts_per_tok: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from model.arrays import IdArray, IntArray
 from model.dispatch.dispatcher import DispatchHandle
 from model.dispatch.exchange import RowExchange, Scratch, pick_rows
+from model.kernels.protocol import ExpertWeights
 
 
 class AllToAllDispatcher:
@@ -41,6 +42,10 @@ class AllToAllDispatcher:
         if list(num_tokens_of_member) != self._num_tokens_M:
             self._num_tokens_M = list(num_tokens_of_member)
             self._owner_S = np.repeat(np.arange(len(num_tokens_of_member)), num_tokens_of_member)
+
+    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                     experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
+        return self._exchange.compute_here(layer, x_TD, weights_TK, expert_ids_TK, experts)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         exchange = self._exchange

@@ -22,6 +22,7 @@ from model.dispatch.dispatcher import Dispatcher, DispatchHandle
 from model.dispatch.exchange import RowExchange
 from model.dispatch.gather import GatherDispatcher
 from model.dispatch.row_plan import expected_shares, reach_of
+from model.kernels.protocol import ExpertWeights
 
 # Measured over loopback gloo, see benchmarks/results/2026-11-23_dispatch_epyc-milan-2c.md
 COLLECTIVE_BYTES = 1 << 20
@@ -43,6 +44,7 @@ class AutoDispatcher:
 
     def __init__(self, exchange: RowExchange, mode: Literal["auto", "all_to_all", "gather"] = "auto",
                  gather_max_rows: int | None = None) -> None:
+        self._exchange = exchange
         self._collectives = exchange.collectives
         self._all_to_all = AllToAllDispatcher(exchange)
         self._gather = GatherDispatcher(exchange)
@@ -65,8 +67,13 @@ class AutoDispatcher:
         return self._collectives.bytes_sent
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
+        self._exchange.begin_step(num_tokens_of_member)
         self._num_tokens_M = num_tokens_of_member
         self._chosen = None
+
+    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                     experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
+        return self._exchange.compute_here(layer, x_TD, weights_TK, expert_ids_TK, experts)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         if self._chosen is None:

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.kernels.protocol import Kernels
+from model.kernels.protocol import ExpertWeights, Kernels
+from model.kernels.torch_kernels import sort_by_expert
 from model.pace import UNTIMED, Pace
 from model.placement import Placement
 
@@ -28,8 +29,8 @@ class DispatchHandle:
 class Dispatcher(Protocol):
     """Brings rows to the members that hold their experts, and the experts' outputs back.
 
-    Every member calls begin_step once a step, then dispatch and combine for every MoE layer in the same order, with
-    T = 0 too. Raises GroupError when a collective fails.
+    Every member calls begin_step once a step, then for every MoE layer in the same order, with T = 0 too, compute_here,
+    and dispatch and combine where that computed nothing. Raises GroupError when a collective fails.
     """
 
     @property
@@ -43,6 +44,11 @@ class Dispatcher(Protocol):
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         """Take the agreed row counts of the step, index = rank."""
 
+    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                     experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
+        """Compute a layer of this step whose rows all stay on their members, by the experts of this one -> (weighted
+        sums [T, D], rows of each local slot). None where rows travel, for all members alike."""
+
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         """Return the rows [R, D] for this member's experts, sorted by local slot. expert_ids int64, ascending along K.
 
@@ -53,16 +59,14 @@ class Dispatcher(Protocol):
         """Turn expert outputs [R, D], in the order of `dispatch`, into weighted sums [T, D] of this member's tokens."""
 
 
-def sort_by_expert(expert_ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Sort N expert ids, stably -> (order [N], place of each in that order [N], count of each expert).
-
-    The count is the one host synchronization of a layer on an accelerator.
-    """
-    order_N = torch.argsort(expert_ids_N, stable=True)
-    place_N = torch.empty_like(order_N)
-    place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
-    counts_E: list[int] = torch.bincount(expert_ids_N, minlength=num_experts).tolist()
-    return order_N, place_N, counts_E
+def compute_experts(kernels: Kernels, pace: Pace, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                    experts: ExpertWeights) -> tuple[Tensor, list[int]]:
+    """Compute rows that stay. Nobody plans where they go; adding up is part of the work for experts here."""
+    pace.begin_experts()
+    pace.end_planning()
+    computed = kernels.local_experts(x_TD, weights_TK, expert_ids_TK, experts)
+    pace.end_experts()
+    return computed
 
 
 class LocalDispatcher:
@@ -80,6 +84,10 @@ class LocalDispatcher:
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         pass
+
+    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                     experts: ExpertWeights) -> tuple[Tensor, list[int]]:
+        return compute_experts(self._kernels, self._pace, x_TD, weights_TK, expert_ids_TK, experts)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         self._pace.begin_experts()

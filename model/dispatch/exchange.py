@@ -14,11 +14,11 @@ from torch import Tensor
 
 from model.arrays import IdArray, IntArray
 from model.dispatch.collectives import Collectives
-from model.dispatch.dispatcher import DispatchHandle
+from model.dispatch.dispatcher import DispatchHandle, compute_experts
 from model.dispatch.row_plan import RowPlan, plan_arrivals
 from model.dispatch.row_planner import row_planners
 from model.dispatch.silent_group import Group
-from model.kernels.protocol import Kernels
+from model.kernels.protocol import ExpertWeights, Kernels
 from model.pace import UNTIMED, Pace
 from model.placement import Placement
 
@@ -86,6 +86,13 @@ class RowExchange:
     def travels(self, layer: int) -> bool:
         """Return whether rows of the layer leave their members: the same answer on all."""
         return self._travels_L[layer]
+
+    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                     experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
+        """See Dispatcher. Where rows stay, a member that has any holds every expert, in the slot of its id."""
+        if self._travels_L[layer]:
+            return None
+        return compute_experts(self._kernels, self._pace, x_TD, weights_TK, expert_ids_TK, experts)
 
     def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
         """Dispatch a layer whose rows do not travel: this member holds all that its rows need."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.arrays import IdArray, IntArray
 from model.dispatch.dispatcher import DispatchHandle
 from model.dispatch.exchange import RowExchange, Scratch
+from model.kernels.protocol import ExpertWeights
 
 _ID_BYTES = 2
 
@@ -85,6 +86,10 @@ class GatherDispatcher:
                 self._num_rows_M = [max(num_tokens_of_member)] * len(num_tokens_of_member)
             self._owner_S = np.repeat(np.arange(len(self._num_rows_M)), self._num_rows_M)
             self._buffers = None
+
+    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                     experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
+        return self._exchange.compute_here(layer, x_TD, weights_TK, expert_ids_TK, experts)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         exchange = self._exchange

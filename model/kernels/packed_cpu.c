@@ -224,6 +224,15 @@ EXPORT void packed_rms_norm(const char *x, long step, long num_tokens, long num_
     run_rows(&call, norm_task, num_heads * size, num_threads);
 }
 
+// x + delta, rounded, to where x is; its norm to out
+EXPORT void packed_add_rms_norm(char *x, const char *delta, long num_tokens, long size, const char *weight,
+                                long weight_dtype, float eps, char *out, long dtype, long num_threads) {
+    RowsCall call = {.sum = x, .x = x, .delta = delta, .step = size * dtype_bytes(dtype), .num_tokens = num_tokens,
+                     .num_heads = 1, .size = size, .weight = weight, .weight_dtype = weight_dtype, .eps = eps, .out = out,
+                     .dtype = dtype};
+    run_rows(&call, add_norm_task, size, num_threads);
+}
+
 EXPORT void packed_times_sigmoid(const char *x, long step, long num_tokens, long size, const char *gate, long gate_step,
                                  long gate_size, char *out, long dtype, long num_threads) {
     RowsCall call = {.x = x, .step = step, .num_tokens = num_tokens, .num_heads = 1, .size = size, .gate = gate,
@@ -264,6 +273,8 @@ EXPORT long packed_attention(const Attention *call, long num_threads) {
     free(tasks);
     return OK;
 }
+
+#include "packed_blocks.h"
 
 // ---- gated DeltaNet: the structs are described in packed_delta_net.h
 
@@ -313,7 +324,8 @@ EXPORT const char *shared_structs(void) {
         DESCRIBE_STRUCT(Attention, ATTENTION_FIELDS) DESCRIBE_STRUCT(Copies, COPIES_FIELDS)
         DESCRIBE_STRUCT(Routing, ROUTING_FIELDS) DESCRIBE_STRUCT(RowPlanOffsets, ROW_PLAN_FIELDS)
         DESCRIBE_STRUCT(Sequences, SEQUENCES_FIELDS) DESCRIBE_STRUCT(Conv, CONV_FIELDS)
-        DESCRIBE_STRUCT(DeltaRule, DELTA_RULE_FIELDS);
+        DESCRIBE_STRUCT(DeltaRule, DELTA_RULE_FIELDS) DESCRIBE_STRUCT(AttentionBlock, ATTENTION_BLOCK_FIELDS)
+        DESCRIBE_STRUCT(AttentionStep, ATTENTION_STEP_FIELDS);
 }
 
 #ifdef __AVX512F__

@@ -16,84 +16,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.errors import OutOfMemoryError
 from model.kernels.limits import BLOCK_SIZES, MAX_HEAD_DIM, fits_block
+from model.kernels.packed_blocks import AttentionSteps, PackedAttention, PackedMoe, check
 from model.kernels.packed_cpu_library import KernelLibrary
 from model.kernels.packed_delta_net import PackedDeltaNet, new_delta_net_states
 from model.kernels.packed_rows import DTYPE_CODES, DTYPE_SIZES, rows_of
-from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState, ExpertWeights, LinearWeight
+from model.kernels.packed_weights import PackedExperts, PackedLinear
+from model.kernels.protocol import (
+    AttentionBatch,
+    AttentionWeights,
+    DeltaNetGates,
+    DeltaNetState,
+    ExpertWeights,
+    LinearWeight,
+)
 
 _NO_WINDOW = 1 << 40
-
-
-class PackedLinear:
-    """Holds panels of 16 outputs, k ascending. Rows that were never loaded are zero."""
-
-    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, library: KernelLibrary,
-                 num_threads: int) -> None:
-        """`num_threads`: that pack it."""
-        self.out_features = out_features
-        self.in_features = in_features
-        self.dtype = dtype
-        self._library, self._num_threads = library, num_threads
-        num_bytes = library.short.packed_weight_bytes(DTYPE_CODES[dtype], out_features, in_features)
-        self.panels = torch.zeros(num_bytes, dtype=torch.uint8)
-        self.nbytes = self.panels.nbytes
-        self._struct = library.new_struct("Linear", panels=self.panels.data_ptr(), n=out_features, k=in_features,
-                                          dtype=DTYPE_CODES[dtype])
-        self.address = ctypes.addressof(self._struct)
-
-    def load_rows(self, first_row: int, weight_nK: Tensor) -> None:
-        assert weight_nK.shape[1] == self.in_features and first_row + weight_nK.shape[0] <= self.out_features
-        weight_nK = weight_nK.to(self.dtype).contiguous()
-        self._library.long.packed_pack(self.panels.data_ptr(), weight_nK.data_ptr(), first_row, weight_nK.shape[0],
-                                       self.in_features, DTYPE_CODES[self.dtype], 1, 0, self._num_threads)
-
-
-class PackedExperts:
-    """Holds for each expert panels of gate and up alternating, then those of down."""
-
-    def __init__(self, num_experts: int, intermediate_size: int, hidden_size: int, dtype: torch.dtype,
-                 library: KernelLibrary, num_threads: int) -> None:
-        """`num_threads`: that pack them."""
-        self.num_experts = num_experts
-        self.intermediate_size = intermediate_size
-        self.hidden_size = hidden_size
-        self.dtype = dtype
-        self._library, self._num_threads = library, num_threads
-        up_bytes, down_bytes = (library.short.packed_weight_bytes(DTYPE_CODES[dtype], n, k) for n, k in (
-            (intermediate_size, hidden_size), (hidden_size, intermediate_size)))
-        self.gate_up = torch.zeros(num_experts, 2 * up_bytes, dtype=torch.uint8)
-        self.down = torch.zeros(num_experts, down_bytes, dtype=torch.uint8)
-        self.nbytes = self.gate_up.nbytes + self.down.nbytes
-        self._struct = library.new_struct(
-            "Experts", gate_up=self.gate_up.data_ptr(), down=self.down.data_ptr(), num_experts=num_experts,
-            intermediate=intermediate_size, hidden=hidden_size, dtype=DTYPE_CODES[dtype])
-        self.address = ctypes.addressof(self._struct)
-        self.counts = ctypes.c_long * num_experts
-
-    def load_gate(self, slot: int, weight_ID: Tensor) -> None:
-        assert weight_ID.shape == (self.intermediate_size, self.hidden_size)
-        self._pack(self.gate_up[slot], weight_ID, 2, 0)
-
-    def load_up(self, slot: int, weight_ID: Tensor) -> None:
-        assert weight_ID.shape == (self.intermediate_size, self.hidden_size)
-        self._pack(self.gate_up[slot], weight_ID, 2, 1)
-
-    def load_down(self, slot: int, weight_DI: Tensor) -> None:
-        assert weight_DI.shape == (self.hidden_size, self.intermediate_size)
-        self._pack(self.down[slot], weight_DI, 1, 0)
-
-    def copy_slot(self, slot: int, source: ExpertWeights, source_slot: int) -> None:
-        assert isinstance(source, PackedExperts) and source.dtype is self.dtype
-        self.gate_up[slot].copy_(source.gate_up[source_slot])
-        self.down[slot].copy_(source.down[source_slot])
-
-    def _pack(self, panels: Tensor, weight_NK: Tensor, panel_stride: int, panel_first: int) -> None:
-        weight_NK = weight_NK.to(self.dtype).contiguous()
-        self._library.long.packed_pack(panels.data_ptr(), weight_NK.data_ptr(), 0, weight_NK.shape[0],
-                                       weight_NK.shape[1], DTYPE_CODES[self.dtype], panel_stride, panel_first,
-                                       self._num_threads)
 
 
 class PackedCpuKernels:
@@ -113,7 +51,10 @@ class PackedCpuKernels:
         short, long = self._library.short, self._library.long
         self._rms_norm, self._rope, self._combine = short.packed_rms_norm, short.packed_rope, short.packed_combine
         self._write_kv = short.packed_write_kv
+        self._add_rms_norm = short.packed_add_rms_norm
         self._times_sigmoid, self._delta_net = short.packed_times_sigmoid, PackedDeltaNet(self._library, num_threads)
+        self._moe, self._attention_steps = PackedMoe(self._library, num_threads), AttentionSteps(self._library)
+        self.choose_experts, self.local_experts = self._moe.choose_experts, self._moe.local_experts
         self._linear, self._experts, self._attention = long.packed_linear, long.packed_experts, long.packed_attention
 
     def on_one_thread(self) -> PackedCpuKernels:
@@ -149,7 +90,7 @@ class PackedCpuKernels:
         counts = weights.counts(*num_rows_E)
         status = self._experts(weights.address, rows_RD.data_ptr(), step, num_rows, ctypes.addressof(counts),
                                out_RD.data_ptr(), self.num_threads)
-        _check(status)
+        check(status)
         return out_RD
 
     def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -165,6 +106,16 @@ class PackedCpuKernels:
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return self._norm(x_TD, weight_D, eps, None, 0)
+
+    def add_rms_norm(self, x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        dtype, (num_rows, size) = x_TD.dtype, x_TD.shape
+        assert x_TD.is_contiguous() and delta_TD.is_contiguous() and delta_TD.dtype is dtype
+        assert delta_TD.shape == x_TD.shape and weight_D.is_contiguous() and weight_D.shape[0] == size
+        assert weight_D.dtype in (dtype, torch.float32)
+        normed_TD = torch.empty((num_rows, size), dtype=dtype)
+        self._add_rms_norm(x_TD.data_ptr(), delta_TD.data_ptr(), num_rows, size, weight_D.data_ptr(),
+                           DTYPE_CODES[weight_D.dtype], eps, normed_TD.data_ptr(), DTYPE_CODES[dtype], self.num_threads)
+        return x_TD, normed_TD
 
     def gated_rms_norm(self, x_THd: Tensor, gate_THd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
         assert gate_THd.shape == x_THd.shape and gate_THd.dtype is x_THd.dtype
@@ -202,6 +153,9 @@ class PackedCpuKernels:
     def gated_delta_rule(self, qkv_TC: Tensor, ba_TJ: Tensor, gates: DeltaNetGates, state: DeltaNetState,
                          batch: AttentionBatch) -> Tensor:
         return self._delta_net.gated_delta_rule(qkv_TC, ba_TJ, gates, state, batch)
+
+    def new_attention_block(self, weights: AttentionWeights) -> PackedAttention:
+        return PackedAttention(weights, self._attention_steps, self._library, self.num_threads)
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         assert cos_Td.dtype is torch.float32 and sin_Td.dtype is torch.float32
@@ -250,10 +204,5 @@ class PackedCpuKernels:
             q_step=step, num_seqs=lens_S.shape[0], table_width=tables_SM.shape[1], num_heads=num_heads,
             num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=DTYPE_CODES[q_THd.dtype],
             sliding_window=_NO_WINDOW if sliding_window is None else sliding_window, scale=scale)
-        _check(self._attention(ctypes.addressof(call), self.num_threads))
+        check(self._attention(ctypes.addressof(call), self.num_threads))
         return out_THd
-
-
-def _check(status: int) -> None:
-    if status:
-        raise OutOfMemoryError("no memory for the intermediate rows of a kernel", fix="lower max_batch_tokens")

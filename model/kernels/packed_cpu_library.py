@@ -31,6 +31,7 @@ _BUILD = "build it here: python setup.py build_generated"
 _SHORT_FUNCTIONS: _Functions = {
     "packed_rms_norm": [c_void_p, c_long, c_long, c_long, c_long, c_void_p, c_long, c_void_p, c_long, c_float, c_void_p,
                         c_long, c_long],
+    "packed_add_rms_norm": [c_void_p, c_void_p, c_long, c_long, c_void_p, c_long, c_float, c_void_p, c_long, c_long],
     "packed_times_sigmoid": [c_void_p, c_long, c_long, c_long, c_void_p, c_long, c_long, c_void_p, c_long, c_long],
     "packed_causal_conv": [c_void_p, c_long],
     "packed_rope": [c_void_p, c_long, c_long, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_long, c_long],
@@ -45,9 +46,14 @@ _LONG_FUNCTIONS: _Functions = {
     "packed_linear": [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p, c_long, c_long],
     "packed_experts": [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p, c_long],
     "packed_attention": [c_void_p, c_long],
+    "packed_choose_experts": [c_void_p, c_void_p, c_long, c_long, c_long, c_long, c_long, c_void_p, c_void_p, c_long],
+    "packed_local_experts": [c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_void_p,
+                             c_long],
+    "packed_attention_block": [c_void_p, c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_long],
     "packed_gated_delta_rule": [c_void_p, c_long],
 }
-_RETURNS_LONG = {"packed_weight_bytes", "packed_experts", "packed_attention", "row_plan"}
+_RETURNS_LONG = {"packed_weight_bytes", "packed_experts", "packed_attention", "row_plan",
+                 "packed_choose_experts", "packed_local_experts", "packed_attention_block"}
 
 
 class KernelLibraryError(ModelError, OSError):

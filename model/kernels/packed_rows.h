@@ -15,6 +15,8 @@ typedef struct {
     const char *gate;           // gated norm and sigmoid: as x, or one of each row
     long gate_step, gate_size, weight_dtype, rotary_size;
     char *out;                  // contiguous
+    char *sum;                  // add_rms_norm: x, changed where it is
+    const char *delta;          // add_rms_norm: what is added to it
     long num_tokens, step, num_heads, size, num_choices, tokens_per_task, dtype;
     float eps;
 } RowsCall;
@@ -50,11 +52,18 @@ INLINE void sigmoid_row(const Dtype dtype, const char *x, const char *gate, long
     }
 }
 
-// The first `rotary` elements; the others stay as they are
+INLINE void add_row(const Dtype dtype, char *sum, const char *delta, long size) {
+    long bytes = dtype_bytes(dtype);
+    for (long i = 0; i < size; i += LANES)
+        store_n(dtype, sum + i * bytes, load_n(dtype, sum + i * bytes, size - i) + load_n(dtype, delta + i * bytes, size - i),
+                size - i);
+}
+
+// The first `rotary` elements; the others stay as they are. out may be x.
 INLINE void rotate_row(const Dtype dtype, const char *x, const float *cos, const float *sin, char *out, long size,
                        long rotary) {
     long bytes = dtype_bytes(dtype), half = rotary / 2;
-    if (rotary < size) memcpy(out + rotary * bytes, x + rotary * bytes, (size - rotary) * bytes);
+    if (rotary < size && out != x) memcpy(out + rotary * bytes, x + rotary * bytes, (size - rotary) * bytes);
     for (long i = 0; i < half; i += LANES) {
         long n = half - i;
         f32x16 a = load_n(dtype, x + i * bytes, n), b = load_n(dtype, x + (half + i) * bytes, n);
@@ -77,17 +86,18 @@ INLINE void combine_row(const Dtype dtype, const RowsCall *call, long token) {
     }
 }
 
-typedef enum { NORM, ROTATE, COMBINE, SIGMOID } RowKernel;
+typedef enum { NORM, ADD_NORM, ROTATE, COMBINE, SIGMOID } RowKernel;
 
 INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall *call, long task) {
     long end = min_long(call->num_tokens, (task + 1) * call->tokens_per_task), row_bytes = call->size * dtype_bytes(dtype);
     for (long t = task * call->tokens_per_task; t < end; t++) {
         if (kernel == COMBINE) { combine_row(dtype, call, t); continue; }
+        if (kernel == ADD_NORM) add_row(dtype, call->sum + t * call->step, call->delta + t * row_bytes, call->size);
         for (long h = 0; h < call->num_heads; h++) {
             const char *x = call->x + t * call->step + h * row_bytes;
             char *out = call->out + (t * call->num_heads + h) * row_bytes;
             const char *gate = call->gate ? call->gate + t * call->gate_step + h * row_bytes : 0;
-            if (kernel == NORM) norm_row(dtype, x, call->weight, call->weight_dtype, gate, out, call->size, call->eps);
+            if (kernel == NORM || kernel == ADD_NORM) norm_row(dtype, x, call->weight, call->weight_dtype, gate, out, call->size, call->eps);
             else if (kernel == SIGMOID) sigmoid_row(dtype, x, gate, call->gate_size, out, call->size);
             else rotate_row(dtype, x, call->cos + t * call->rotary_size, call->sin + t * call->rotary_size, out, call->size,
                             call->rotary_size);
@@ -101,6 +111,7 @@ INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall 
     else if (call->dtype == F16) rows_task(KERNEL, F16, call, task); \
     else rows_task(KERNEL, F32, call, task); }
 ROWS_TASK(norm_task, NORM)
+ROWS_TASK(add_norm_task, ADD_NORM)
 ROWS_TASK(rotate_task, ROTATE)
 ROWS_TASK(combine_task, COMBINE)
 ROWS_TASK(sigmoid_task, SIGMOID)

@@ -82,6 +82,37 @@ class DeltaNetGates:
     bias_H: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """Holds what one layer's attention is made of. Rows of `qkv`: q, k, v and, if gated, the gate of the output."""
+
+    qkv: LinearWeight
+    out: LinearWeight
+    qkv_bias_J: Tensor | None
+    out_bias_D: Tensor | None
+    q_norm_d: Tensor | None
+    k_norm_d: Tensor | None
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    is_gated: bool
+    sliding_window: int | None
+    eps: float                  # of the norms
+
+    @property
+    def scale(self) -> float:
+        return float(self.head_dim ** -0.5)
+
+
+class AttentionBlock(Protocol):
+    """Computes one layer's attention, from its input to its output."""
+
+    def __call__(self, x_TD: Tensor, cos_sin: tuple[Tensor, Tensor], batch: AttentionBatch, cache: Tensor) -> Tensor:
+        """Write the rows' keys and values to `cache`, this layer's slice of new_kv_cache(), then attend -> [T, D].
+
+        cos and sin fp32 [T, r]: see Kernels.rope."""
+
+
 class Kernels(Protocol):
     name: str                   # bit-identical numbers are promised between members whose name and dtype agree
     device: torch.device
@@ -109,6 +140,19 @@ class Kernels(Protocol):
         The product silu(gate) * up is made in fp32 and rounded once to the dtype of rows.
         """
 
+    def choose_experts(self, x_TD: Tensor, weight: LinearWeight, num_choices: int, normalizes: bool,
+                       rounds: bool) -> tuple[Tensor, Tensor]:
+        """Choose for x [T, D] -> (weights fp32 [T, K], expert ids int64 [T, K]), each row ascending in expert id.
+
+        Scores are rounded to the dtype of x before the softmax, as transformers does. Of equally likely experts those
+        of lower id are chosen. normalizes: weights add up to 1; rounds: they are rounded to the dtype of x.
+        """
+
+    def local_experts(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                      experts: ExpertWeights) -> tuple[Tensor, list[int]]:
+        """Compute a layer all of whose experts are here, in the slots of their ids -> (weighted sums [T, D], rows of
+        each expert): the bits of `experts` on sorted rows, then `combine`. Choices as choose_experts makes them."""
+
     def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Sum each token's expert outputs by weight: sum_k weights[t, k] * rows[row_of[t, k]] -> [T, D], as rows.
 
@@ -121,6 +165,9 @@ class Kernels(Protocol):
 
         As transformers' Qwen3MoeRMSNorm and MixtralRMSNorm compute it. x may be [T, H, d] (QK norm). An fp32 weight
         beside x of another dtype is multiplied before the rounding, as Qwen3NextRMSNorm does."""
+
+    def add_rms_norm(self, x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Compute x + delta in the dtype of both -> (the sum, its rms_norm). The sum may lie where x was."""
 
     def gated_rms_norm(self, x_THd: Tensor, gate_THd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
         """rms_norm(x) * silu(gate), the product in fp32, rounded once -> dtype of x."""
@@ -148,6 +195,8 @@ class Kernels(Protocol):
         head, beta = sigmoid(b), `gates` make the decay of a. Queries and keys are normalized here. Reads and writes
         `state.recurrent_NHkv`.
         """
+
+    def new_attention_block(self, weights: AttentionWeights) -> AttentionBlock: ...
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         """Rotate-half rotary embedding, x [T, H, d], cos and sin fp32 [T, r] (both halves): the first r dimensions of a

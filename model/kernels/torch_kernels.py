@@ -18,8 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model.kernels.composed_attention import ComposedAttention
 from model.kernels.pieces import in_pieces
-from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState, ExpertWeights, LinearWeight
+from model.kernels.protocol import (
+    AttentionBatch,
+    AttentionWeights,
+    DeltaNetGates,
+    DeltaNetState,
+    ExpertWeights,
+    LinearWeight,
+)
 from model.kernels.torch_attention import attend_in_blocks, attend_with_sdpa
 from model.kernels.torch_delta_net import causal_conv, gated_delta_rule
 
@@ -124,6 +132,26 @@ class TorchKernels:
     def _map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return in_pieces(function, x) if self._on_cpu else function(x)
 
+    def choose_experts(self, x_TD: Tensor, weight: LinearWeight, num_choices: int, normalizes: bool,
+                       rounds: bool) -> tuple[Tensor, Tensor]:
+        probs_TN = torch.softmax(self.linear(x_TD, weight), dim=-1, dtype=torch.float32)
+        # Not topk: which of equally likely experts it takes is not defined.
+        sorted_TN, ids_TN = torch.sort(probs_TN, dim=-1, descending=True, stable=True)
+        weights_TK, ids_TK = sorted_TN[:, :num_choices], ids_TN[:, :num_choices]
+        if normalizes:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        if rounds and x_TD.dtype != torch.float32:
+            weights_TK = weights_TK.to(x_TD.dtype).float()
+        ids_TK, order_TK = torch.sort(ids_TK, dim=-1)
+        return weights_TK.gather(1, order_TK), ids_TK
+
+    def local_experts(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+                      experts: ExpertWeights) -> tuple[Tensor, list[int]]:
+        order_N, place_N, num_rows_E = sort_by_expert(expert_ids_TK.reshape(-1), experts.num_experts)
+        rows_RD = x_TD[torch.div(order_N, expert_ids_TK.shape[1], rounding_mode="floor")]
+        outputs_RD = self.experts(rows_RD, num_rows_E, experts)
+        return self.combine(outputs_RD, place_N.view(expert_ids_TK.shape), weights_TK), num_rows_E
+
     def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
         total_TD = torch.zeros(row_of_TK.shape[0], rows_RD.shape[1], dtype=torch.float32, device=rows_RD.device)
         for k in range(row_of_TK.shape[1]):
@@ -134,6 +162,10 @@ class TorchKernels:
         x = x_TD.float().contiguous()
         normed = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
         return (weight_D * normed.to(weight_D.dtype)).to(x_TD.dtype)
+
+    def add_rms_norm(self, x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        sum_TD = x_TD + delta_TD
+        return sum_TD, self.rms_norm(sum_TD, weight_D, eps)
 
     def gated_rms_norm(self, x_THd: Tensor, gate_THd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
         normed = self.rms_norm(x_THd, weight_d, eps).float()
@@ -165,6 +197,9 @@ class TorchKernels:
             v_TC.reshape(-1, num_heads, value_dim), self._map(torch.exp, gates.rate_H * softplus_TH),
             self._map(torch.sigmoid, b_TH), state.recurrent_NHkv, batch)
         return out_THv.to(qkv_TC.dtype)
+
+    def new_attention_block(self, weights: AttentionWeights) -> ComposedAttention:
+        return ComposedAttention(weights, self)
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         rotary_dim = cos_Td.shape[1]
@@ -201,3 +236,15 @@ def _of_value_heads(x_TC: Tensor, key_dim: int, num_heads: int) -> Tensor:
     """[T, key heads * k] -> [T, H, k]: each key head serves as many value heads, one after the other."""
     x_Tgk = x_TC.reshape(x_TC.shape[0], -1, key_dim)
     return x_Tgk.repeat_interleave(num_heads // x_Tgk.shape[1], dim=1)
+
+
+def sort_by_expert(expert_ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Sort N expert ids, stably -> (order [N], place of each in that order [N], count of each expert).
+
+    The count is the one host synchronization of a layer on an accelerator.
+    """
+    order_N = torch.argsort(expert_ids_N, stable=True)
+    place_N = torch.empty_like(order_N)
+    place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
+    counts_E: list[int] = torch.bincount(expert_ids_N, minlength=num_experts).tolist()
+    return order_N, place_N, counts_E

@@ -174,3 +174,17 @@ def test_rows(levels: dict[str, PackedCpuKernels], kind: str, dtype: torch.dtype
         kernels.rms_norm(x_THd, gate_THd[0, 0], 1e-6), kernels.gated_rms_norm(x_THd, gate_THd, gate_THd[0, 0], 1e-6),
         kernels.times_sigmoid(x_THd[:, 0], gate_THd[:, 0]), kernels.rope(x_THd, cos_Td, sin_Td),
         kernels.combine(x_THd[:, 0], row_of, weights))]) for level, kernels in levels.items()})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gate_and_norm_of_a_sum(levels: dict[str, PackedCpuKernels], kind: str, dtype: torch.dtype) -> None:
+    x_TD, weight_ND, delta_TD = numbers(kind, dtype, 40, 33), numbers(kind, dtype, 50, 33), numbers(kind, dtype, 40, 33)
+    outs = {}
+    for level, kernels in levels.items():
+        gate = kernels.new_linear(50, 33, dtype)
+        gate.load_rows(0, weight_ND)
+        parts = [*kernels.choose_experts(x_TD, gate, 7, True, True),
+                 *kernels.add_rms_norm(x_TD.clone(), delta_TD, weight_ND[0], 1e-6)]
+        outs[level] = torch.cat([part.contiguous().view(torch.uint8).flatten() for part in parts])
+    assert_levels_agree(outs)

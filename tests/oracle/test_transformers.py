@@ -197,11 +197,15 @@ def test_greedy_text_in_bf16(family: str, seed: int, save_tiny: SaveTiny, engine
 
 
 def test_bf16_is_as_near_to_fp32_as_transformers(save_tiny: SaveTiny, engine_of: Any, kernels: Kernels) -> None:
-    folder = save_tiny("qwen3_moe", seed=3, initializer_range=0.08)
-    token_ids = random_ids(200)
-    exact = their_logits(load_theirs(folder), token_ids)
-    theirs = (their_logits(load_theirs(folder, torch.bfloat16), token_ids) - exact).abs().mean()
-    ours = (engine_of(folder, torch.bfloat16, kernels).prefill_logits(token_ids) - exact).abs().mean()
+    """Of several checkpoints together: bf16 scores of two experts are often equal, and which of them is the better one
+    is chance."""
+    ours, theirs = 0.0, 0.0
+    for seed in (3, 4, 5, 6):
+        folder = save_tiny("qwen3_moe", seed=seed, initializer_range=0.08)
+        token_ids = random_ids(200)
+        exact = their_logits(load_theirs(folder), token_ids)
+        theirs += float((their_logits(load_theirs(folder, torch.bfloat16), token_ids) - exact).abs().mean())
+        ours += float((engine_of(folder, torch.bfloat16, kernels).prefill_logits(token_ids) - exact).abs().mean())
     assert ours <= 1.2 * theirs
 
 

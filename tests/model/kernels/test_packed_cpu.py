@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from model.kernels.packed_cpu import PackedCpuKernels, PackedExperts, PackedLinear
+from model.kernels.packed_cpu import PackedCpuKernels
 from model.kernels.packed_cpu_library import library_path
+from model.kernels.packed_weights import PackedExperts, PackedLinear
 from model.kernels.protocol import AttentionBatch
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="no packed kernels for this CPU")
