@@ -20,6 +20,8 @@ COVERED_BY = {
     "model/moe.py": "oracle/test_transformers.py",
     "model/kernels/protocol.py": "model/kernels/test_packed_cpu.py",
     "model/kernels/packed_rows.py": "model/kernels/test_packed_cpu.py",
+    "model/kernels/packed_weights.py": "model/kernels/test_packed_cpu.py",
+    "model/kernels/composed_attention.py": "model/kernels/test_packed_blocks.py",
     "model/kernels/torch_attention.py": "model/kernels/test_torch_kernels.py",
 
     # dispatchers: all against the local one
