@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.config_fields import refuse_what_is_not_implemented
+from model.config_fields import has_window, refuse_what_is_not_implemented
 from model.errors import CheckpointError, UnknownArchitectureError, UnsupportedFieldError
 from model.families import FAMILIES, Family, served_families
 from model.json_file import read_json_object, shown
@@ -152,7 +152,7 @@ def parse_model_args(config: Json) -> ModelArgs:
         qk_norm=family.qk_norm,
         qkv_bias=family.qkv_bias is not None and fields.flag(family.qkv_bias),
         out_bias=family.out_bias is not None and fields.flag(family.out_bias),
-        sliding_window=None if family.has_linear_layers else _sliding_window(fields),
+        sliding_window=_sliding_window(fields) if has_window(config, family) else None,
         rms_norm_eps=fields.number("rms_norm_eps"),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
         max_position_embeddings=max_positions,
@@ -280,12 +280,10 @@ def _moe_layers(fields: _Fields, num_layers: int, num_experts: int) -> tuple[int
                  if layer not in dense and num_experts > 0 and (layer + 1) % step == 0)
 
 
-def _sliding_window(fields: _Fields) -> int | None:
+def _sliding_window(fields: _Fields) -> int:
     """transformers 5 applies a qwen3_moe window to every layer and does not read `max_window_layers`; so do we.
 
     A qwen2_moe has one in its later layers only, which is refused unless the window is switched off."""
-    if fields.value("use_sliding_window") is False or fields.value("sliding_window") is None:
-        return None
     window = fields.count("sliding_window")
     if window == 0:
         raise _wrong_type("sliding_window", window, "null or a whole number >= 1")

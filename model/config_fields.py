@@ -83,6 +83,13 @@ def refuse_what_is_not_implemented(config: Json, family: Family) -> None:
             logger.warning("config_field_ignored family=%s field=%s value=%s", family.name, name, shown(config[name]))
 
 
+def has_window(config: Json, family: Family) -> bool:
+    """Return whether attention looks back only so far: where a family has no `use_sliding_window`, a length says so."""
+    fields = {**family.defaults, **config}
+    switched_off = "use_sliding_window" in family.defaults and fields["use_sliding_window"] is False
+    return not family.has_linear_layers and fields.get("sliding_window") is not None and not switched_off
+
+
 def _off_of(family: Family) -> Allowed:
     """Return the values that mean "off", or "as in this family", of fields that only some families honour."""
     off: dict[str, tuple[object, ...]] = {
@@ -109,8 +116,6 @@ def _refuse_layers_that_differ(config: Json, family: Family) -> None:
     if kinds != ["full_attention"] and kinds != ["sliding_attention"]:
         raise UnsupportedFieldError(f"config.json: layer_types mixes {kinds}",
                                     fix=f"{family.name} layers all attend alike; serve another checkpoint")
-    has_window = (config.get("sliding_window", family.defaults.get("sliding_window")) is not None
-                  and config.get("use_sliding_window", family.defaults.get("use_sliding_window")) is not False)
-    if kinds == ["sliding_attention"] and not has_window:
+    if kinds == ["sliding_attention"] and not has_window(config, family):
         raise UnsupportedFieldError("config.json: layer_types says sliding_attention, and there is no sliding_window",
                                     fix="correct one of them")

@@ -21,6 +21,8 @@ def plan_json(answer: PlanAnswer) -> str:
         "batch": workload.num_rows, "context_tokens": workload.context_tokens,
         "max_batch_tokens": question.config.scheduler.max_batch_tokens, "min_copies": question.options.min_copies,
         "nodes": _nodes(answer), "demand": asdict(answer.demand),
+        "checkpoint": {"stored_bytes": question.stored_bytes, "loaded_bytes": question.loaded_bytes,
+                       "fp8_block_size": question.args.weight_block_size},
         "state_slots": answer.num_state_slots, "state_slot_bytes": answer.question.state_slot_bytes,
         "kv_cache_tokens": answer.kv_tokens, "kv_cache_tokens_asked": answer.wanted_kv_tokens,
         "plan": _plan(answer, answer.plan) if answer.plan else None,

@@ -13,7 +13,8 @@ from cluster.planner.memory_plan import MemoryDemand
 from cluster.planner.placement_plan import PlannedMember, PlanOptions
 from cluster.whatif.cluster_file import num_devices, planned_members
 from model.args import ModelArgs
-from model.memory import state_slot_bytes
+from model.memory import state_slot_bytes, weights_bytes
+from model.stored_bytes import stored_bytes
 from serving.cluster_config import ClusterConfig, Dtype
 from serving.config import ServeConfig
 from serving.link.epoch import DeviceProfile
@@ -50,6 +51,16 @@ class PlanQuestion:
     def state_slot_bytes(self) -> int:
         """Return the bytes of one state slot; 0: no layer keeps a state."""
         return state_slot_bytes(self.args, DTYPE_BYTES[self.dtype])
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes in the checkpoint's files of the weights that are served."""
+        return stored_bytes(self.args, [self.args.num_experts] * self.args.num_moe_layers)
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Return the bytes in memory of the same weights, one copy of each, in the dtype that the model runs in."""
+        return weights_bytes(self.args, DTYPE_BYTES[self.dtype], [self.args.num_experts] * self.args.num_moe_layers)
 
     @property
     def sequence_bytes(self) -> int:

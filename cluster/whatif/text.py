@@ -79,10 +79,19 @@ def _figures_table(answer: PlanAnswer, plan: PlacementPlan) -> Padding:
     table.add_row("bound", f"no placement is under {plan.bound_s * 1e3:.2f} ms; ratio {plan.ratio:.3f} ({plan.solver})")
     if answer.even is not None:
         table.add_row("even", _even_text(answer.even, prediction.tokens_per_s))
+    table.add_row("weights", _weights_text(answer))
     table.add_row("KV cache", _kv_text(answer))
     if answer.num_state_slots:
         table.add_row("states", _states_text(answer))
     return Padding(table, (1, 0, 0, 1))
+
+
+def _weights_text(answer: PlanAnswer) -> str:
+    """Say what the checkpoint's weights take in files and, one copy of each, in memory."""
+    question, block_size = answer.question, answer.question.args.weight_block_size
+    stored_as = question.args.dtype if block_size is None else f"fp8 in blocks of {block_size[0]} x {block_size[1]}"
+    return (f"{_gb(question.stored_bytes)} GB in files ({stored_as}), {_gb(question.loaded_bytes)} GB in memory "
+            f"({question.dtype})")
 
 
 def _states_text(answer: PlanAnswer) -> str:
@@ -177,6 +186,7 @@ def _what_is_missing(answer: PlanAnswer) -> Iterator[RenderableType]:
     table.add_row("buffers", _gb(demand.buffer_bytes), f"on each of {num_members} devices")
     budgets = sum(member.memory.budget_bytes - member.memory.resident_bytes for member in answer.members)
     table.add_row("there is", _gb(budgets), "in all, processes taken off")
+    table.add_row("weights", "", _weights_text(answer))
     yield Padding(table, (0, 0, 0, 1))
     if not answer.some_can_take_requests:
         needed = demand.fixed_bytes

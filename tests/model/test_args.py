@@ -116,6 +116,11 @@ def test_sliding_window_of_qwen(tiny_config: dict[str, object], fields: dict[str
     assert parse_model_args(tiny_config | fields).sliding_window == window
 
 
+def test_a_window_of_mixtral_has_no_switch() -> None:
+    assert parse_model_args(MIXTRAL | {"use_sliding_window": False, "sliding_window": 9}).sliding_window == 9
+    assert parse_model_args(MIXTRAL | {"use_sliding_window": True}).sliding_window is None
+
+
 def test_moe_layers(tiny_config: dict[str, object]) -> None:
     def layers(**fields: object) -> tuple[int, ...]:
         args: ModelArgs = parse_model_args(tiny_config | {"num_hidden_layers": 6} | fields)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from cluster.whatif.plan_json import plan_json
-from tests.cluster.whatif.plan_questions import answer
+from tests.cluster.whatif.plan_questions import HYBRIDS, answer, in_fp8
 
 FOUR = "{nodes: [{name: a, device: a100-40g-sxm, devices: 4}]}"
 
@@ -22,6 +24,16 @@ def test_the_object_holds_the_plan_under_names_with_units(tmp_path: Path) -> Non
     assert sum(member["request_share"] for member in found["plan"]["members"]) == 1
     assert found["even"]["fits"] and found["one_more_node"]["a"]["tokens_per_s"] > 0
     assert found["nodes"][0]["figures"] == "data-sheet" and found["nodes"][0]["url"].startswith("https://")
+
+
+@pytest.mark.parametrize("model", HYBRIDS, ids=lambda path: path.stem)
+def test_fp8_counts_in_files_and_what_it_becomes_in_memory(model: Path, tmp_path: Path) -> None:
+    cluster = "{nodes: [{name: t4, device: t4}]}"       # too little for any of them, which is soon said
+    whole, fp8 = (json.loads(plan_json(answer(tmp_path, cluster, path)))["checkpoint"]
+                  for path in (model, in_fp8(model, tmp_path)))
+    assert whole["fp8_block_size"] is None and fp8["fp8_block_size"] == [128, 128]
+    assert whole["loaded_bytes"] == fp8["loaded_bytes"]
+    assert 0.50 < fp8["stored_bytes"] / fp8["loaded_bytes"] < 0.53 and whole["stored_bytes"] < whole["loaded_bytes"]
 
 
 def test_a_model_that_does_not_fit_has_no_plan_but_remedies(tmp_path: Path) -> None:

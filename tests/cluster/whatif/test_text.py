@@ -9,7 +9,7 @@ from rich.console import Console
 from cluster.whatif.answer import PlanAnswer, answer_question
 from cluster.whatif.request import PlanRequest, read_question
 from cluster.whatif.text import plan_view
-from tests.cluster.whatif.plan_questions import EXAMPLES, MANY_EXPERTS, answer
+from tests.cluster.whatif.plan_questions import EXAMPLES, HYBRIDS, MANY_EXPERTS, answer, in_fp8
 
 
 def shown(plan: PlanAnswer) -> str:
@@ -40,6 +40,17 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path: Path) -> No
     text = shown(lacking)
     assert "it does not fit" in text and f"{lacking.missing_bytes:,} bytes" in text
     assert f"{lacking.remedies[0].num_more_nodes} more nodes of t4" in text and "tokens/s" not in text
+
+
+@pytest.mark.parametrize(("budget", "fits"), [("100GB", True), ("10GB", False)])
+def test_what_fp8_takes_in_files_and_in_memory_is_said(budget: str, fits: bool, tmp_path: Path) -> None:
+    cluster = f"{{nodes: [{{name: a, device: h200-sxm, memory_budget: {budget}}}]}}"
+    plan = answer(tmp_path, cluster, in_fp8(HYBRIDS[0], tmp_path))
+    text = shown(plan)
+    assert (plan.plan is not None) is fits and max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    files, memory = plan.question.stored_bytes / 1e9, plan.question.loaded_bytes / 1e9
+    assert (f"{files:,.1f} GB in files (fp8 in blocks of 128 x 128), {memory:,.1f} GB in memory (bfloat16)"
+            in " ".join(text.split()))
 
 
 def test_a_small_kv_cache_is_said(tmp_path: Path) -> None:
