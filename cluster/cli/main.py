@@ -14,6 +14,7 @@ from cluster.cli.surroundings import console, notes, ready_process
 from cluster.launch.interruption import ENDING_SIGNALS, Interrupted, interruptible
 from cluster.launch.state_file import (
     STATE_DIR_VARIABLE,
+    NoClusterError,
     RunningCluster,
     default_state_dir,
     read_state,
@@ -87,6 +88,9 @@ def chat(question: Annotated[str | None, typer.Argument(help="Ask this and end; 
         running = read_state(state_dir or default_state_dir(), application)
         require_alive(running)
         address = running.grpc_address if grpc else running.http_address
+        if not address:
+            raise NoClusterError(f"application {running.application!r} is still starting",
+                                 fix="wait until `moesaic up` says where it answers")
     client = GrpcChatClient(address, api_key) if grpc else HttpChatClient(address, api_key)
     limits = Limits(max_tokens, temperature)
     if question is not None:

@@ -118,7 +118,8 @@ class BringUp:
             running = read_state(self._state_dir, config.application)
         if running is not None and are_alive(running.processes):
             require_alive(running)
-            raise StartError(f"application {config.application!r} runs already, at {running.http_url}",
+            where = f", at {running.http_url}" if running.http_url else ""
+            raise StartError(f"application {config.application!r} runs already{where}",
                              fix="stop it with `moesaic down`, or set `application` to another name")
         for key, port in (("http_port", config.http_port), ("proxy_port", config.proxy_port)):
             fault = port_fault(config.http_host, port)

@@ -51,7 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._num_unread_bytes = 0          # since a part of a message was complete
         self._num_headers = self._num_header_bytes = 0
-        self._is_in_head = self._is_offer = False
+        self._is_in_head = self._is_offer = self._keeps_alive = False
         self._is_refused = False            # nothing more is read
         self._stall_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
@@ -121,8 +121,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self.server_state.default_headers = _date_header(int(time.time()))
         super().on_headers_complete()
-        if self.server_state.is_ending or self.expect_100_continue:     # unasked, the body may never come
-            self.cycle.keep_alive = False
+        self._keeps_alive = self.cycle.keep_alive and not self.server_state.is_ending
+        self.cycle.keep_alive = self._keeps_alive and not self.expect_100_continue      # unasked, no body may come
 
     def on_body(self, body: bytes) -> None:
         self._num_unread_bytes = 0
@@ -134,8 +134,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_offer or self._is_refused:
             return
         cycle = self.cycle
-        if self.expect_100_continue and not self.server_state.is_ending:
-            cycle.keep_alive = self.parser.should_keep_alive()
+        if self.expect_100_continue:
+            cycle.keep_alive = self._keeps_alive and not self.server_state.is_ending
         if not cycle.response_complete:
             super().on_message_complete()
             return
@@ -167,6 +167,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         """Read nothing more, and say why, unless earlier requests wait for their answers: then these are the last."""
+        if self._is_refused:
+            return
         self._is_refused = True
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:

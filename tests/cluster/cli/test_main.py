@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.launch.state_file import RunningCluster, write_state
+
 
 def moesaic(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", "from cluster.cli.main import main; main()", *arguments],
@@ -29,6 +31,13 @@ def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
 def test_nothing_runs(command: str, tmp_path: Path) -> None:
     refused = moesaic(command, "--state-dir", str(tmp_path))
     assert refused.returncode == 1 and "moesaic up" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("door", [[], ["--grpc"]])
+def test_a_service_that_is_starting_has_no_address_yet(door: list[str], tmp_path: Path) -> None:
+    write_state(RunningCluster("one", "auto", "", "tiny"), tmp_path)
+    refused = moesaic("chat", "hello", *door, "--state-dir", str(tmp_path))
+    assert refused.returncode == 1 and "still starting" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_wrong_usage_ends_with_2() -> None:

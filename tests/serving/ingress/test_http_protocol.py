@@ -139,6 +139,7 @@ async def test_what_is_no_request_is_refused_in_the_apis_shape(door: Door) -> No
             (b"POST /v1/completions HTTP/1.1\r\ncontent-length: x\r\n\r\n", 400, "invalid_http"),
             (b"POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", 400, "invalid_http"),
             (b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n", 405, "method_not_allowed"),
+            (b"CONNECT a:1 HTTP/1.1\r\n" + b"x: y\r\n" * 300 + b"\r\n", 431, "headers_too_large"),
             (b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400, "invalid_http")):
         async with door.client() as client:
             answer = await client.ask(content)
