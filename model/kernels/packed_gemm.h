@@ -27,7 +27,7 @@ enum {
     ROWS_LD_PAD = 16,                       // keeps rows out of each other's cache sets
     ROWS_WORDS = BLOCK_ROWS * (256 + ROWS_LD_PAD),      // 120 rows are taken 256 words at a time, fewer rows more
     SUMS_LD = BLOCK_PANELS * LANES + 16,
-    FETCH_LEAD = 32, FETCH_STEPS = 16,      // steps of the chain that weights are fetched ahead, and at a time
+    FETCH_LEAD = 24,                        // steps of the chain that weights are fetched ahead
 };
 
 INLINE int has_pairs(Dtype dtype) { return DOTS && dtype == BF16; }
@@ -85,58 +85,69 @@ INLINE void tile_step(const Dtype dtype, const int num_rows, const int num_vecs,
         }
 }
 
-// What the next steps will read is fetched into L2 meanwhile: a group of vectors beside each other, step by step, then the
-// next group; after the last one the first of `next`, if that is not 0.
-typedef struct { const char *b, *next; long vec_step, ldb, num_steps, num_vecs, group, step; } Ahead;
+// Vectors beside each other, vec_step bytes apart, and what is read after them
+typedef struct { const char *b, *next; long vec_step, step_bytes, num_steps; } Group;
 
-INLINE void fetch(Ahead *a, long num_steps) {
-    for (; num_steps > 0 && a->num_vecs > 0; num_steps--) {
-        long vecs = a->num_vecs >= a->group ? a->group : 1;
-        for (long v = 0; v < vecs; v++) __builtin_prefetch(a->b + v * a->vec_step + a->step * a->ldb, 0, 2);
-        if (++a->step < a->num_steps) continue;
-        a->step = 0;
-        a->b += vecs * a->vec_step;
-        a->num_vecs -= vecs;
-        if (a->num_vecs == 0 && a->next) {
-            a->b = a->next;
-            a->next = 0;
-            a->num_vecs = a->group;
-        }
+// Where a tile fetches from while it computes: NEAR is what it will read itself, FETCH_LEAD steps ahead, and then the
+// beginning of the next group; FAR is a part of the next group, so that all tiles of a group share the waiting.
+typedef enum { NOTHING, NEAR, FAR } Fetch;
+
+INLINE void tile_steps(const Dtype dtype, const int num_rows, const int num_vecs, const int num_fetched, const float *rows,
+                       long ld_rows, const Group *g, long begin, long end, const char *const *fetched,
+                       f32x16 (*acc)[MAX_VECS]) {
+    for (long i = begin; i < end; i++) {
+        for (int f = 0; f < num_fetched; f++) __builtin_prefetch(fetched[f] + i * g->step_bytes);
+        tile_step(dtype, num_rows, num_vecs, rows + i * words_per_step(dtype), ld_rows, g->b + i * g->step_bytes,
+                  g->vec_step, acc);
     }
 }
 
-// sums[m][v*16..] (+)= rows[m] x panel v, so many steps; each FETCH_STEPS of them so many are fetched ahead.
-INLINE void tile(const Dtype dtype, const int num_rows, const int num_vecs, const float *rows, long ld_rows,
-                 const char *b, long vec_step, long ldb, long num_steps, float *sums, long ld_sums, int resume,
-                 Ahead *ahead, long num_ahead) {
+// sums[m][v*16..] (+)= rows[m] x vector v of the group
+INLINE void tile(const Dtype dtype, const int num_rows, const int num_vecs, const Fetch fetch, const float *rows,
+                 long ld_rows, const Group *g, const char *const *far, float *sums, long ld_sums, int resume) {
     f32x16 acc[MAX_ROWS][MAX_VECS];
     for (int m = 0; m < num_rows; m++)
         for (int v = 0; v < num_vecs; v++) acc[m][v] = resume ? load_f32(sums + m * ld_sums + v * LANES) : splat(0.0f);
-    for (long i = 0; i < num_steps;) {
-        long end = min_long(num_steps, i + FETCH_STEPS);
-        fetch(ahead, num_ahead);
-        for (; i < end; i++)
-            tile_step(dtype, num_rows, num_vecs, rows + i * words_per_step(dtype), ld_rows, b + i * ldb, vec_step, acc);
-    }
+#define STEPS(BEGIN, END, NUM_FETCHED, FETCHED) \
+    tile_steps(dtype, num_rows, num_vecs, NUM_FETCHED, rows, ld_rows, g, BEGIN, END, FETCHED, acc)
+    if (fetch == NEAR) {
+        const char *near[MAX_VECS], *next[MAX_VECS];
+        long middle = max_long(0, g->num_steps - FETCH_LEAD);
+        for (int v = 0; v < num_vecs; v++) {
+            near[v] = g->b + v * g->vec_step + FETCH_LEAD * g->step_bytes;
+            next[v] = g->next + v * g->vec_step - middle * g->step_bytes;
+        }
+        STEPS(0, middle, num_vecs, near);
+        STEPS(middle, g->num_steps, num_vecs, next);
+    } else if (fetch == FAR) STEPS(0, g->num_steps, 2, far);
+    else STEPS(0, g->num_steps, 0, far);
+#undef STEPS
     for (int m = 0; m < num_rows; m++)
         for (int v = 0; v < num_vecs; v++) store_f32(sums + m * ld_sums + v * LANES, acc[m][v]);
 }
 
 // Any number of rows and vectors. Weights are widened in registers and never written: for few rows memory is the limit,
-// for many the multiplications are. While all tiles of a group of vectors are computed the next group is fetched.
-INLINE void multiply(const Dtype dtype, long num_rows, long num_vecs, const float *rows, long ld_rows, const char *b,
-                     long vec_step, long ldb, long num_steps, float *sums, long ld_sums, int resume, Ahead *ahead) {
-#define TILE(R, V) tile(dtype, R, V, rows + done * ld_rows, ld_rows, b + v * vec_step, vec_step, ldb, num_steps, \
-                        sums + done * ld_sums + v * LANES, ld_sums, resume, ahead, num_ahead)
-#define CASE(R) case R: if (vecs == 1) TILE(R, 1); else TILE(R, vecs_of_tile(dtype, R)); break;
-    long group = vecs_of_tile(dtype, num_rows), num_tiles = ceil_div(num_rows, rows_of_tile(dtype)), vecs;
+// for many the multiplications are. `next` is read after `b`; are_cold: neither is in a cache.
+INLINE void multiply(const Dtype dtype, const int are_cold, long num_rows, long num_vecs, const float *rows, long ld_rows,
+                     const char *b, const char *next, long vec_step, long step_bytes, long num_steps, float *sums,
+                     long ld_sums, int resume) {
+#define TILE(R, V, FETCH) tile(dtype, R, V, are_cold ? FETCH : NOTHING, rows + done * ld_rows, ld_rows, &group, far, \
+                               sums + done * ld_sums + v * LANES, ld_sums, resume)
+#define CASE(R) case R: \
+        if (vecs == 1) TILE(R, 1, NEAR); \
+        else if (t == 0 && (num_tiles == 1 || v == 0)) TILE(R, vecs_of_tile(dtype, R), NEAR); \
+        else if (R > 2) TILE(R, vecs_of_tile(dtype, R), FAR); \
+        break;
+    long wide = vecs_of_tile(dtype, num_rows), num_tiles = ceil_div(num_rows, rows_of_tile(dtype)), vecs;
+    long vecs_fetched = min_long(2, ceil_div(wide, num_tiles));
     for (long v = 0; v < num_vecs; v += vecs) {
-        vecs = v + group <= num_vecs ? group : 1;
+        vecs = v + wide <= num_vecs ? wide : 1;
+        const char *after = v + vecs < num_vecs ? b + (v + vecs) * vec_step : next;
+        Group group = {b + v * vec_step, after, vec_step, step_bytes, num_steps};
         for (long t = 0, done = 0, here; t < num_tiles; t++, done += here) {
-            here = (num_rows - done) / (num_tiles - t);                     // even tiles: 7 rows are 3 + 4, not 6 + 1
-            long num_ahead = num_tiles == 1 || (v == 0 && t == 0) ? FETCH_STEPS
-                                                                     : t ? ceil_div(FETCH_STEPS, num_tiles - 1) : 0;
-            switch (here) {
+            const char *far[2] = {after + t * vecs_fetched % wide * vec_step,
+                                  after + (t * vecs_fetched + vecs_fetched - 1) % wide * vec_step};
+            switch (here = (num_rows - done) / (num_tiles - t)) {           // even tiles: 7 rows are 3 + 4, not 6 + 1
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #ifdef __AVX512F__
                 CASE(7) CASE(8)
@@ -151,8 +162,7 @@ INLINE void multiply(const Dtype dtype, long num_rows, long num_vecs, const floa
 // The same on plain floats b[k][...], for attention
 static void multiply_f32(long num_rows, long num_vecs, const float *rows, long ld_rows, const float *b, long ldb, long k,
                          float *sums, long ld_sums, int resume) {
-    Ahead nothing = {0};
-    multiply(F32, num_rows, num_vecs, rows, ld_rows, (const char *)b, LANES * 4, ldb * 4, k, sums, ld_sums, resume, &nothing);
+    multiply(F32, 0, num_rows, num_vecs, rows, ld_rows, (const char *)b, 0, LANES * 4, ldb * 4, k, sums, ld_sums, resume);
 }
 
 INLINE void multiply_block_of(const Dtype dtype, long num_rows, long num_panels, const char *x, long x_step,
@@ -164,14 +174,11 @@ INLINE void multiply_block_of(const Dtype dtype, long num_rows, long num_panels,
     long ld_rows = part_steps * words + ROWS_LD_PAD, step_bytes = LANES * dtype_bytes(dtype) * step_k;
     for (long step = 0; step < num_steps; step += part_steps) {
         long steps = min_long(part_steps, num_steps - step), k0 = step * step_k;
-        const char *b = panels + step * step_bytes;
-        Ahead ahead = {b, step + steps < num_steps ? b + steps * step_bytes : 0, panel_bytes(dtype, k), step_bytes, steps,
-                       num_panels, vecs_of_tile(dtype, num_rows), 0};
-        fetch(&ahead, FETCH_LEAD);
+        const char *b = panels + step * step_bytes, *next = step + steps < num_steps ? b + steps * step_bytes : b;
         for (long m = 0; m < num_rows; m++)
             to_words(dtype, rows + m * ld_rows, x + m * x_step + k0 * dtype_bytes(dtype), min_long(steps * step_k, k - k0));
-        multiply(dtype, num_rows, num_panels, rows, ld_rows, b, panel_bytes(dtype, k), step_bytes, steps, sums, SUMS_LD,
-                 step > 0, &ahead);
+        multiply(dtype, 1, num_rows, num_panels, rows, ld_rows, b, next, panel_bytes(dtype, k), step_bytes, steps, sums,
+                 SUMS_LD, step > 0);
     }
 }
 
