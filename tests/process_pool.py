@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from cluster.device.node import free_port
+from tests.ports import held_port
 
 _PR_SET_PDEATHSIG = 1
 
@@ -89,7 +89,8 @@ class ProcessPool:
 
 
 def free_rendezvous() -> str:
-    return f"tcp://127.0.0.1:{free_port()}"
+    """Return an address where the first member of a group can open its store, whoever else asks for ports."""
+    return f"tcp://127.0.0.1:{held_port()}"
 
 
 def _start_worker(index: int) -> tuple[BaseProcess, Connection]:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cluster.device.node import PortTakenError, free_port, listen
+from cluster.device.node import PortTakenError, listen
 from cluster.router_doors import RouterDoors
 from serving.config import RouterConfig
 from serving.ingress.grpc_server import build_grpc_server
@@ -20,6 +20,7 @@ from serving.ingress.openai_http import build_http_app
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
 from serving.text.tokenizer import Tokenizer
+from tests.ports import held_port
 from tests.serving.conftest import byte_level_tokenizer
 from tests.serving.ingress.conftest import FakeService
 
@@ -76,7 +77,7 @@ async def test_clients_are_told_an_address_that_they_reach(tokenizer: Tokenizer,
 
 
 async def test_several_routers_on_one_node_take_the_next_free_ports(tokenizer: Tokenizer) -> None:
-    service, first = FakeService(tokenizer), free_port()
+    service, first = FakeService(tokenizer), held_port()
     async with opened(service, first, first) as one, opened(service, first, first) as other:
         found = [port_of(address) for doors in (one, other) for address in (doors.http_address, doors.grpc_address)]
         assert found[0] == first and found == sorted(set(found)) and found[-1] - first < 64

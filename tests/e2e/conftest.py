@@ -18,11 +18,11 @@ import psutil
 import pytest
 import yaml
 
-from cluster.device.node import free_port
 from cluster.launch.process_marks import process_of, stop_processes
 from cluster.launch.state_file import RunningCluster, read_state
 from serving.errors import ServingError
 from tests.e2e.tiny_model import write_checkpoint
+from tests.ports import held_port
 
 COMMAND_TIMEOUT_S = 150.0
 MAX_OPEN_REQUESTS = 40
@@ -103,7 +103,7 @@ class Service:
 
 def config_of(checkpoint: Path) -> dict[str, object]:
     return {
-        "application": APPLICATION, "http_port": 0, "proxy_port": free_port(),
+        "application": APPLICATION, "http_port": 0, "proxy_port": held_port(),
         "model": {"path": str(checkpoint), "name": "tiny"},
         "pools": [{"name": "cpu", "replicas": 3, "memory_budget": "800MB", "kv_cache": "4MB", "num_cpus": 0.1,
                    "resources": {"shard": 1}}],

@@ -15,13 +15,13 @@ import pytest
 import torch
 import yaml
 
-from cluster.device.node import free_port
 from model.kernels.select import select_kernels
 from model.step import SamplingSpec
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
 from tests.e2e.conftest import Service, config_of, eventually
 from tests.oracle.conftest import Engine
+from tests.ports import held_port
 from tests.serving.conftest import byte_level_tokenizer
 
 pytestmark = pytest.mark.multinode
@@ -67,7 +67,7 @@ class Hybrid:
 def hybrid(service: Service) -> Iterator[Hybrid]:
     folder = service.work_dir / NAME
     write_multimodal(folder)
-    grpc_port = free_port()
+    grpc_port = held_port()
     config = config_of(folder) | {"application": NAME, "route_prefix": f"/{NAME}",
                                   "router": {"num_cpus": 0.1, "grpc_port": grpc_port}}
     path = service.work_dir / f"{NAME}.yaml"

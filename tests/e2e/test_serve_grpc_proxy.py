@@ -17,11 +17,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from cluster.device.node import free_port
 from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
 from tests.e2e.conftest import eventually
+from tests.ports import held_port
 
 pytestmark = pytest.mark.multinode
 
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.multinode
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A Ray node of its own with Serve's gRPC proxy before a stub of our service, in a process of its own."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.e2e.serve_grpc_stub", str(port), str(free_port())]
+    port = held_port()
+    command = [sys.executable, "-m", "tests.e2e.serve_grpc_stub", str(port), str(held_port())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             answer(process)

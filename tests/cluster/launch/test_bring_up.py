@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from cluster.coordinator.view import ClusterStatus, GroupPhase, RouterReport, View
-from cluster.device.node import PortTakenError, free_port, listen
+from cluster.device.node import PortTakenError, listen
 from cluster.launch.bring_up import BringUp, first_router, http_url, judge_model
 from model.errors import CheckpointError
 from serving.config import ConfigError, ServeConfig, parse_config
 from serving.text.token_bytes import TokenizerError
 from tests.e2e.tiny_model import MAX_CONTEXT, write_checkpoint
+from tests.ports import held_port
 
 
 def config_of(folder: Path, **model: object) -> ServeConfig:
@@ -71,7 +72,7 @@ def test_clients_are_told_of_the_router_that_has_the_configured_port() -> None:
 def test_a_port_that_is_taken_is_refused_before_anything_starts(checkpoint: Path, tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         for key in ("http_port", "proxy_port"):
-            others = {"http_port": 0, "proxy_port": free_port(), key: taken.getsockname()[1]}
+            others = {"http_port": 0, "proxy_port": held_port(), key: taken.getsockname()[1]}
             up = BringUp(config_of(checkpoint).model_copy(update=others), tmp_path / "state", lambda progress: None)
             with pytest.raises(PortTakenError, match=f"set {key}"):
                 up.run()

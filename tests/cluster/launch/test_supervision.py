@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -32,14 +35,21 @@ exec(sys.argv[2])
 """
 
 
-def supervised(state_dir: Path, then: str) -> tuple[subprocess.Popen[str], int, int]:
-    """The process, and the numbers of the parent and of what the child has started."""
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(state_dir), then], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, encoding="utf-8")
-    assert process.stdout is not None
-    parent, other, num_threads = map(int, process.stdout.readline().split())
-    assert num_threads == 1, "threads do not survive a fork"
-    return process, parent, other
+@contextlib.contextmanager
+def supervised(state_dir: Path, then: str) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+    """Yield the process, and the numbers of the parent and of what the child has started. None outlives the block."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(state_dir), then], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True) as process:
+        assert process.stdout is not None
+        parent, other, num_threads = map(int, process.stdout.readline().split())
+        try:
+            assert num_threads == 1, "threads do not survive a fork"
+            yield process, parent, other
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def runs(pid: int) -> bool:
@@ -57,28 +67,26 @@ def note(state_dir: Path, starter_pid: int) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_all_that_was_started_and_its_note(tmp_path: Path, signum: signal.Signals) -> None:
-    process, parent, other = supervised(tmp_path, "time.sleep(600)")
-    assert parent == process.pid
-    note(tmp_path, parent)
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum, errors
-    assert not runs(other)
-    with pytest.raises(NoClusterError):
-        read_state(tmp_path)
+    with supervised(tmp_path, "time.sleep(600)") as (process, parent, other):
+        assert parent == process.pid
+        note(tmp_path, parent)
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + signum, errors
+        assert not runs(other)
+        with pytest.raises(NoClusterError):
+            read_state(tmp_path)
 
 
 @pytest.mark.parametrize(("then", "exit_code"), [("sys.exit(3)", 3), ("os.abort()", 128 + signal.SIGABRT)])
 def test_a_child_that_fails_leaves_nothing(tmp_path: Path, then: str, exit_code: int) -> None:
-    process, _, other = supervised(tmp_path, then)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == exit_code, errors
-    assert not runs(other)
+    with supervised(tmp_path, then) as (process, _, other):
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == exit_code, errors
+        assert not runs(other)
 
 
 def test_what_was_started_stays_when_the_child_succeeds(tmp_path: Path) -> None:
-    process, _, other = supervised(tmp_path, "sys.exit(0)")
-    assert process.wait(timeout=60) == 0
-    assert runs(other)
-    psutil.Process(other).kill()
-    process.communicate(timeout=60)
+    with supervised(tmp_path, "sys.exit(0)") as (process, _, other):
+        assert process.wait(timeout=60) == 0
+        assert runs(other)
