@@ -1,6 +1,6 @@
-"""Time and bytes of one MoE layer's dispatch and combine over loopback gloo, experts left out.
+"""Time and bytes of one MoE layer's dispatch and combine between processes of this machine, experts left out.
 
-`python benchmarks/dispatch.py [--members 2,3,4] [--rows 1,8,64,512,2048] [--hidden 1024] [--copied 0]`. Experts are
+`python benchmarks/dispatch.py [--backend transport|gloo] [--members 2,3,4] [--rows 1,8,64,512,2048] [--hidden 1024] [--copied 0]`. Experts are
 spread evenly, so many of them on a second member too; tokens choose uniformly. A row of the table is one (members, rows
 of each member, hidden size); for each dispatcher it has the time of a layer on the slowest member (first quartile: what
 else runs on the machine only adds), and the bytes that left all members beside the least possible: every row once to
@@ -26,11 +26,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe  # noqa: E402
-from cluster.device.node import free_port
+from cluster.device.node import free_port  # noqa: E402
+from cluster.shard.process_group import Backend, Meeting, ProcessGroup  # noqa: E402
+from model.dispatch.carriers import RowGroup  # noqa: E402
 from model.dispatch.dispatcher import Dispatcher  # noqa: E402
 from model.dispatch.row_plan import choose_holders, layer_routing  # noqa: E402
 from model.kernels.select import select_kernels  # noqa: E402
 from model.placement import ExpertRate, Placement  # noqa: E402
+from model.transport.endpoint import Endpoint  # noqa: E402
 
 NAMES = ("all_to_all", "gather", "gather_fixed", "auto")
 TIMEOUT_S = 120.0
@@ -86,7 +89,7 @@ def least_bytes(setting: Setting) -> int:
     return rows * setting.hidden_size * torch.bfloat16.itemsize
 
 
-def dispatchers(setting: Setting, rank: int, group: torch.distributed.ProcessGroup) -> dict[str, Dispatcher]:
+def dispatchers(setting: Setting, rank: int, group: RowGroup) -> dict[str, Dispatcher]:
     from model.dispatch.all_to_all import AllToAllDispatcher
     from model.dispatch.auto import AutoDispatcher
     from model.dispatch.exchange import RowExchange
@@ -119,25 +122,30 @@ def measure(setting: Setting, dispatchers: dict[str, Dispatcher], rank: int) -> 
     return {name: (statistics.quantiles(seconds[name][WARM_UP:], n=4)[0], num_bytes[name]) for name in dispatchers}
 
 
-def member(rank: int, num_members: int, rendezvous: str, settings: list[Setting], pipe: Connection) -> None:
-    from cluster.shard.process_group import ProcessGroup
-    group = ProcessGroup.join(rendezvous, rank, num_members, TIMEOUT_S, "gloo", "cpu")
+def member(rank: int, backend: Backend, rendezvous: str, settings: list[Setting], pipe: Connection) -> None:
+    endpoint = Endpoint("127.0.0.1")
+    pipe.send(endpoint.address)
+    group = ProcessGroup.join(endpoint, Meeting(1, pipe.recv(), rendezvous), rank, TIMEOUT_S, backend, "cpu")
     for setting in settings:
-        pipe.send(measure(setting, dispatchers(setting, rank, group.group), rank))
+        pipe.send(measure(setting, dispatchers(setting, rank, group.rows), rank))
     group.close()
+    endpoint.close()
 
 
-def run_members(settings: list[Setting], num_members: int) -> list[Result]:
+def run_members(settings: list[Setting], num_members: int, backend: Backend) -> list[Result]:
     rendezvous = f"tcp://127.0.0.1:{free_port()}"
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for rank in range(num_members):
         ours, theirs = context.Pipe()
-        process = context.Process(target=member, args=(rank, num_members, rendezvous, settings, theirs), daemon=True)
+        process = context.Process(target=member, args=(rank, backend, rendezvous, settings, theirs), daemon=True)
         process.start()
         theirs.close()
         pipes.append(ours)
         processes.append(process)
+    addresses = tuple(pipe.recv() for pipe in pipes)
+    for pipe in pipes:
+        pipe.send(addresses)
     results = [collect(setting, pipes) for setting in settings]
     for process in processes:
         process.join(TIMEOUT_S)
@@ -168,6 +176,7 @@ def numbers(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=("transport", "gloo"), default="transport")
     parser.add_argument("--members", type=numbers, default=[2, 3, 4])
     parser.add_argument("--rows", type=numbers, default=[1, 8, 64, 512, 2048], help="of each member")
     parser.add_argument("--hidden", type=numbers, default=[1024])
@@ -187,8 +196,8 @@ def main() -> None:
         settings = [Setting(batch, hidden, options.experts, options.experts_per_token, options.copied,
                             100 if max(batch) <= 64 else 12)
                     for hidden in options.hidden for batch in batches]
-        results += run_members(settings, num_members)
-    print(json.dumps({"benchmark": "dispatch", "dtype": "bfloat16", "experts": options.experts,
+        results += run_members(settings, num_members, options.backend)
+    print(json.dumps({"benchmark": "dispatch", "backend": options.backend, "dtype": "bfloat16", "experts": options.experts,
                       "copied": options.copied, "experts_per_token": options.experts_per_token, **describe(),
                       "results": [asdict(result) for result in results]}))
 

@@ -28,6 +28,7 @@ COVERED_BY = {
     "model/dispatch/all_to_all.py": "model/dispatch/test_dispatcher.py",
     "model/dispatch/gather.py": "model/dispatch/test_dispatcher.py",
     "model/dispatch/exchange.py": "model/dispatch/test_dispatcher.py",
+    "model/dispatch/carriers.py": "model/dispatch/test_dispatcher.py",
     "model/dispatch/collectives.py": "model/dispatch/test_dispatcher.py",
     "model/dispatch/compiled_row_planner.py": "model/dispatch/test_row_planner.py",
     "model/dispatch/silent_group.py": "model/dispatch/test_auto.py",

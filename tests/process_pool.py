@@ -19,6 +19,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from cluster.shard.process_group import Meeting
+from model.transport.address import EndpointAddress
+from model.transport.endpoint import Endpoint
 from tests.ports import held_port
 
 _PR_SET_PDEATHSIG = 1
@@ -30,6 +33,13 @@ class Worker:
 
     index: int
     kept: dict[str, Any] = field(default_factory=dict)
+
+    def endpoint(self) -> Endpoint:
+        """Return this process's, for all groups that its jobs join."""
+        if "endpoint" not in self.kept:
+            self.kept["endpoint"] = Endpoint("127.0.0.1")
+        endpoint: Endpoint = self.kept["endpoint"]
+        return endpoint
 
 
 class JobFailed(Exception):
@@ -44,6 +54,7 @@ class ProcessPool:
         self._processes = [process for process, _ in started]
         self._pipes = [pipe for _, pipe in started]
         self._job_id = 0
+        self._num_meetings = 0
 
     def start(self, job: str, arguments_of_worker: Sequence[tuple[object, ...]]) -> None:
         """Give worker i the job with arguments_of_worker[i]; workers beyond the list get nothing."""
@@ -70,6 +81,12 @@ class ProcessPool:
         self.start(job, arguments_of_worker)
         return self.results(range(len(arguments_of_worker)), timeout_s)
 
+    def meeting(self, num_members: int) -> Meeting:
+        """Return where workers 0, 1, ... meet for their next group."""
+        self._num_meetings += 1
+        addresses = self.run("tests.process_pool:endpoint_address", [()] * num_members)
+        return Meeting(self._num_meetings, tuple(addresses), free_rendezvous())
+
     def kill(self, index: int) -> None:
         """As a crash does: no goodbye. Give it no job until restart()."""
         self._pipes[index].close()
@@ -86,6 +103,10 @@ class ProcessPool:
             process.kill()
             process.join()
             process.close()
+
+
+def endpoint_address(worker: Worker) -> EndpointAddress:
+    return worker.endpoint().address
 
 
 def free_rendezvous() -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -18,7 +19,7 @@ from packaging.requirements import Requirement
 from cluster.device.facts import num_threads_of
 from cluster.device.file_limit import bounded_by_files, raise_file_limit
 from cluster.device.host_limits import host_cpus, host_memory
-from cluster.device.node import free_port, host_and_port, port_fault
+from cluster.device.node import host_and_port, port_fault
 from cluster.launch.interruption import children_unaware
 from serving.config import AdmissionConfig, ServeConfig
 from serving.link.epoch import DeviceProfile
@@ -132,11 +133,11 @@ def _shared_memory() -> Iterator[Check]:
 
 def _collective_round_trip() -> Iterator[Check]:
     """Two processes of this machine form a group, as shards do, and agree on steps."""
-    port = free_port()
     context = multiprocessing.get_context("spawn")
     with children_unaware():        # of its own: it starts multiprocessing's resource tracker, which changes the mask
         seconds = context.Value("d", -1.0)
-    processes = [context.Process(target=_agree_many_times, args=(port, rank, seconds), daemon=True)
+    pipes = context.Pipe()
+    processes = [context.Process(target=_agree_many_times, args=(pipes[rank], rank, seconds), daemon=True)
                  for rank in range(2)]
     try:
         with children_unaware():
@@ -150,16 +151,21 @@ def _collective_round_trip() -> Iterator[Check]:
                 process.kill()
     if seconds.value < 0:
         yield Check("collective", Verdict.FAIL, "two local processes could not form a group",
-                    "their error is above; a firewall on loopback or an old deepspeed are the usual reasons")
+                    "their error is above; a sandbox that forbids memfd or Unix sockets is the usual reason")
         return
-    yield Check("collective", Verdict.OK, f"{seconds.value * 1e3:.2f} ms a round trip of two local processes (gloo)")
+    yield Check("collective", Verdict.OK, f"{seconds.value * 1e3:.3f} ms for two local processes to agree")
 
 
-def _agree_many_times(port: int, rank: int, seconds: object) -> None:
-    from cluster.shard.process_group import ProcessGroup
+def _agree_many_times(other: Connection, rank: int, seconds: object) -> None:
+    from cluster.shard.process_group import Meeting, ProcessGroup
     from model.step import StepHeader
+    from model.transport.endpoint import Endpoint
 
-    group = ProcessGroup.join(f"tcp://127.0.0.1:{port}", rank, 2, ROUND_TRIP_TIMEOUT_S, "gloo", "cpu")
+    endpoint = Endpoint("127.0.0.1")
+    other.send(endpoint.address)
+    members = (endpoint.address, other.recv())
+    group = ProcessGroup.join(endpoint, Meeting(1, members if rank == 0 else members[::-1], ""), rank,
+                              ROUND_TRIP_TIMEOUT_S, "transport", "cpu")
     group.agree(StepHeader(epoch_number=1, step_index=0, num_tokens=0))
     began_s = time.perf_counter()
     for step in range(_NUM_ROUND_TRIPS):
@@ -167,6 +173,7 @@ def _agree_many_times(port: int, rank: int, seconds: object) -> None:
     if rank == 0:
         seconds.value = (time.perf_counter() - began_s) / _NUM_ROUND_TRIPS  # type: ignore[attr-defined]
     group.close()
+    endpoint.close()
 
 
 def _ports(config: ServeConfig) -> Iterator[Check]:

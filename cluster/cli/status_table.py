@@ -74,4 +74,4 @@ def status_json(status: ClusterStatus, placement: PlacementStatus | None = None)
     if placement is not None:
         content["expert_rows"] = placement.load.rows().round(1).tolist()
         content["work_over_profile"] = [asdict(ratio) if ratio else None for ratio in placement.ratios]
-    return json.dumps(content)
+    return json.dumps(content, default=str)      # a secret says so

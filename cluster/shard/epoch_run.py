@@ -13,13 +13,15 @@ from cluster.shard.executor import GroupExecutor, PreparedRevision
 from cluster.shard.link_probe import measure_link
 from cluster.shard.loaded_model import LoadedModel, new_dispatcher, new_pace, new_runner
 from cluster.shard.parts import ShardParts
-from cluster.shard.process_group import ProcessGroup
+from cluster.shard.process_group import Meeting, ProcessGroup, choose_backend
 from cluster.shard.revision import RevisionFollower, RevisionMaker
 from model.dispatch.dispatcher import Dispatcher
+from model.errors import GroupError
 from model.kernels.protocol import ExpertWeights
 from model.memory import kv_block_bytes, state_slot_bytes
 from model.placement import Placement
 from model.runner import Runner
+from model.transport.endpoint import Endpoint
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.scheduler import Scheduler
@@ -70,7 +72,7 @@ class EpochRun:
         ringer = PeerRinger(epoch.members, epoch.number, rank)
         ringer.connect()
         try:
-            joined = await parts.in_thread(lambda: _join(parts.config, epoch, rank, model, sizes))
+            joined = await parts.in_thread(lambda: _join(parts.config, parts.endpoint, epoch, rank, model, sizes))
         except BaseException:
             await ringer.close()
             raise
@@ -90,7 +92,8 @@ class EpochRun:
             ended = await first_end(tasks.values())
             if ended is not tasks["is_over"]:
                 raise TaskEndedError(f"the task {ended.get_name()} returned", fix="see the log for why")
-            await self.engine.stop()        # close() lets go of members that wait for this one
+            self._group.abort()             # it may wait for a member that will never answer
+            await self.engine.stop()
 
     async def close(self) -> None:
         """Leave the group, at once: members that wait for this one in an agreement learn by it that it is gone."""
@@ -115,16 +118,28 @@ def _new_scheduler(config: ServeConfig, joined: JoinedGroup) -> Scheduler:
                      block_bytes=kv_block_bytes(args, config.scheduler.block_size, dtype_bytes))
 
 
-def _join(config: ServeConfig, epoch: Epoch, rank: int, model: LoadedModel, sizes: CacheSizes) -> JoinedGroup:
+def _join(config: ServeConfig, endpoint: Endpoint, epoch: Epoch, rank: int, model: LoadedModel,
+          sizes: CacheSizes) -> JoinedGroup:
     """Join on the model thread, and make what computes in the group."""
     kernels = model.decoder.kernels
-    group = ProcessGroup.join(epoch.rendezvous, rank, len(epoch.members), config.group.collective_timeout_s,
-                              config.group.backend, str(kernels.device))
+    backend = choose_backend(config.group.backend, [member.facts.device for member in epoch.members])
+    group = ProcessGroup.join(endpoint, _meeting(epoch), rank, config.group.collective_timeout_s, backend,
+                              str(kernels.device))
     try:
         return _in_group(group, config, epoch, model, sizes)
     except BaseException:
         group.close()
         raise
+
+
+def _meeting(epoch: Epoch) -> Meeting:
+    addresses = []
+    for member in epoch.members:
+        if member.endpoint is None:
+            raise GroupError(f"shard {member.shard_id} on node {member.node_name} told no endpoint",
+                             fix="run the same version of moesaic everywhere")
+        addresses.append(member.endpoint)
+    return Meeting(epoch.number, tuple(addresses), epoch.rendezvous)
 
 
 def _in_group(group: ProcessGroup, config: ServeConfig, epoch: Epoch, model: LoadedModel,

@@ -1,4 +1,4 @@
-"""The link of a member, measured on the group's own backend while nothing else uses it."""
+"""The link of a member, measured over what carries the group's rows while nothing else uses it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def measure_link(group: ProcessGroup, device: torch.device) -> Link | None:
     """
     if group.num_members == 1:
         return None
-    collectives = Collectives(group.group, group.rank, group.num_members, device)
+    collectives = Collectives(group.rows, group.rank, group.num_members, device)
     began_s = time.perf_counter()
     small_s = _fastest_all_to_all(collectives, group, _SMALL_BYTES, _SMALL_REPEATS)
     large_s = _fastest_all_to_all(collectives, group, _LARGE_BYTES, _LARGE_REPEATS)

@@ -119,7 +119,7 @@ def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, 
                    pace: Pace) -> Dispatcher:
     if group.num_members == 1:
         return LocalDispatcher(kernels, placement, pace)
-    exchange = RowExchange(kernels, placement, group.rank, group.group, pace)
+    exchange = RowExchange(kernels, placement, group.rank, group.rows, pace)
     return AutoDispatcher(exchange, config.group.dispatch, config.group.gather_max_rows)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from cluster.coordinator.client import ViewFollower
 from cluster.shard.executor import StepCounters
+from model.transport.endpoint import Endpoint
 from serving.config import PoolConfig, ServeConfig
 from serving.link.server import ShardLinkServer
 
@@ -21,6 +22,7 @@ class ShardParts:
     config: ServeConfig
     pool: PoolConfig
     link: ShardLinkServer
+    endpoint: Endpoint
     thread: ThreadPoolExecutor          # the model thread: everything that touches tensors
     views: ViewFollower
     counters: StepCounters

@@ -1,82 +1,96 @@
-"""The deepspeed.comm group of one epoch: joined, timed out, torn down.
+"""The group of one epoch's members: it agrees on steps, and carries their rows.
 
-One process is in one group at a time. Collectives here: `agree`; those of the MoE layers are in model/.
+Headers go by the transport, and rows too unless all members have them on accelerators whose library moves them (NCCL).
+With group.backend gloo torch's Gloo carries both. The collectives of the MoE layers are in model/dispatch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import socket
-import sys
-from collections.abc import Iterator
-from datetime import timedelta
-from types import ModuleType
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-import torch
-import torch.distributed as dist
-from torch.distributed import distributed_c10d
+import numpy as np
 
-from cluster.device.backend import import_backend
+from cluster.shard.torch_group import TorchGroup
+from model.dispatch.carriers import RowGroup
 from model.errors import GroupError
 from model.step import StepHeader
+from model.transport.address import EndpointAddress
+from model.transport.endpoint import Endpoint
+from model.transport.group import TransportGroup
 
 logger = logging.getLogger(__name__)
 
-# Gloo bound to one address. Plain "gloo" binds to what the host name resolves to, which may be a loopback address, and
-# can be told otherwise only through the environment.
-GLOO_BACKEND = "moesaic_gloo"
+Backend = Literal["transport", "gloo", "nccl"]
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Says who forms a group, and where."""
+
+    number: int                                 # of the epoch
+    members: tuple[EndpointAddress, ...]        # by rank
+    rendezvous: str                             # tcp://host:port of rank 0's store; only a torch group meets there
+
+
+def choose_backend(wanted: Literal["auto", "gloo", "nccl"], devices: Sequence[str]) -> Backend:
+    """Return what carries the rows of members with these devices: all of them get the same answer. Pure."""
+    if wanted == "auto":
+        return "nccl" if all(device.startswith("cuda") for device in devices) else "transport"
+    return wanted
+
+
+class Headers(Protocol):
+    def exchange_ints(self, own: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return everybody's, by rank. Raises RuntimeError, GroupError."""
 
 
 class ProcessGroup:
-    """Lets the members of one epoch talk. Made by `join`; all methods are called from one thread."""
+    """Lets the members of one epoch talk. Made by `join`; all methods but `abort` are called from one thread."""
 
-    def __init__(self, rank: int, num_members: int, timeout_s: float, cpu_group: dist.ProcessGroup,
-                 group: dist.ProcessGroup, comm: ModuleType) -> None:
+    def __init__(self, rank: int, num_members: int, timeout_s: float, transport: TransportGroup | None,
+                 torch_group: TorchGroup | None) -> None:
         self.rank = rank
         self.num_members = num_members
-        self.group = group              # for rows: nccl on cuda, gloo on cpu
-        self.cpu_group = cpu_group      # gloo, for headers
+        self.rows: RowGroup         # for the collectives of the MoE layers
+        self._headers: Headers
+        if torch_group is not None:
+            self.rows, self._headers = torch_group.rows, torch_group
+        if transport is not None:
+            self.rows, self._headers = self.rows if torch_group else transport, TransportHeaders(transport)
+        self._transport = transport
+        self._torch_group = torch_group
         self._timeout_s = timeout_s
-        self._comm = comm
         self._failed = False
         self._closed = False
 
     @staticmethod
-    def join(rendezvous: str, rank: int, num_members: int, timeout_s: float, backend: str,
+    def join(endpoint: Endpoint, meeting: Meeting, rank: int, timeout_s: float, backend: Backend,
              device: str) -> ProcessGroup:
-        """Meet the other members at `rendezvous` (tcp://host:port, where rank 0 opens the store) and form the group.
+        """Meet the other members and form the group.
 
         Blocks until all are there, at most timeout_s seconds, which is also the bound of every later collective.
-        backend "auto" is nccl on a cuda device and gloo elsewhere. Raises GroupError.
+        Raises GroupError.
         """
-        if dist.is_initialized():
-            raise GroupError("this process is in a group already", fix="close() the group of the last epoch first")
-        host, port = _host_and_port(rendezvous)
-        use_nccl = backend == "nccl" or (backend == "auto" and torch.device(device).type == "cuda")
-        timeout = timedelta(seconds=timeout_s)
-        try:
-            _register_gloo(_local_address(host, port))
-            comm = import_backend(device)
-            if use_nccl:
-                torch.cuda.set_device(torch.device(device))
-            with _kept_excepthook():
-                comm.init_distributed(dist_backend="nccl" if use_nccl else GLOO_BACKEND, auto_mpi_discovery=False,
-                                      verbose=False, timeout=timeout, init_method=rendezvous, rank=rank,
-                                      world_size=num_members)
-            world = dist.group.WORLD
-            assert world is not None
-            # deepspeed.comm.new_group cannot be told another backend or a timeout.
-            cpu_group = dist.new_group(backend=GLOO_BACKEND, timeout=timeout) if use_nccl else world
-        except (RuntimeError, OSError) as error:
-            _leave()
-            raise GroupError(
-                f"rank {rank} could not form the group of {num_members} at {rendezvous} in {timeout_s:g} s: {error}",
-                fix="check that every member runs and that this address and its port can be reached from all nodes, "
-                    "or raise group.collective_timeout_s") from error
-        logger.info("group_joined rank=%d num_members=%d at=%s nccl=%s", rank, num_members, rendezvous, use_nccl)
-        return ProcessGroup(rank, num_members, timeout_s, cpu_group, world, comm)
+        num_members = len(meeting.members)
+        with contextlib.ExitStack() as undo:
+            transport = torch_group = None
+            try:
+                if backend != "gloo":
+                    transport = endpoint.open_group(meeting.number, meeting.members, rank, timeout_s)
+                    undo.callback(transport.close)
+                if backend != "transport":
+                    torch_group = TorchGroup.join(meeting.rendezvous, rank, num_members, timeout_s, backend == "nccl",
+                                                  device)
+            except (RuntimeError, OSError, GroupError) as error:
+                raise _not_formed(meeting, rank, timeout_s, error) from error
+            undo.pop_all()
+        logger.info("group_joined epoch=%d rank=%d num_members=%d backend=%s", meeting.number, rank, num_members,
+                    backend)
+        return ProcessGroup(rank, num_members, timeout_s, transport, torch_group)
 
     def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
         """Exchange headers, index = rank. Blocks for at most the group's timeout.
@@ -85,22 +99,18 @@ class ProcessGroup:
         """
         if self._closed:
             raise GroupError(f"rank {self.rank} has left its group", fix="join the next epoch's group")
-        own = torch.tensor(header.to_ints(), dtype=torch.int64)
         if self.num_members == 1:
             return (header,)
-        # Gloo's all_gather is a ring of num_members - 1 dependent hops; its all_to_all sends to all at once.
-        to_each = own.repeat(self.num_members, 1)
-        gathered = torch.empty_like(to_each)
         try:
-            self._comm.all_to_all_single(gathered, to_each, group=self.cpu_group)
-        except RuntimeError as error:
+            gathered = self._headers.exchange_ints(header.to_ints())
+        except (RuntimeError, GroupError) as error:
             self._failed = True
             raise GroupError(
                 f"rank {self.rank}: the members did not agree on step {header.step_index} of epoch "
-                f"{header.epoch_number} within {self._timeout_s:g} s: {error}",
+                f"{header.epoch_number}: {getattr(error, 'message', error)}",
                 fix="a member died or is too slow: wait for the next epoch, or raise group.collective_timeout_s",
             ) from error
-        headers = tuple(StepHeader.from_ints(tuple(ints)) for ints in gathered.tolist())
+        headers = tuple(StepHeader.from_ints(ints) for ints in gathered)
         for rank, other in enumerate(headers):
             if (other.epoch_number, other.step_index) != (header.epoch_number, header.step_index):
                 self._failed = True
@@ -110,60 +120,39 @@ class ProcessGroup:
                     fix="all members must join the next epoch")
         return headers
 
+    def abort(self) -> None:
+        """End what waits for other members, from any thread: the epoch is over. Torch's collectives cannot be told."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def close(self) -> None:
         """Leave the group; after it this process can join the next epoch's. May be called twice, never raises."""
         if self._closed:
             return
         self._closed = True
         logger.info("group_left rank=%d num_members=%d failed=%s", self.rank, self.num_members, self._failed)
-        _leave()
+        if self._transport is not None:
+            self._transport.close()
+        if self._torch_group is not None:
+            self._torch_group.close()
 
 
-def _leave() -> None:
-    """Destroy what exists of the group. Members that are gone already are no error."""
-    try:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    except RuntimeError as error:
-        logger.warning("group_destroy_failed error=%s", error)
-    # Members find each other under the number of the group. torch counts a group that did not form and does not take it
-    # back, so that this process would look for the next one elsewhere than the others.
-    distributed_c10d._world.group_count = 0
+class TransportHeaders:
+    """See Headers."""
+
+    def __init__(self, group: TransportGroup) -> None:
+        self._group = group
+
+    def exchange_ints(self, own: tuple[int, ...]) -> list[tuple[int, ...]]:
+        sent = np.array(own, dtype=np.int64)
+        received = np.empty((self._group.num_members, len(own)), dtype=np.int64)
+        self._group.gather(sent.ctypes.data, received.ctypes.data, sent.nbytes)
+        return [tuple(ints) for ints in received.tolist()]
 
 
-def _host_and_port(rendezvous: str) -> tuple[str, int]:
-    parts = urlsplit(rendezvous)
-    if parts.scheme != "tcp" or not parts.hostname or not parts.port:
-        raise GroupError(f"rendezvous {rendezvous!r} is no address", fix="give it as tcp://host:port")
-    return parts.hostname, parts.port
-
-
-def _local_address(host: str, port: int) -> str:
-    """Return the address of the interface from which this machine reaches `host`. Sends nothing."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])
-
-
-def _register_gloo(address: str) -> None:
-    """Make GLOO_BACKEND mean: gloo on the interface of `address`."""
-    gloo = dist.ProcessGroupGloo
-
-    def create(store: distributed_c10d.Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroupGloo:
-        options = gloo._Options()  # type: ignore[attr-defined]
-        options._devices = [gloo.create_device(hostname=address)]
-        options._timeout = timeout
-        return gloo(store, rank, size, options)
-
-    dist.Backend.register_backend(GLOO_BACKEND, create, devices=["cpu"])
-
-
-@contextlib.contextmanager
-def _kept_excepthook() -> Iterator[None]:
-    """Undo that torch wraps sys.excepthook at every init: a process that joins many epochs must not grow a chain."""
-    hook = sys.excepthook
-    try:
-        yield
-    finally:
-        sys.excepthook = hook
+def _not_formed(meeting: Meeting, rank: int, timeout_s: float, error: Exception) -> GroupError:
+    return GroupError(
+        f"rank {rank} could not form the group of {len(meeting.members)} of epoch {meeting.number} in {timeout_s:g} s: "
+        f"{getattr(error, 'message', error)}",
+        fix="check that every member runs and that nodes reach each other's TCP ports, or raise "
+            "group.collective_timeout_s")

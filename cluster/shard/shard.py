@@ -18,6 +18,7 @@ from cluster.shard.parts import ShardParts
 from cluster.shard.preparation import Preparation, prepare
 from cluster.shard.registered_shard import RegisteredShard
 from cluster.shard.work_meter import WorkMeter
+from model.transport.endpoint import Endpoint
 from serving.config import PoolConfig, ServeConfig
 from serving.engine.expert_load import ExpertLoadCounter
 from serving.link.epoch import Member
@@ -38,17 +39,19 @@ class Shard:
     async def run(self) -> None:
         """Serve until cancelled. Raises what makes this process useless; then start another."""
         raise_file_limit()
+        endpoint = Endpoint(self._node.address)
         link = ShardLinkServer(time.monotonic)
         server, port = await start_link_server(link, host_and_port(self._node.address, 0))
         thread = ThreadPoolExecutor(1, "model")
         try:
             prepared = await asyncio.get_running_loop().run_in_executor(thread, prepare, self._config, self._pool)
-            parts = ShardParts(self._config, self._pool, link, thread, ViewFollower(self._coordinator),
+            parts = ShardParts(self._config, self._pool, link, endpoint, thread, ViewFollower(self._coordinator),
                                self._new_counters(prepared))
             await self._registered(parts, prepared, port).run()
         finally:
             link.close_epoch("the shard stops")
             await server.stop(grace=None)
+            endpoint.close()        # whoever waits for this member learns it
             thread.shutdown(wait=False, cancel_futures=True)
 
     async def until_ready(self) -> None:
@@ -58,7 +61,7 @@ class Shard:
     def _registered(self, parts: ShardParts, prepared: Preparation, port: int) -> RegisteredShard:
         node = self._node
         member = Member(self.shard_id, self._pool.name, node.node_id, node.name, host_and_port(node.address, port),
-                        prepared.facts, profile=prepared.profile)
+                        prepared.facts, profile=prepared.profile, endpoint=parts.endpoint.address)
         return RegisteredShard(parts, node, member, prepared, self._coordinator, self._ready.set)
 
     def _new_counters(self, prepared: Preparation) -> StepCounters:

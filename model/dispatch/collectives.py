@@ -1,18 +1,14 @@
-"""Runs the collectives of the MoE layers over deepspeed.comm: they are counted, and every failure is a GroupError.
-
-The only file of model/ that imports deepspeed; only the distributed dispatchers import it.
-"""
+"""Runs the collectives of the MoE layers: they are counted, and every failure is a GroupError."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from model.dispatch.silent_group import Group, SilentGroup
+from model.dispatch.carriers import RowGroup, carrier_of
+from model.dispatch.silent_group import SilentGroup
 from model.errors import GroupError
 from model.pace import UNTIMED, Pace
 
@@ -22,24 +18,17 @@ FIX = "a member died or is too slow: wait for the next epoch, or raise group.col
 class Collectives:
     """Runs the collectives of one group. All members call the same ones in the same order."""
 
-    def __init__(self, group: Group, rank: int, num_members: int, device: torch.device,
+    def __init__(self, group: RowGroup, rank: int, num_members: int, device: torch.device,
                  pace: Pace = UNTIMED) -> None:
         self.num_collectives = 0
         self.bytes_sent = 0             # payload that left this member
-        self.uses_nccl = device.type == "cuda"
-        if not isinstance(group, SilentGroup):
-            # Here, because DeviceProbe measures where deepspeed is not installed.
-            from deepspeed import comm
-            self._comm = comm
-            self.uses_nccl = "nccl" in str(dist.get_backend(group))
-        # Gloo moves host memory: a cuda member of a mixed group stages its rows there.
+        self._carrier = carrier_of(group)
+        self.uses_nccl = self._carrier.is_nccl or (isinstance(group, SilentGroup) and device.type == "cuda")
+        # Others move host memory: a cuda member of a mixed group stages its rows there.
         self.wire_device = device if self.uses_nccl else torch.device("cpu")
-        self._group = group
         self._rank = rank
         self._num_members = num_members
         self._pace = pace
-        if self.uses_nccl:              # renamed in torch 2.13; deepspeed 0.19 still calls it by the old name
-            warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
 
     def all_to_all(self, received: Tensor, sent: Tensor, num_received_M: list[int], num_sent_M: list[int]) -> None:
         """Send sent[rows of member m] to each m, fill `received` in the order of ranks. 2-D, contiguous, equal widths.
@@ -47,27 +36,21 @@ class Collectives:
         What a member sends to itself is copied within its memory. Raises GroupError.
         """
         self.bytes_sent += (len(sent) - num_sent_M[self._rank]) * sent.shape[1] * sent.element_size()
-        received, sent, group = received.view(torch.uint8), sent.view(torch.uint8), self._group
-        if isinstance(group, SilentGroup):
-            self._run("all_to_all", lambda: group.all_to_all(received, sent, num_received_M, num_sent_M, self._rank))
-        else:
-            self._run("all_to_all",
-                      lambda: self._comm.all_to_all_single(received, sent, num_received_M, num_sent_M, group=group))
+        self._run("all_to_all", lambda: self._carrier.all_to_all(
+            received.view(torch.uint8), sent.view(torch.uint8), num_received_M, num_sent_M, self._rank))
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> None:
         """Fill `gathered` [M * S, W] with every member's `own` [S, W], in the order of ranks. Raises GroupError."""
         self.bytes_sent += (self._num_members - 1) * own.numel() * own.element_size()
-        gathered, own, group = gathered.view(torch.uint8), own.view(torch.uint8), self._group
-        if isinstance(group, SilentGroup):
-            self._run("all_gather", lambda: group.all_gather(gathered, own, self._rank))
-        else:
-            self._run("all_gather", lambda: self._comm.all_gather_into_tensor(gathered, own, group=group))
+        self._run("all_gather", lambda: self._carrier.all_gather(
+            gathered.view(torch.uint8), own.view(torch.uint8), self._rank))
 
-    def _run(self, name: str, collective: Callable[[], object]) -> None:
+    def _run(self, name: str, collective: Callable[[], None]) -> None:
         self.num_collectives += 1
         self._pace.settle()
         try:
             collective()
-        except RuntimeError as error:
-            raise GroupError(f"rank {self._rank}: {name} of MoE rows failed: {error}", fix=FIX) from error
+        except (RuntimeError, GroupError) as error:
+            raise GroupError(f"rank {self._rank}: {name} of MoE rows failed: {getattr(error, 'message', error)}",
+                             fix=FIX) from error
         self._pace.begin()

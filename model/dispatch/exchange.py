@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from model.arrays import IdArray, IntArray
+from model.dispatch.carriers import RowGroup
 from model.dispatch.collectives import Collectives
 from model.dispatch.dispatcher import DispatchHandle, compute_experts
 from model.dispatch.row_plan import RowPlan, plan_arrivals
 from model.dispatch.row_planner import row_planners
-from model.dispatch.silent_group import Group
 from model.kernels.protocol import ExpertWeights, Kernels
 from model.pace import UNTIMED, Pace
 from model.placement import Placement
@@ -59,7 +59,8 @@ class RowExchange:
     """Holds one member's tables of a placement, and takes the steps of an exchange that do not depend on how rows
     travel. The dispatchers of a member share it; in a step one of them uses it."""
 
-    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: Group, pace: Pace = UNTIMED) -> None:
+    def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: RowGroup,
+                 pace: Pace = UNTIMED) -> None:
         self.rank = rank
         self.placement = placement
         self.num_members = placement.num_members

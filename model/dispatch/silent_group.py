@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 
-import torch.distributed as dist
 from torch import Tensor
 
 ANSWER_S = 2e-4     # how long the caller sleeps in a collective: it wakes up slower than it went on
 
 
 class SilentGroup:
-    """Answers as members would that send zeros, after a moment, and take whatever they are sent."""
+    """Answers as members would that send zeros, after a moment, and take whatever they are sent. See Carrier."""
+
+    is_nccl = False
 
     def all_to_all(self, received: Tensor, sent: Tensor, num_received_M: list[int], num_sent_M: list[int],
                    rank: int) -> None:
@@ -25,5 +26,3 @@ class SilentGroup:
         gathered.zero_()
         gathered[rank * len(own):(rank + 1) * len(own)] = own
 
-
-Group = dist.ProcessGroup | SilentGroup

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NETWORK = Path("/proc/self/ns/net")
+
+
+class Secret:
+    """Holds a text that is not to be logged or shown."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "(secret)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +38,7 @@ class EndpointAddress:
     host: str                           # IP address
     port: int
     machine: str                        # processes of the same one share memory; "": this one never does
-    token: str = field(repr=False)      # secret
+    token: Secret
 
     def shares_memory_with(self, other: EndpointAddress) -> bool:
         """Return the same answer on both sides."""

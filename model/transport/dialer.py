@@ -33,7 +33,7 @@ def dial(own: EndpointAddress, peer: EndpointAddress, own_bell: int, segment_byt
         caller = undo.enter_context(_connect(peer, shares_memory, timeout_s))
         hello = write_hello(bytes.fromhex(own.peer_id), bytes.fromhex(peer.peer_id))
         caller.sendall(hello)
-        proof = write_proof(peer.token, hello, _receive(caller, CHALLENGE_BYTES))
+        proof = write_proof(peer.token.reveal(), hello, _receive(caller, CHALLENGE_BYTES))
         segment = bell = None
         if shares_memory:
             segment = new_segment(segment_bytes)

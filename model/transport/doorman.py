@@ -64,10 +64,10 @@ class _Caller:
         message, self._received = self._received, b""
         if not self._hello:
             self.peer_id = read_hello(message, bytes.fromhex(self._own.peer_id))
-            self._hello, self._challenge = message, write_challenge(self._own.token, message)
+            self._hello, self._challenge = message, write_challenge(self._own.token.reveal(), message)
             self.socket.sendall(self._challenge)
             return False
-        check_proof(self._own.token, self._hello, self._challenge, message)
+        check_proof(self._own.token.reveal(), self._hello, self._challenge, message)
         return True
 
     def welcome(self, own_bell: int, segment_bytes: int) -> Pair:

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Sequence
 
 from model.errors import GroupError
-from model.transport.address import EndpointAddress, this_machine
+from model.transport.address import EndpointAddress, Secret, this_machine
 from model.transport.dialer import Pair, dial
 from model.transport.doorman import Doorman
 from model.transport.group import TransportGroup
@@ -46,7 +46,7 @@ class Endpoint:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET,
                                         backlog=_BACKLOG)
         self.address = EndpointAddress(secrets.token_hex(16), host, int(listener.getsockname()[1]), machine,
-                                       secrets.token_hex(32))
+                                       Secret(secrets.token_hex(32)))
         listeners = [listener]
         if machine:
             listeners.append(socket.socket(socket.AF_UNIX))

@@ -7,6 +7,7 @@ from typing import Literal
 
 from model.curve import Curve
 from model.placement import Placement
+from model.transport.address import EndpointAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +133,9 @@ class Member:
     node_name: str
     link_address: str               # host:port of its shard link (gRPC)
     facts: DeviceFacts
-    store_address: str = ""         # host:port kept free for the store of its next process group, were it rank 0
+    store_address: str = ""         # host:port kept free for the store of its next torch group, were it rank 0
     profile: DeviceProfile | None = None
+    endpoint: EndpointAddress | None = None     # where other members find it
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class Epoch:
     number: int                     # from 1; every message between routers and shards carries it
     members: tuple[Member, ...]
     placement: Placement
-    rendezvous: str                 # tcp://host:port of rank 0's store of the process group; "" until all have loaded
+    rendezvous: str                 # tcp://host:port of rank 0's store of a torch group; "" until all have loaded
     shares: tuple[RequestShare, ...]        # by rank
     figures: PlanFigures | None = None
     revision: int = 0               # of placement and shares: they may change while members and ranks stay

@@ -38,7 +38,7 @@ def run_steps(worker: Worker, placement: Placement, num_tokens: tuple[int, ...],
     speed = speeds[rank]
     pace = UNTIMED if speed is None else TimedPace(speed, time.thread_time, lambda: time.thread_time() + sum(waits),
                                                    waits.append)
-    dispatcher = AutoDispatcher(RowExchange(TorchKernels("cpu"), placement, rank, group.group, pace), mode)
+    dispatcher = AutoDispatcher(RowExchange(TorchKernels("cpu"), placement, rank, group.rows, pace), mode)
     for _ in range(NUM_STEPS):
         pace.begin_step()
         run_step(dispatcher, placement, num_tokens[rank], num_tokens)
@@ -54,7 +54,7 @@ def run_marked_steps(worker: Worker, placement: Placement, num_tokens: tuple[int
     rank, group = worker.index, worker.kept["group"]
     clock = MovedClock()
     pace = TimedPace(1.0, clock, clock)
-    dispatcher = AutoDispatcher(RowExchange(TorchKernels("cpu"), placement, rank, group.group, pace), mode)
+    dispatcher = AutoDispatcher(RowExchange(TorchKernels("cpu"), placement, rank, group.rows, pace), mode)
     for _ in range(NUM_STEPS):
         pace.begin_step()
         run_step(dispatcher, placement, num_tokens[rank], num_tokens, clock)

@@ -13,8 +13,9 @@ import torch
 
 from model.placement import ExpertRate, Placement
 from model.step import SamplingSpec, ScheduledRequest
+from tests.model.dispatch.dispatch_jobs import meetings
 from tests.oracle.distributed_jobs import BLOCK_SIZE, NUM_BLOCKS, Mode, Part, Seen, run_alone
-from tests.process_pool import ProcessPool, free_rendezvous
+from tests.process_pool import ProcessPool
 
 pytestmark = pytest.mark.multinode
 NUM_WORKERS = 4
@@ -103,7 +104,8 @@ def run(pool: ProcessPool, parts: list[Part]) -> dict[str, list[Seen]]:
 
 @pytest.fixture(scope="module")
 def pool(worker_pool: ProcessPool) -> ProcessPool:
-    worker_pool.run("tests.model.dispatch.dispatch_jobs:join", [(free_rendezvous(), NUM_WORKERS)] * NUM_WORKERS, 120.0)
+    met = meetings(worker_pool, NUM_WORKERS)
+    worker_pool.run("tests.model.dispatch.dispatch_jobs:join", [(met,)] * NUM_WORKERS, 120.0)
     return worker_pool
 
 

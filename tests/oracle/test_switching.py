@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model.placement import Placement
+from tests.model.dispatch.dispatch_jobs import meetings
 from tests.oracle.distributed_jobs import Part, Seen, run_alone
 from tests.oracle.switching_jobs import SwitchingPart
 from tests.oracle.test_distributed_invariance import (
@@ -22,7 +23,7 @@ from tests.oracle.test_distributed_invariance import (
     some_sequences,
     spread,
 )
-from tests.process_pool import ProcessPool, free_rendezvous
+from tests.process_pool import ProcessPool
 
 pytestmark = pytest.mark.multinode
 SaveTiny = Callable[..., Path]
@@ -30,7 +31,8 @@ SaveTiny = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def pool(worker_pool: ProcessPool) -> ProcessPool:
-    worker_pool.run("tests.model.dispatch.dispatch_jobs:join", [(free_rendezvous(), NUM_WORKERS)] * NUM_WORKERS, 120.0)
+    met = meetings(worker_pool, NUM_WORKERS)
+    worker_pool.run("tests.model.dispatch.dispatch_jobs:join", [(met,)] * NUM_WORKERS, 120.0)
     return worker_pool
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from cluster.shard.process_group import ProcessGroup
+from cluster.shard.process_group import Backend, Meeting, ProcessGroup
 from model.errors import GroupError
 from model.step import StepHeader
 from tests.process_pool import Worker
 
 
-def join(worker: Worker, rendezvous: str, num_members: int, timeout_s: float) -> tuple[int, int]:
+def join(worker: Worker, meeting: Meeting, timeout_s: float, backend: Backend = "transport") -> tuple[int, int]:
     """Leave the last group and join the next -> (rank, num_members)."""
     leave(worker)
-    group = ProcessGroup.join(rendezvous, worker.index, num_members, timeout_s, backend="auto", device="cpu")
+    group = ProcessGroup.join(worker.endpoint(), meeting, worker.index, timeout_s, backend, "cpu")
     worker.kept["group"] = group
     return group.rank, group.num_members
 
@@ -37,15 +37,15 @@ def failed_agreement(worker: Worker, header: StepHeader) -> str:
         return str(error)
 
 
-def failed_join(worker: Worker, rendezvous: str, num_members: int, timeout_s: float) -> str:
+def failed_join(worker: Worker, meeting: Meeting, timeout_s: float, backend: Backend) -> str:
     leave(worker)
     try:
-        join(worker, rendezvous, num_members, timeout_s)
+        join(worker, meeting, timeout_s, backend)
     except GroupError as error:
         return str(error)
     return "joined"
 
 
-def join_another(worker: Worker, rendezvous: str) -> None:
+def join_another(worker: Worker, meeting: Meeting) -> None:
     """Without leaving the last one."""
-    ProcessGroup.join(rendezvous, worker.index, 1, 30.0, backend="auto", device="cpu")
+    ProcessGroup.join(worker.endpoint(), meeting, worker.index, 30.0, "gloo", "cpu")

@@ -23,6 +23,8 @@ from cluster.shard.parts import ShardParts
 from cluster.shard.work_meter import WorkMeter
 from model.args import read_model_args
 from model.kernels.select import select_kernels
+from model.transport.address import EndpointAddress
+from model.transport.endpoint import Endpoint
 from model.weights import WeightLoader
 from serving.config import ModelConfig, PoolConfig, SchedulerConfig, ServeConfig
 from serving.engine.expert_load import ExpertLoad, ExpertLoadCounter
@@ -100,10 +102,10 @@ class LiveMember:
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT_S)
 
-    async def open(self) -> int:
-        self.link = RecordingLink()
+    async def open(self) -> tuple[int, EndpointAddress]:
+        self.link, self.endpoint = RecordingLink(), Endpoint("127.0.0.1")
         self._server, port = await start_link_server(self.link, "127.0.0.1:0")
-        return port
+        return port, self.endpoint.address
 
     async def join(self, folder: Path, epoch: Epoch, rank: int) -> None:
         args, kernels = read_model_args(folder), select_kernels("cpu", 1)
@@ -115,7 +117,7 @@ class LiveMember:
         self.coordinator = ScriptedCoordinator(epoch)
         views = ViewFollower(self.coordinator)
         self._over = asyncio.Event()
-        parts = ShardParts(config, config.pools[0], self.link, self._model_thread, views, self.counters)
+        parts = ShardParts(config, config.pools[0], self.link, self.endpoint, self._model_thread, views, self.counters)
         model = await parts.in_thread(lambda: load_model(
             WeightLoader(folder, args, torch.bfloat16, kernels), epoch, rank, lambda done, total: None))
         sizes = CacheSizes(NUM_BLOCKS if epoch.takes_requests(rank) else 0, 0)
@@ -177,13 +179,14 @@ class LiveMember:
     def end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._model_thread.shutdown()
+        self.endpoint.close()
 
 
-def open_link(worker: Worker) -> int:
-    """-> the port that peers ring at."""
+def open_link(worker: Worker) -> tuple[int, EndpointAddress]:
+    """-> the port that peers ring at, and where they find this member's endpoint."""
     worker.kept["live"] = LiveMember()
-    port: int = worker.kept["live"].call(worker.kept["live"].open())
-    return port
+    opened: tuple[int, EndpointAddress] = worker.kept["live"].call(worker.kept["live"].open())
+    return opened
 
 
 def leave(worker: Worker) -> ExpertLoad:

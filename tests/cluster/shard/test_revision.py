@@ -23,6 +23,7 @@ from cluster.shard.revision import RevisionError, RevisionFollower, RevisionMake
 from model.dispatch.dispatcher import Dispatcher
 from model.placement import Placement
 from model.step import SamplingSpec
+from model.transport.address import EndpointAddress
 from serving.engine.request import FinishReason, Submission, TokenEvent
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare, WorkRatio
 from tests.cluster.shard.revision_jobs import ScriptedCoordinator, Standing
@@ -54,9 +55,9 @@ def placement_of(rng: random.Random, num_members: int) -> Placement:
         for _ in range(NUM_LAYERS)))
 
 
-def member(rank: int, port: int, budget_bytes: int) -> Member:
+def member(rank: int, port: int, budget_bytes: int, endpoint: EndpointAddress | None = None) -> Member:
     facts = DeviceFacts("cpu", "test", "test", budget_bytes, 1)
-    return Member(f"s{rank}", "default", f"n{rank}", f"node-{rank}", f"127.0.0.1:{port}", facts)
+    return Member(f"s{rank}", "default", f"n{rank}", f"node-{rank}", f"127.0.0.1:{port}", facts, endpoint=endpoint)
 
 
 class LiveGroup:
@@ -66,8 +67,9 @@ class LiveGroup:
                  budgets: dict[int, int] | None = None) -> None:
         self._pool = pool
         self._ranks = range(placement.num_members)
-        ports = pool.run(f"{JOBS}:open_link", [()] * len(self._ranks))
-        members = tuple(member(rank, port, (budgets or {}).get(rank, PLENTY)) for rank, port in enumerate(ports))
+        opened = pool.run(f"{JOBS}:open_link", [()] * len(self._ranks))
+        members = tuple(member(rank, port, (budgets or {}).get(rank, PLENTY), endpoint)
+                        for rank, (port, endpoint) in enumerate(opened))
         self.epoch = Epoch(1, members, placement, free_rendezvous(),
                            shares or even_shares(placement.num_members))
         self.call("join", *((folder, self.epoch, rank) for rank in self._ranks), timeout_s=120.0)

@@ -7,17 +7,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from cluster.shard.process_group import GLOO_BACKEND, ProcessGroup
+from cluster.shard.process_group import Meeting, ProcessGroup
 from model.dispatch.auto import AutoDispatcher
 from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
 from model.dispatch.exchange import RowExchange
 from model.dispatch.row_split import layer_copies, split_rows
 from model.kernels.torch_kernels import TorchKernels
 from model.placement import Placement
-from tests.process_pool import Worker
+from tests.process_pool import ProcessPool, Worker
 
 DISPATCHERS = ("all_to_all", "gather", "gather_fixed", "auto", "auto_up_to_4_rows")
 
@@ -121,15 +120,19 @@ def run_locally(case: Case) -> list[list[tuple[int, ...]]]:
     return [[bits[starts[rank]:starts[rank + 1]] for bits in outcome.bits] for rank in range(case.num_members)]
 
 
-def join(worker: Worker, rendezvous: str, num_members: int) -> None:
-    """Leave the last group; form the group of all workers, and smaller ones of the first 1, 2... of them."""
-    if "group" in worker.kept:
-        worker.kept["group"].close()
-    group = ProcessGroup.join(rendezvous, worker.index, num_members, timeout_s=30.0, backend="auto", device="cpu")
-    worker.kept["group"] = group
-    for size in range(1, num_members):
-        worker.kept[f"group_of_{size}"] = dist.new_group(list(range(size)), backend=GLOO_BACKEND)
-    worker.kept[f"group_of_{num_members}"] = group.group
+def meetings(pool: ProcessPool, num_workers: int) -> list[Meeting]:
+    """Return those of the first 1, 2, ... workers, and of all."""
+    return [pool.meeting(size) for size in range(1, num_workers + 1)]
+
+
+def join(worker: Worker, meetings: list[Meeting]) -> None:
+    """Leave the last groups; form those that this worker is in, beside each other."""
+    for group in worker.kept.pop("groups", []):
+        group.close()
+    groups = [ProcessGroup.join(worker.endpoint(), meeting, worker.index, 30.0, "transport", "cpu")
+              for meeting in meetings if worker.index < len(meeting.members)]
+    worker.kept["groups"] = groups
+    worker.kept |= {f"group_of_{group.num_members}": group.rows for group in groups}
 
 
 def run_distributed(worker: Worker, case: Case) -> dict[str, Outcome]:

@@ -8,11 +8,10 @@ import signal
 import sys
 from typing import Any
 
-from model.transport.address import EndpointAddress
 from model.transport.endpoint import Endpoint
 from model.transport.group import TransportGroup
 from model.transport.peer_error import PeerError
-from tests.model.transport.members import LONG_S, as_json, exchange
+from tests.model.transport.members import LONG_S, as_json, exchange, from_json
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def say(answer: object) -> None:
 
 def join(endpoint: Endpoint, groups: dict[int, TransportGroup], group_id: int, addresses: list[dict[str, Any]],
          rank: int, timeout_s: float = LONG_S) -> str:
-    members = [EndpointAddress(**address) for address in addresses]
+    members = [from_json(address) for address in addresses]
     groups[group_id] = endpoint.open_group(group_id, members, rank, timeout_s)
     return "joined"
 

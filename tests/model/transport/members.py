@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
 from model.arrays import IntArray
-from model.transport.address import EndpointAddress
+from model.transport.address import EndpointAddress, Secret
 from model.transport.endpoint import Endpoint
 from model.transport.group import TransportGroup
 from model.transport.peer_error import PeerError
@@ -95,7 +95,7 @@ class OtherProcess:
             [sys.executable, "-m", "tests.model.transport.member_process", "1" if shares_memory else ""], cwd=ROOT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        self.address = EndpointAddress(**json.loads(self._process.stdout.readline()))
+        self.address = from_json(json.loads(self._process.stdout.readline()))
 
     @property
     def pid(self) -> int:
@@ -118,6 +118,10 @@ class OtherProcess:
         self._process.communicate()
 
 
+def from_json(fields: dict[str, Any]) -> EndpointAddress:
+    return EndpointAddress(**fields | {"token": Secret(fields["token"])})
+
+
 def as_json(address: EndpointAddress) -> dict[str, object]:
     return {"peer_id": address.peer_id, "host": address.host, "port": address.port, "machine": address.machine,
-            "token": address.token}
+            "token": address.token.reveal()}

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.errors import GroupError
-from model.transport.address import EndpointAddress
+from model.transport.address import EndpointAddress, Secret
 from model.transport.dialer import dial
 from model.transport.endpoint import Endpoint
 from model.transport.handshake import CHALLENGE_BYTES, HELLO_BYTES, write_hello
@@ -91,7 +91,7 @@ def test_members_go_on_beside_strangers_that_send_half_a_word(members: Members) 
 
 def test_a_wrong_token_does_not_get_in(members: Members) -> None:
     stranger = Endpoint("127.0.0.1", machine=members.addresses[0].machine)
-    deceived = [replace(address, token="0" * 64) for address in members.addresses]
+    deceived = [replace(address, token=Secret("0" * 64)) for address in members.addresses]
     # It dials whom it is below; the token is wrong for both.
     target = max(members.addresses, key=lambda address: address.peer_id)
     wrong = next(address for address in deceived if address.peer_id == target.peer_id)
