@@ -1,10 +1,10 @@
 """Time and bytes of one MoE layer's dispatch and combine between processes of this machine, experts left out.
 
-`python benchmarks/dispatch.py [--backend transport|gloo] [--members 2,3,4] [--rows 1,8,64,512,2048] [--hidden 1024] [--copied 0]`. Experts are
-spread evenly, so many of them on a second member too; tokens choose uniformly. A row of the table is one (members, rows
-of each member, hidden size); for each dispatcher it has the time of a layer on the slowest member (first quartile: what
-else runs on the machine only adds), and the bytes that left all members beside the least possible: every row once to
-each other member that needs it, every (row, expert) output once to another owner.
+`python benchmarks/dispatch.py [--backend transport|gloo] [--members 2,3,4] [--rows 1,8,64,512,2048] [--hidden 1024]
+[--copied 0]`. Experts are spread evenly, so many of them on a second member too; tokens choose uniformly. A row of the
+table is one (members, rows of each member, hidden size); for each dispatcher it has the time of a layer on the slowest
+member (first quartile: what else runs on the machine only adds), and the bytes that left all members beside the least
+possible: every row once to each other member that needs it, every (row, expert) output once to another owner.
 The last line of stdout is one JSON object.
 """
 
@@ -197,8 +197,8 @@ def main() -> None:
                             100 if max(batch) <= 64 else 12)
                     for hidden in options.hidden for batch in batches]
         results += run_members(settings, num_members, options.backend)
-    print(json.dumps({"benchmark": "dispatch", "backend": options.backend, "dtype": "bfloat16", "experts": options.experts,
-                      "copied": options.copied, "experts_per_token": options.experts_per_token, **describe(),
+    print(json.dumps({"benchmark": "dispatch", "backend": options.backend, "dtype": "bfloat16",
+                      "experts": options.experts, "copied": options.copied, "experts_per_token": options.experts_per_token, **describe(),
                       "results": [asdict(result) for result in results]}))
 
 
