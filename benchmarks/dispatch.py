@@ -198,7 +198,8 @@ def main() -> None:
                     for hidden in options.hidden for batch in batches]
         results += run_members(settings, num_members, options.backend)
     print(json.dumps({"benchmark": "dispatch", "backend": options.backend, "dtype": "bfloat16",
-                      "experts": options.experts, "copied": options.copied, "experts_per_token": options.experts_per_token, **describe(),
+                      "experts": options.experts, "copied": options.copied,
+                      "experts_per_token": options.experts_per_token, **describe(),
                       "results": [asdict(result) for result in results]}))
 
 
