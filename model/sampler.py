@@ -107,27 +107,26 @@ def _filter(weights_V: Float32Array, spec: SamplingSpec) -> None:
     """Set to 0 what min_p, top_k and top_p leave out; each judges what the ones before it left."""
     if spec.min_p > 0.0:
         weights_V[weights_V < np.float32(spec.min_p)] = 0.0
+    candidates = weights_V
     if spec.top_k is not None and spec.top_k < weights_V.shape[0]:
         place = weights_V.shape[0] - spec.top_k
-        _keep_largest(weights_V, np.partition(weights_V, place)[place], spec.top_k)
+        candidates = np.partition(weights_V, place)[place:]
+        _keep_largest(weights_V, candidates[0], spec.top_k)
     if spec.top_p < 1.0:
-        # What weighs less than an equal share of the tail lies in the tail: all of it together is less than the tail.
-        total = float(weights_V.sum(dtype=np.float64))
-        share = np.float32(min((1.0 - spec.top_p) * total / weights_V.shape[0], 1.0))
-        nucleus = np.sort(weights_V[weights_V >= share])[::-1]
-        count = _place(nucleus, _running_sums(nucleus), spec.top_p * total, "left") + 1
+        nucleus = np.sort(candidates)[::-1]         # picking the likely ones first takes longer than sorting all
+        sums = _running_sums(nucleus)
+        count = _place(nucleus, sums, spec.top_p * float(sums[-1]), "left") + 1
         if count < nucleus.shape[0]:
             _keep_largest(weights_V, nucleus[count - 1], count)
-        else:
-            weights_V[weights_V < share] = 0.0
 
 
 def _keep_largest(weights_V: Float32Array, least: np.float32, count: int) -> None:
     """Keep `count` weights, none below `least`, which the last of them weighs; of equal ones those of lower id."""
-    weights_V[weights_V < least] = 0.0
-    num_surplus = int(np.count_nonzero(weights_V)) - count
+    is_kept_V = weights_V >= least
+    num_surplus = int(np.count_nonzero(is_kept_V)) - count
     if num_surplus > 0:
-        weights_V[np.flatnonzero(weights_V == least)[-num_surplus:]] = 0.0
+        is_kept_V[np.flatnonzero(weights_V == least)[-num_surplus:]] = False
+    weights_V *= is_kept_V
 
 
 def _invert(weights_V: Float32Array, number: float) -> int:
