@@ -9,4 +9,5 @@ FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
+Int32Array = NDArray[np.int32]
 IdArray = NDArray[np.int16]         # expert ids and ranks, as they travel

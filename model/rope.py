@@ -1,6 +1,6 @@
 """Computes the rotary embedding's cosines and sines (RoPE, linear and yarn scaling) as transformers 5 does.
 
-T rows of this step, P positions in the table, d head size
+T rows of this step, P positions in the table, d head size, j = 2 d
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ class RopeTable:
         self._inv_freq = inverse_frequencies(args, head_dim)
         self._attention_factor = args.attention_factor
         self._device = device
-        self._cos_sin_Pd = torch.empty(0, head_dim, device=device)
+        self._head_dim = head_dim
+        self._cos_sin_Pj = torch.empty(0, 2 * head_dim, device=device)
 
     def at(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin [T, d], both halves alike. positions_T: int32 on the CPU, at least one."""
         max_position = int(positions_T.max())
-        if max_position >= self._cos_sin_Pd.shape[0]:
+        if max_position >= self._cos_sin_Pj.shape[0]:
             self._grow(max_position + 1)
-        cos, sin = self._cos_sin_Pd.index_select(0, positions_T.to(self._device)).chunk(2, dim=1)
-        return torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1)
+        cos_sin_Tj = self._cos_sin_Pj.index_select(0, positions_T.to(self._device))
+        return cos_sin_Tj[:, :self._head_dim], cos_sin_Tj[:, self._head_dim:]
 
     def _grow(self, num_positions: int) -> None:
-        first, last = self._cos_sin_Pd.shape[0] // POSITIONS_PER_CHUNK, -(-num_positions // POSITIONS_PER_CHUNK)
+        first, last = self._cos_sin_Pj.shape[0] // POSITIONS_PER_CHUNK, -(-num_positions // POSITIONS_PER_CHUNK)
         chunks = [self._chunk(index).to(self._device) for index in range(first, last)]
-        self._cos_sin_Pd = torch.cat((self._cos_sin_Pd, *chunks))
+        self._cos_sin_Pj = torch.cat((self._cos_sin_Pj, *chunks))
 
     def _chunk(self, index: int) -> Tensor:
         positions = torch.arange(index * POSITIONS_PER_CHUNK, (index + 1) * POSITIONS_PER_CHUNK).float()
         angles = (positions[:, None] * self._inv_freq).double().numpy()
-        cos_sin = np.concatenate((np.cos(angles), np.sin(angles)), axis=1) * self._attention_factor
+        cos, sin = np.cos(angles), np.sin(angles)
+        cos_sin = np.concatenate((cos, cos, sin, sin), axis=1) * self._attention_factor
         return torch.from_numpy(cos_sin).float()
 
 

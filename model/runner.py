@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.batch import StepBatch, build_batch
+from model.batch import BlockTables, StepBatch, build_batch
 from model.caches import SequenceCaches
 from model.dispatch.dispatcher import Dispatcher
 from model.expert_host import MemberModel
@@ -35,6 +35,7 @@ class Runner:
         self.decoder = decoder
         self.dispatcher = dispatcher
         self._pace = pace
+        self._block_tables = BlockTables()
         self.caches = SequenceCaches(decoder.args, decoder.kernels, decoder.dtype, num_blocks, block_size,
                                      num_state_slots)
 
@@ -49,7 +50,7 @@ class Runner:
         dispatcher = self.dispatcher
         dispatcher.begin_step(num_tokens_of_member)
         caches = self.caches
-        batch = build_batch(plan, caches.block_size, caches.num_blocks, caches.num_state_slots)
+        batch = build_batch(plan, caches.block_size, caches.num_blocks, caches.num_state_slots, self._block_tables)
         token_ids_T = batch.token_ids_T.to(self.decoder.kernels.device)
         hidden_TD = self.decoder.forward(token_ids_T, batch.attention, caches, dispatcher)
         tokens = self._tokens(plan, batch, hidden_TD)
@@ -74,9 +75,10 @@ class Runner:
     def _draws(self, plan: StepPlan, batch: StepBatch, hidden_TD: Tensor) -> list[Draw]:
         if not batch.sampled_rows:
             return []
-        rows = torch.tensor(batch.sampled_rows, device=hidden_TD.device)
-        logits_SV = self.decoder.logits(hidden_TD.index_select(0, rows))
-        return sample(logits_SV, [request for request in plan.requests if request.sampling is not None])
+        if len(batch.sampled_rows) < hidden_TD.shape[0]:
+            hidden_TD = hidden_TD.index_select(0, torch.tensor(batch.sampled_rows, device=hidden_TD.device))
+        requests = [request for request in plan.requests if request.sampling is not None]
+        return sample(self.decoder.logits(hidden_TD), requests)
 
     def _token(self, request: ScheduledRequest, first_row: int, hidden_TD: Tensor,
                draws: Iterator[Draw]) -> SampledToken:

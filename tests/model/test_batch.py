@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.batch import build_batch
+from model.batch import BlockTables, build_batch
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 
 
@@ -22,6 +22,17 @@ def test_mixed_prefill_and_decode() -> None:
     assert batch.attention.slots_T.tolist() == [9, 14, 15, 0, 1, 2, 4, 5]
     assert batch.attention.block_tables_SM.tolist() == [[9, 2, 0, 0], [3, 0, 8, 6], [1, 0, 0, 0]]
     assert batch.sampled_rows == [0, 7] and batch.first_rows_S == [0, 1, 6]
+
+
+def test_tables_of_the_step_before_are_taken_again_wherever_their_sequence_is_now() -> None:
+    a, b, c, d = (4, 1, 7), (3,), (9, 8), (5, 6)
+    longer_b, shorter_a = (3, 0, 0, 2, 11), (4, 1)
+    steps = [[a, b, c], [c, a, longer_b], [longer_b], [], [d, longer_b, shorter_a, a], [d], [b, d]]
+    known = BlockTables()
+    for tables in steps:
+        width = max(map(len, tables), default=0)
+        expected = [[*table, *[0] * (width - len(table))] for table in tables]
+        assert known.padded(list(tables)).tolist() == expected
 
 
 def test_empty_plan() -> None:
