@@ -27,8 +27,6 @@ from dataclasses import asdict, astuple, dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-import uvicorn
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe  # noqa: E402
@@ -40,6 +38,7 @@ from serving.engine.agreement import Agreement  # noqa: E402
 from serving.engine.engine import Engine  # noqa: E402
 from serving.engine.scheduler import Scheduler  # noqa: E402
 from serving.ingress.body_bounds import MAX_BODY_BYTES  # noqa: E402
+from serving.ingress.http_server import HttpServer  # noqa: E402
 from serving.ingress.openai_http import build_http_app  # noqa: E402
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare  # noqa: E402
 from serving.link.server import ShardLinkServer, start_link_server  # noqa: E402
@@ -212,8 +211,8 @@ async def serve_router(listener: socket.socket, folder: Path, context: int, shar
                                time.monotonic)
     await service.set_epoch(Epoch(1, (member,), Placement(1, ()), "", SHARES))
     app = build_http_app(service, tokenizer, RouterConfig(), metrics.render)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    await run_endless(server=server.serve(sockets=[listener]), ticker=tick(block_s))
+    await HttpServer(app).start(listener)
+    await run_endless(ticker=tick(block_s))
 
 
 async def tick(block_s: Synchronized[float]) -> None:
