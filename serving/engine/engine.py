@@ -57,7 +57,8 @@ class ShardLoad:
 
 
 class Executor(Protocol):
-    """Runs steps on the group. Raises GroupError when the group is broken; then the epoch is over."""
+    """Runs steps on the group, elsewhere: others have their turn on the event loop while one runs. Raises GroupError
+    when the group is broken; then the epoch is over."""
 
     async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
         """Return the agreement when all members have entered and, where it is a step at once, what execute() would: to
@@ -219,8 +220,7 @@ class Engine:
         self._is_stopping = False
         try:
             while not self._is_stopping:
-                await self.step()
-                await asyncio.sleep(0)      # submissions and cancellations that have arrived go before the next step
+                await self.step()       # what it delivered is sent while the next one runs
         finally:
             self._run_task = None
             self._pause_changed.set()

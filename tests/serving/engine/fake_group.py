@@ -198,6 +198,7 @@ class FakeExecutor:
 
     async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
         agreement = Agreement(await self._headers(header))
+        await asyncio.sleep(0)
         at_once = agreement.is_step_at_once(self.running_revision)
         return agreement, await self.execute(plan, agreement) if at_once else None
 
