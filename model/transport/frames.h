@@ -15,6 +15,7 @@ typedef struct Group {
     int is_busy, is_told;           // an exchange runs; its end was made known to waiting threads
     int failure, failed_rank;
     int num_open;                   // messages of the exchange, in and out, that are not done
+    int is_large;                   // some of them take longer than to wake up
     Connection **connections;       // by rank; null: this process
     unsigned char *has_left;        // by rank: 0, FAREWELL or BROKEN
     Incoming *incoming;
@@ -149,6 +150,7 @@ static void end_frame(const Endpoint *endpoint, Connection *c) {
     int rank = group ? rank_of(group, c) : -1;
     c->is_body = 0;
     c->num_header = 0;
+    c->more_follows = c->header.length == CHUNK_BYTES;
     if (!c->reader) return;
     c->reader->is_done = c->reader->got == c->reader->total;
     if (rank >= 0 && c->reader == &group->incoming[rank]) group->num_open -= c->reader->is_done;

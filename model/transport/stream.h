@@ -10,7 +10,7 @@
 
 #include "ring.h"
 
-enum { PEER_ID_BYTES = 16, READ_AHEAD = 64 << 10, HEADER_BYTES = 40, MAX_LEFT = 8, CHUNK_BYTES = 256 << 10 };
+enum { PEER_ID_BYTES = 16, READ_AHEAD = 64 << 10, HEADER_BYTES = 40, MAX_LEFT = 8, CHUNK_BYTES = 1 << 20 };
 
 // What stands before every piece of a message
 typedef struct {
@@ -68,6 +68,7 @@ typedef struct Connection {
     unsigned num_left_groups;
     unsigned char *ahead;           // TCP only: bytes that were read and not used
     uint32_t ahead_at, num_ahead;
+    int more_follows;               // the last frame was a full one of a message that goes on: nothing is read ahead
 } Connection;
 
 static int is_shared(const Connection *c) { return c->out != NULL; }
@@ -125,7 +126,7 @@ static long stream_read(Connection *c, unsigned char *to, uint64_t length) {
     }
     if (!c->num_ahead) {
         if (c->is_closed) return 0;
-        if (to && length >= READ_AHEAD) return socket_read(c, to, length);
+        if (to && (length >= READ_AHEAD || c->more_follows)) return socket_read(c, to, length);
         c->ahead_at = 0;
         c->num_ahead = (uint32_t)socket_read(c, c->ahead, READ_AHEAD);
     }

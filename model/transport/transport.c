@@ -133,16 +133,20 @@ int transport_open(Endpoint *endpoint, uint64_t id, int num_members, int rank, c
     return failure;
 }
 
+enum { LARGE_BYTES = 256 << 10 };
+
 static void begin_exchange(Group *group, const unsigned char *sent, const long *sent_rows, unsigned char *received,
                            const long *received_rows, long row_bytes, int same_to_all) {
     group->is_busy = 1;
     group->is_told = 0;
     group->num_open = 2 * (group->num_members - 1);
+    group->is_large = 0;
     for (int rank = 0; rank < group->num_members; rank++) {
         uint64_t out_bytes = (uint64_t)(sent_rows[rank] * row_bytes);
         uint64_t in_bytes = (uint64_t)(received_rows[rank] * row_bytes);
         group->outgoing[rank] = (Outgoing){.bytes = sent, .total = out_bytes};
         group->incoming[rank] = (Incoming){.bytes = received, .total = in_bytes};
+        if (rank != group->rank && (out_bytes > LARGE_BYTES || in_bytes > LARGE_BYTES)) group->is_large = 1;
         if (rank == group->rank && out_bytes) memmove(received, sent, out_bytes);
         if (!same_to_all) sent += out_bytes;
         received += in_bytes;
@@ -173,7 +177,7 @@ static void finish_exchange(Endpoint *endpoint, Group *group, int64_t deadline_n
         if (progress(endpoint, 0)) { yield_until_ns = 0; continue; }
         if (!group->num_open || group->failure) break;
         int64_t now = now_ns();
-        if (!yield_until_ns) yield_until_ns = now + endpoint->yield_ns;
+        if (!yield_until_ns) yield_until_ns = now + (group->is_large ? 0 : endpoint->yield_ns);
         if (endpoint->is_over) fail(group, ENDPOINT_OVER, group->rank);
         else if (now >= deadline_ns) give_up(group, first_awaited(group));
         else if (now < yield_until_ns) {
