@@ -59,7 +59,7 @@ def time_calls(exchange: Callable[[], None], num_calls: int) -> list[tuple[float
 
 def measure(carriers: dict[str, Carrier], rank: int, num_members: int, num_bytes: int, seconds: float
             ) -> dict[str, list[tuple[float, float]]]:
-    """Return what time_calls() says of all calls of each way. The number of calls follows from the size, alike on all members."""
+    """Return what time_calls() says of all calls of each way. Their number follows from the size, alike on all."""
     sent = torch.full((num_members, num_bytes), rank, dtype=torch.uint8)
     received = torch.zeros_like(sent)
     one_each = [1] * num_members

@@ -34,7 +34,6 @@ COVERED_BY = {
     "model/dispatch/silent_group.py": "model/dispatch/test_auto.py",
     # one connection is made by all of them
     "model/transport/address.py": "model/transport/test_endpoint.py",
-    "model/transport/dialer.py": "model/transport/test_endpoint.py",
     "model/transport/peer_error.py": "model/transport/test_group.py",
     "model/probe_work.py": "model/test_device_probe.py",
     "model/curve.py": "cluster/planner/costs/test_device_curves.py",

@@ -16,7 +16,7 @@ from tests.model.transport.members import LONG_S, as_json, exchange, from_json
 
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG: it dies with the test
-    endpoint = Endpoint("127.0.0.1", machine=None if sys.argv[1] else "")
+    endpoint = Endpoint(sys.argv[2], machine=None if sys.argv[1] else "")
     groups: dict[int, TransportGroup] = {}
     say(as_json(endpoint.address))
     for line in sys.stdin:

@@ -90,9 +90,11 @@ def failure(function: Callable[[], object]) -> PeerError:
 class OtherProcess:
     """Runs member_process.py, which joins groups and exchanges as it is told, line by line."""
 
-    def __init__(self, shares_memory: bool) -> None:
+    def __init__(self, shares_memory: bool, host: str = "127.0.0.1", namespace: str | None = None) -> None:
+        within = [] if namespace is None else ["ip", "netns", "exec", namespace]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.model.transport.member_process", "1" if shares_memory else ""], cwd=ROOT,
+            [*within, sys.executable, "-m", "tests.model.transport.member_process", "1" if shares_memory else "", host],
+            cwd=ROOT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.address = from_json(json.loads(self._process.stdout.readline()))
