@@ -27,7 +27,7 @@ enum {
     ROWS_LD_PAD = 16,                       // keeps rows out of each other's cache sets
     ROWS_WORDS = BLOCK_ROWS * (256 + ROWS_LD_PAD),      // 120 rows are taken 256 words at a time, fewer rows more
     SUMS_LD = BLOCK_PANELS * LANES + 16,
-    FETCH_LEAD = 24,                        // steps of the chain that weights are fetched ahead
+    FETCH_LEAD = 96,                        // steps of the chain that weights are fetched ahead, of all vectors together
 };
 
 INLINE int has_pairs(Dtype dtype) { return DOTS && dtype == BF16; }
@@ -88,7 +88,7 @@ INLINE void tile_step(const Dtype dtype, const int num_rows, const int num_vecs,
 // Vectors beside each other, vec_step bytes apart, and what is read after them
 typedef struct { const char *b, *next; long vec_step, step_bytes, num_steps; } Group;
 
-// Where a tile fetches from while it computes: NEAR is what it will read itself, FETCH_LEAD steps ahead, and then the
+// Where a tile fetches from while it computes: NEAR is what it will read itself, FETCH_LEAD ahead, and then the
 // beginning of the next group; FAR is a part of the next group, so that all tiles of a group share the waiting.
 typedef enum { NOTHING, NEAR, FAR } Fetch;
 
@@ -112,9 +112,9 @@ INLINE void tile(const Dtype dtype, const int num_rows, const int num_vecs, cons
     tile_steps(dtype, num_rows, num_vecs, NUM_FETCHED, rows, ld_rows, g, BEGIN, END, FETCHED, acc)
     if (fetch == NEAR) {
         const char *near[MAX_VECS], *next[MAX_VECS];
-        long middle = max_long(0, g->num_steps - FETCH_LEAD);
+        long lead = FETCH_LEAD / num_vecs, middle = max_long(0, g->num_steps - lead);
         for (int v = 0; v < num_vecs; v++) {
-            near[v] = g->b + v * g->vec_step + FETCH_LEAD * g->step_bytes;
+            near[v] = g->b + v * g->vec_step + lead * g->step_bytes;
             next[v] = g->next + v * g->vec_step - middle * g->step_bytes;
         }
         STEPS(0, middle, num_vecs, near);
