@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.coordinator.view import GroupPhase, RouterReport, View
-from cluster.device.file_limit import bounded_by_files, connections_by_files, raise_file_limit
+from cluster.device.file_limit import bounded_by_files, max_http_connections, raise_file_limit
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import NodeIdentity
 from cluster.router_doors import RouterDoors
@@ -63,7 +63,7 @@ class RouterReplica:
             self._service, tokenizer, config.router, metrics.render,
             lambda: self._follower.view.why or "the router connects to its shards", config.route_prefix)
         self._doors = RouterDoors(
-            HttpServer(self.http_app, connections_by_files(num_files)),
+            HttpServer(self.http_app, max_http_connections(router.admission, num_files)),
             build_grpc_server(self._service, tokenizer, config.router), config.http_host, node.address)
         self._epoch = (0, 0)            # number and revision
         self._placement_metrics = metrics.placement

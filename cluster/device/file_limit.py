@@ -7,6 +7,7 @@ import resource
 from serving.config import AdmissionConfig
 
 ENOUGH_FILES = 1 << 20  # with far more, programs that walk over all possible files take long
+MANY_CONNECTIONS = 8192     # most of them idle; one takes some 15 kB
 RESERVED_FILES = 256    # of a process's limit: libraries, logs, sockets of Ray and of the shard links
 
 
@@ -23,10 +24,11 @@ def raise_file_limit() -> int:
     return ENOUGH_FILES if soft == resource.RLIM_INFINITY else soft
 
 
-def connections_by_files(max_files: int) -> int:
-    """Return how many connections a router's HTTP door may take, so that it can still refuse one more with an answer
-    and the gRPC door has as many."""
-    return max(2, (max_files - RESERVED_FILES) // 2)
+def max_http_connections(admission: AdmissionConfig, max_files: int) -> int:
+    """Return how many connections a router's HTTP door may have, with or without a request: enough for all that are
+    admitted or wait, and no more than leave files for the gRPC door and for the answer to one too many."""
+    wanted = max(MANY_CONNECTIONS, 4 * (admission.max_open_requests + admission.max_queued_requests))
+    return max(2, min(wanted, (max_files - RESERVED_FILES) // 2))
 
 
 def bounded_by_files(admission: AdmissionConfig, max_files: int, num_routers: int) -> AdmissionConfig:

@@ -20,7 +20,6 @@ from uvicorn.server import ServerState
 
 from serving.ingress.openai_responses import ErrorAnswer, ErrorDetail
 
-MAX_CONNECTIONS = 8192
 MAX_HEAD_BYTES = 64 * 2**10     # request line and headers; likewise whatever is not yet a part of a body
 MAX_HEADERS = 256
 MAX_PIPELINED = 16              # requests that one connection may have sent before the first is answered

@@ -12,18 +12,18 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
-from serving.ingress.http_protocol import KEEP_ALIVE_S, MAX_CONNECTIONS, BoundedProtocol, DoorState
+from serving.ingress.http_protocol import KEEP_ALIVE_S, BoundedProtocol, DoorState
 
 
 class HttpServer:
     """Serves one ASGI app. `start`, then `refuse`, `drain` and `close`, in this order."""
 
-    def __init__(self, app: ASGIApp, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(self, app: ASGIApp, max_connections: int = 8192) -> None:
         # Without log_config uvicorn leaves all loggers but its own as they are.
         self._config = uvicorn.Config(
             app, http=BoundedProtocol, ws="none", lifespan="off", interface="asgi3", proxy_headers=False,
             timeout_keep_alive=int(KEEP_ALIVE_S), log_config=None, log_level="error", access_log=False)
-        self._state = DoorState(min(max_connections, MAX_CONNECTIONS))
+        self._state = DoorState(max_connections)
         self._server: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cluster.device.file_limit import bounded_by_files
+from cluster.device.file_limit import bounded_by_files, max_http_connections
 from serving.config import AdmissionConfig
 
 RAISE = ("import resource; from cluster.device.file_limit import raise_file_limit; "
@@ -33,3 +33,10 @@ def test_with_few_files_open_and_queued_requests_fit_them(max_files: int, num_ro
     assert promised <= max(2 * num_routers, (max_files - 256) // 2)
     assert admission.max_open_requests >= 1 and admission.max_queued_requests >= 1
     assert admission.max_queued_tokens == AdmissionConfig().max_queued_tokens
+
+
+def test_connections_are_enough_for_admission_and_no_more_than_files() -> None:
+    usual = AdmissionConfig()
+    assert max_http_connections(usual, 1 << 20) == 8192
+    assert max_http_connections(usual.model_copy(update={"max_open_requests": 10_000}), 1 << 20) == 44_096
+    assert max_http_connections(usual, 1024) == 384 and max_http_connections(usual, 10) == 2
