@@ -26,12 +26,15 @@ class BlockManager:
     """Counts references, finds cached prefixes, evicts the least recently used block that nobody holds."""
 
     def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True,
-                 on_evict: Callable[[bytes], None] = lambda name: None) -> None:
-        """`on_evict` is told the name of every known block whose content is given up."""
+                 on_evict: Callable[[bytes], None] = lambda name: None,
+                 worth_of: Callable[[bytes], int] | None = None) -> None:
+        """`on_evict` is told the name of every known block whose content is given up. With `worth_of` that is the one
+        worth least, and among equals the least recently used."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._prefix_caching = prefix_caching
         self._on_evict = on_evict
+        self._worth_of = worth_of
         self._empty = list(range(num_blocks - 1, -1, -1))           # taken from the end: low numbers first
         self._cached: OrderedDict[int, None] = OrderedDict()        # nobody holds them; next to evict first
         self._num_holders = [0] * num_blocks
@@ -74,7 +77,10 @@ class BlockManager:
         return block
 
     def _evict(self) -> int:
-        block, _ = self._cached.popitem(last=False)
+        block, worth_of = next(iter(self._cached)), self._worth_of
+        if worth_of is not None:
+            block = min(self._cached, key=lambda cached: worth_of(self._hash_of[cached]))
+        del self._cached[block]
         name = self._hash_of.pop(block)
         del self._block_of[name]
         self._on_evict(name)

@@ -5,6 +5,9 @@ has kept the state: at the end of a prompt and a little before, between its mess
 so many tokens, and where an answer ended. A step reads one slot and writes another, so a running sequence holds two,
 and keeping its state is not to write a slot again. A snapshot has the name of the last full KV block before it, and
 goes with that block.
+
+All snapshots are equally large, and not equally useful: one that stands shortly behind another saves little. So what is
+evicted is that which saves the fewest tokens, ageing as others are used (GreedyDual: Young 1994, Cao and Irani 1997).
 """
 
 from __future__ import annotations
@@ -39,14 +42,27 @@ class HeldSlots:
     is_kept: bool = False               # `current` is a snapshot
     on_the_way: dict[int, int] = field(default_factory=dict)    # for a step in flight: position -> slot to keep it in
     newest: bytes | None = None         # the snapshot that its own output has left last
+    kept_at: int = 0                    # position of the last snapshot on its way, its own output's left out
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Holds what a kept state is good for."""
+
+    position: int
+    num_saved: int      # tokens since the snapshot before it: they would have to be computed again
+    worth: int          # num_saved, above what the last one evicted was worth when this one was last used
 
 
 class StateSlots:
-    """Counts references to slots, finds snapshots, evicts the least recently used. With no slots it does nothing."""
+    """Counts references to slots, finds snapshots, evicts those worth least. With no slots it does nothing."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
-        self._slots = BlockManager(num_slots, block_size=1)
+        self._slots = BlockManager(num_slots, block_size=1, on_evict=self._evicted,
+                                   worth_of=lambda name: self._snapshots[name].worth)
+        self._snapshots: dict[bytes, Snapshot] = {}
+        self._evicted_worth = 0         # only grows, so that what nobody uses is evicted in the end
         self._held: dict[str, HeldSlots] = {}
 
     @property
@@ -74,7 +90,11 @@ class StateSlots:
         if slots is None:
             return False
         *_, spare, write = slots
-        self._held[request_id] = HeldSlots(write, spare, found, found is not None)
+        held = self._held[request_id] = HeldSlots(write, spare, found, found is not None)
+        if name is not None:
+            snapshot = self._snapshots[name]
+            snapshot.worth = self._evicted_worth + snapshot.num_saved
+            held.kept_at = snapshot.position
         return True
 
     def plan(self, request_id: str, positions: Iterable[int], name_of: Callable[[int], bytes]) -> PlannedSlots:
@@ -101,13 +121,15 @@ class StateSlots:
         held = self._held.get(request_id)
         if held is None:
             return
-        for at, slot in held.on_the_way.items():
-            self._slots.publish(slot, name_of(at))
+        for at, slot in sorted(held.on_the_way.items()):
+            self._publish(slot, name_of(at), at, held)
             self._slots.free([slot])
+            held.kept_at = at
         held.on_the_way.clear()
         self._move(held)
         if keeps:
-            self._keep(held, name_of(position), is_output)
+            self._keep(held, name_of(position), position, is_output)
+            held.kept_at = held.kept_at if is_output else position
 
     def _move(self, held: HeldSlots) -> None:
         before, was_kept = held.current, held.is_kept
@@ -120,14 +142,20 @@ class StateSlots:
         if before is not None:
             self._slots.free([before])
 
-    def _keep(self, held: HeldSlots, name: bytes, is_output: bool) -> None:
+    def _publish(self, slot: int, name: bytes, position: int, held: HeldSlots) -> None:
+        if self._slots.find(name) is None:
+            self._slots.publish(slot, name)
+            num_saved = position - held.kept_at
+            self._snapshots[name] = Snapshot(position, num_saved, self._evicted_worth + num_saved)
+
+    def _keep(self, held: HeldSlots, name: bytes, position: int, is_output: bool) -> None:
         if self._slots.find(name) is not None:
             return
         slots = self._slots.allocate(1)
         if slots is None:
             return
         assert held.current is not None
-        self._slots.publish(held.current, name)
+        self._publish(held.current, name, position, held)
         held.is_kept, held.spare = True, slots[0]
         if is_output:
             if held.newest is not None:
@@ -137,6 +165,10 @@ class StateSlots:
     def forget(self, name: bytes) -> None:
         """Nobody can go on from this snapshot any more."""
         self._slots.forget(name)
+        self._snapshots.pop(name, None)
+
+    def _evicted(self, name: bytes) -> None:
+        self._evicted_worth = max(self._evicted_worth, self._snapshots.pop(name).worth)
 
     def release(self, request_id: str) -> None:
         """A sequence ended or was preempted: its slots are free, its snapshots stay as long as there is room."""

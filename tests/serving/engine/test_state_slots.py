@@ -70,18 +70,53 @@ def test_without_room_nothing_is_kept_and_nobody_waits_for_it() -> None:
     assert slots.num_free == 2 and slots.start("b", None)
 
 
-def test_the_least_recently_used_snapshot_goes_first() -> None:
+def left_by(slots: StateSlots, position: int, on_the_way: tuple[int, ...] = ()) -> bytes:
+    """Compute a prompt of its own so far and end. Returns the name of the snapshot at its end."""
+    own = f"{position} of its own".encode()
+    request_id = own.decode()
+    assert slots.start(request_id, None)
+    slots.plan(request_id, on_the_way, lambda at: own if at == position else name_of(at))
+    slots.commit(request_id, lambda at: own if at == position else name_of(at), position, keeps=True, is_output=False)
+    slots.release(request_id)
+    return own
+
+
+def has(slots: StateSlots, *names: bytes) -> list[bool]:
+    return [slots.num_reusable([name]) == 1 for name in names]
+
+
+def test_the_snapshot_that_saves_least_goes_first() -> None:
+    slots = StateSlots(6)
+    long, short = left_by(slots, 100), left_by(slots, 20)
+    behind = left_by(slots, 110, on_the_way=(96,))      # saves 14 tokens where the one at 96 is there
+    assert has(slots, long, short, behind, name_of(96)) == [True] * 4
+    assert slots.start("new", None)                     # takes the two that are left
+    slots.plan("new", (5,), name_of)
+    assert has(slots, long, short, behind, name_of(96)) == [True, True, False, True]
+    slots.plan("new", (5, 6), name_of)
+    assert has(slots, long, short, name_of(96)) == [True, False, True]
+
+
+def test_what_is_used_stays_and_what_nobody_uses_goes_in_the_end() -> None:
+    slots = StateSlots(5)
+    large, used = left_by(slots, 100), left_by(slots, 40)
+    for position in range(10, 31):
+        left_by(slots, position)
+        assert has(slots, used) == [True]
+        assert slots.start("again", used)
+        slots.release("again")
+    assert has(slots, large) == [False]
+
+
+def test_equals_go_by_their_last_use() -> None:
     slots = StateSlots(4)
-    for position in (4, 8):
-        assert slots.start(str(position), None)
+    for position in (8, 16):
+        assert slots.start(str(position), None if position == 8 else name_of(8))
         run_to(slots, str(position), position, keeps=True)
         slots.release(str(position))
-    assert slots.start("again", name_of(4))
-    slots.release("again")
-    assert slots.start("new", None) and slots.start("more", name_of(4)) is False
-    assert slots.num_reusable([name_of(4)]) == 1 and slots.num_reusable([name_of(8)]) == 1
+    assert slots.start("new", None) and slots.start("more", name_of(8)) is False
     slots.plan("new", (20,), name_of)
-    assert slots.num_reusable([name_of(4)]) == 1 and slots.num_reusable([name_of(8)]) == 0
+    assert has(slots, name_of(8), name_of(16)) == [False, True]
 
 
 def test_a_step_that_did_not_succeed_publishes_nothing() -> None:
