@@ -207,8 +207,8 @@ async def serve_router(listener: socket.socket, folder: Path, context: int, shar
     facts = DeviceFacts("cpu", "stub", "stub", 1, 1)
     member = Member("s0", "default", "n0", "n0", f"127.0.0.1:{int(shard_port.value)}", facts)
     metrics, tokenizer = RouterMetrics(), Tokenizer.from_dir(folder)
-    service = InferenceService(ModelCard("m", context, 0), tokenizer, RouterConfig(), BLOCK_SIZE, metrics,
-                               time.monotonic)
+    service = InferenceService(ModelCard("m", context, 0), tokenizer, RouterConfig(),
+                               SchedulerConfig(block_size=BLOCK_SIZE), metrics, time.monotonic)
     await service.set_epoch(Epoch(1, (member,), Placement(1, ()), "", SHARES))
     app = build_http_app(service, tokenizer, RouterConfig(), metrics.render)
     await HttpServer(app).start(listener)

@@ -94,7 +94,8 @@ async def serve_shard(port: Synchronized[int]) -> None:
 async def start_service(folder: Path, shard_port: int) -> tuple[InferenceService, Tokenizer, RouterMetrics]:
     metrics, tokenizer = RouterMetrics(), Tokenizer.from_dir(folder)
     member = Member("s0", "default", "n0", "n0", f"127.0.0.1:{shard_port}", DeviceFacts("cpu", "stub", "stub", 1, 1))
-    service = InferenceService(ModelCard("m", CONTEXT, 0), tokenizer, CONFIG, BLOCK_SIZE, metrics, time.monotonic)
+    service = InferenceService(ModelCard("m", CONTEXT, 0), tokenizer, CONFIG,
+                               SchedulerConfig(block_size=BLOCK_SIZE), metrics, time.monotonic)
     await service.set_epoch(Epoch(1, (member,), Placement(1, ()), "", (RequestShare(1.0, 2048),)))
     gc.freeze()
     return service, tokenizer, metrics

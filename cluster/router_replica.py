@@ -57,8 +57,7 @@ class RouterReplica:
         self._node = node
         self._coordinator = coordinator
         self._follower = ViewFollower(coordinator)
-        self._service = InferenceService(card, tokenizer, router, config.scheduler.block_size, metrics,
-                                         time.monotonic)
+        self._service = InferenceService(card, tokenizer, router, config.scheduler, metrics, time.monotonic)
         self.http_app: Starlette = build_http_app(
             self._service, tokenizer, config.router, metrics.render,
             lambda: self._follower.view.why or "the router connects to its shards", config.route_prefix)

@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from serving.config import RouterConfig
+from serving.config import RouterConfig, SchedulerConfig
 from serving.engine.request import FinishReason, TokenEvent
 from serving.errors import DeadlineExceededError, NotReadyError, ServingError, ShardFailedError
 from serving.link.epoch import Epoch
@@ -36,12 +36,12 @@ ADMITTED_OUTPUT_TOKENS = 1024
 class InferenceService:
     """Serves one model in one router replica. Runs on one event loop."""
 
-    def __init__(self, card: ModelCard, tokenizer: Tokenizer, config: RouterConfig, block_size: int,
+    def __init__(self, card: ModelCard, tokenizer: Tokenizer, config: RouterConfig, scheduler: SchedulerConfig,
                  metrics: RouterMetrics, clock: Callable[[], float]) -> None:
         self._card = card
         self._tokenizer = tokenizer
         self._config = config
-        self._block_size = block_size
+        self._block_size = scheduler.block_size
         self._metrics = metrics
         self._clock = clock
         # Part of every sequence's id, so that ids of different routers, and of one before and after a restart, differ.
@@ -51,7 +51,7 @@ class InferenceService:
         # Asked when it is read: requests that wait have nobody who could set it.
         metrics.requests.num_queued.set_function(lambda: self._admission.num_queued)
         self._journal = Journal()
-        self._links = ShardLinks(self.router_id, config.stream_window, block_size, clock, self, metrics.shards)
+        self._links = ShardLinks(self.router_id, config.stream_window, scheduler, clock, self, metrics.shards)
         self._open: dict[str, tuple[OpenPart, Choice]] = {}         # by sequence id
         self._unplaced: list[str] = []                              # sequences that wait for a new epoch's links
         self._num_generating = 0                                    # clients' requests

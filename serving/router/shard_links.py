@@ -10,8 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from serving.config import SchedulerConfig
 from serving.engine.engine import ShardLoad
 from serving.engine.request import Submission, TokenEvent
+from serving.engine.state_slots import snapshot_positions
 from serving.errors import NotReadyError, ShardFailedError
 from serving.link.client import ShardLinkClient, SubmissionQueue
 from serving.link.epoch import Epoch
@@ -24,6 +26,7 @@ from serving.router.shard_choice import (
     ShardSnapshot,
     block_hashes,
     choose_shard,
+    snapshot_room,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,13 +71,14 @@ def expected_output_tokens(submission: Submission, num_new_tokens: int = 0) -> i
 class ShardLinks:
     """Owned by the service. All methods are called on one event loop."""
 
-    def __init__(self, router_id: str, window: int, block_size: int, clock: Callable[[], float], owner: LinksOwner,
-                 metrics: ShardMetrics) -> None:
+    def __init__(self, router_id: str, window: int, scheduler: SchedulerConfig, clock: Callable[[], float],
+                 owner: LinksOwner, metrics: ShardMetrics) -> None:
         self.epoch: Epoch | None = None
         self.is_settling = False            # a new epoch's members are connecting
         self._router_id = router_id
         self._window = window
-        self._block_size = block_size
+        self._block_size = scheduler.block_size
+        self._snapshot_interval_tokens = scheduler.snapshot_interval_tokens
         self._clock = clock
         self._owner = owner
         self._metrics = metrics
@@ -138,7 +142,8 @@ class ShardLinks:
                 shard_id=shard_id, num_open_tokens=self._num_open_tokens[shard_id],
                 num_foreign_sequences=max(0, link.load.num_sequences - self._num_placed[shard_id]),
                 kv_blocks_free=link.load.kv_blocks_free, kv_blocks_total=link.load.kv_blocks_total,
-                share=self._shares[shard_id], state_slots_free=link.load.state_slots_free,
+                share=self._shares[shard_id], num_sequences=link.load.num_sequences,
+                state_slots_free=link.load.state_slots_free,
                 state_slots_total=link.load.state_slots_total,
                 kv_block_bytes=link.load.kv_block_bytes)
             for shard_id, link in self._links.items() if link.is_connected and link.load is not None)
@@ -170,7 +175,14 @@ class ShardLinks:
         sequence = self._placed[submission.request_id] = PlacedSequence(link, submission, hashes)
         self._num_placed[chosen.shard_id] += 1
         self._count(sequence, sequence.num_open_tokens)
-        self._index.record(chosen.shard_id, hashes, chosen.kv_blocks_total)
+        self._index.record(chosen.shard_id, hashes, chosen.kv_blocks_total, chosen.snapshot_room,
+                           lambda: self._kept_blocks(submission))
+
+    def _kept_blocks(self, submission: Submission) -> list[int]:
+        """Return the numbers of blocks of the prompt after which a shard keeps the state, if its layers have one."""
+        positions = snapshot_positions(submission.prompt_token_ids, submission.stop_token_ids, self._block_size,
+                                       self._snapshot_interval_tokens)
+        return [position // self._block_size for position in positions]
 
     def remove(self, sequence_id: str, output_token_ids: Sequence[int], is_over_in_shard: bool) -> None:
         """Forget a sequence that has ended. Its shard is told unless it ended it, and keeps what it computed in its
@@ -184,7 +196,9 @@ class ShardLinks:
         rest = sequence.submission.prompt_token_ids[len(hashes) * self._block_size:]
         known = (*rest, *output_token_ids[:-1])     # the last was drawn, not computed
         later = block_hashes(known, self._block_size, hashes[-1] if hashes else 0)
-        self._index.extend(sequence.link.member.shard_id, hashes, later, sequence.link.load.kv_blocks_total)
+        load = sequence.link.load
+        self._index.extend(sequence.link.member.shard_id, hashes, later, load.kv_blocks_total,
+                           snapshot_room(load.state_slots_total, load.num_sequences))
 
     # LinkOwner
 

@@ -39,6 +39,7 @@ from tests.serving.engine.fake_group import Expected, FakeExecutor, Group, KvMod
 from tests.serving.link.fake_link import Changed, clock, epoch_of
 
 BLOCK = 16
+SCHEDULER = SchedulerConfig(block_size=BLOCK)
 PROMPT = tuple(range(10, 30))
 MAX_MODEL_LEN = 2000
 
@@ -74,7 +75,7 @@ class Shard:
     def __init__(self, num_blocks: int = 200) -> None:
         self.executor = SteppedExecutor()
         self.servicer = ShardLinkServer(clock)
-        self.scheduler = Scheduler(SchedulerConfig(block_size=BLOCK), num_blocks, MAX_MODEL_LEN)
+        self.scheduler = Scheduler(SCHEDULER, num_blocks, MAX_MODEL_LEN)
         self.engine = Engine(self.scheduler, self.executor, 1, clock, self.ring_nobody, self.deliver)
         self.changed = Changed()
         self.server: grpc.aio.Server | None = None
@@ -131,7 +132,7 @@ async def start(tokenizer: Tokenizer) -> AsyncIterator[Start]:
                 stack.push_async_callback(shard.stop)
             config = RouterConfig(admission=AdmissionConfig(**admission), stream_window=8)
             card = ModelCard("m", MAX_MODEL_LEN, 0)
-            service = InferenceService(card, tokenizer, config, BLOCK, RouterMetrics(), clock)
+            service = InferenceService(card, tokenizer, config, SCHEDULER, RouterMetrics(), clock)
             stack.push_async_callback(service.close)
             await service.set_epoch(epoch_of(1, *(shard.port for shard in shards)))
             assert service.is_ready()
@@ -428,7 +429,7 @@ async def test_a_kv_cache_smaller_than_the_context_is_the_limit(start: Start) ->
 
 
 async def test_before_the_first_epoch_the_service_is_not_ready(tokenizer: Tokenizer) -> None:
-    service = InferenceService(ModelCard("m", 100, 0), tokenizer, RouterConfig(), BLOCK, RouterMetrics(), clock)
+    service = InferenceService(ModelCard("m", 100, 0), tokenizer, RouterConfig(), SCHEDULER, RouterMetrics(), clock)
     assert not service.is_ready()
     with pytest.raises(NotReadyError):
         await collect(service, ask())

@@ -114,6 +114,50 @@ def test_the_index_forgets_the_least_recently_used_tail_first() -> None:
     assert index.num_cached_blocks("a", second) == 0
 
 
+def test_of_a_model_with_states_a_prefix_counts_as_far_as_one_was_kept() -> None:
+    index, prompt = PrefixIndex(), block_hashes(range(1024), BLOCK)
+    index.record("a", prompt, 1000, num_states=9, kept_blocks=lambda: [32, 63])
+    longer, parts_early = block_hashes(range(2000), BLOCK), (*prompt[:40], *block_hashes(range(5000, 6000), BLOCK))
+    assert index.num_cached_blocks("a", longer) == 64 and index.num_reusable_blocks("a", longer) == 63
+    assert index.num_cached_blocks("a", parts_early) == 40 and index.num_reusable_blocks("a", parts_early) == 32
+    assert index.num_reusable_blocks("a", prompt[:20]) == 0 == index.num_reusable_blocks("b", prompt)
+
+
+def test_states_are_known_where_prompts_part_and_where_an_answer_ended() -> None:
+    index, prompt = PrefixIndex(), block_hashes(range(1024), BLOCK)
+    other = (*prompt[:40], *block_hashes(range(5000, 6000), BLOCK))
+    for hashes in (prompt, other):
+        index.record("a", hashes, 1000, num_states=9)
+    assert index.num_reusable_blocks("a", prompt) == 40
+    answer = block_hashes(range(1024, 1120), BLOCK, prompt[-1])
+    index.extend("a", prompt, answer, 1000, num_states=9)
+    assert index.num_reusable_blocks("a", (*prompt, *answer, 7)) == len(prompt) + len(answer)
+
+
+def test_states_are_forgotten_with_their_blocks_and_where_there_are_too_many() -> None:
+    index, first = PrefixIndex(), block_hashes(range(64), BLOCK)
+    second, third = (block_hashes(range(start, start + 64), BLOCK) for start in (1000, 2000))
+    for hashes in (first, second):
+        index.record("a", hashes, 1000, num_states=2, kept_blocks=lambda: [2, 4])
+    assert index.num_reusable_blocks("a", first) == 0 and index.num_reusable_blocks("a", second) == 4
+    index.record("a", third, 4, num_states=9, kept_blocks=lambda: [3])
+    index.record("a", first, 1000)
+    index.record("a", second, 1000)
+    assert [index.num_reusable_blocks("a", hashes) for hashes in (second, third)] == [0, 3]
+    index.keep_only(["b"])
+    index.record("a", third, 1000)
+    assert index.num_reusable_blocks("a", third) == 0
+
+
+def test_the_choice_follows_what_a_shard_with_states_can_go_on_from() -> None:
+    index, prompt = PrefixIndex(), block_hashes(range(1024), BLOCK)
+    index.record("cached", prompt, 1000, num_states=9)          # all its blocks, and a state nowhere
+    index.record("kept", prompt[:32], 1000, num_states=9, kept_blocks=lambda: [32])
+    shards = [shard(name, state_slots_total=90, state_slots_free=80) for name in ("cached", "kept")]
+    assert choose(request(range(1100)), shards, index) == "kept"
+    assert choose(request(range(1100)), [replace(one, state_slots_total=0) for one in shards], index) == "cached"
+
+
 @settings(deadline=None)
 @given(tokens=st.lists(st.integers(0, 3), max_size=80), cut=st.integers(0, 80), num_known=st.integers(0, 5))
 def test_hashes_agree_exactly_on_the_common_prefix(tokens: list[int], cut: int, num_known: int) -> None:
