@@ -106,7 +106,7 @@ class ShardMetrics:
                                    SHARD_LABELS, registry=registry)
         self.cached_tokens = Counter("moesaic:shard_cached_tokens_total", "Tokens that the prefix cache served, in "
                                      "hybrids from snapshots of states", SHARD_LABELS, registry=registry)
-        self._counted: dict[tuple[str, str], ShardLoad] = {}        # what the counters stand at
+        self._latest: dict[tuple[str, str], ShardLoad] = {}         # by shard and pool; what the counters stand at
 
     def joined(self, member: Member) -> None:
         """The shard is linked to."""
@@ -114,25 +114,34 @@ class ShardMetrics:
         self.emulated_speed.labels(member.shard_id, member.pool).set(1.0 if speed is None else speed)
 
     def observe(self, shard: str, pool: str, load: ShardLoad) -> None:
-        self.num_running.labels(shard, pool).set(load.num_running)
-        self.num_waiting.labels(shard, pool).set(load.num_waiting)
-        used = load.kv_blocks_total - load.kv_blocks_free
-        self.kv_usage.labels(shard, pool).set(_part(used, load.kv_blocks_total))
-        self.kv_blocks.labels(shard, pool).set(load.kv_blocks_total)
-        slots = load.state_slots_total
-        self.state_usage.labels(shard, pool).set(_part(slots - load.state_slots_free, slots))
-        self.state_slots.labels(shard, pool).set(slots)
-        self.snapshots.labels(shard, pool).set(load.num_snapshots)
-        self.tokens_per_s.labels(shard, pool).set(load.tokens_per_s)
-        self.step_time.labels(shard, pool).set(load.step_s)
-        before = self._counted.get((shard, pool), ShardLoad())
-        self.preemptions.labels(shard, pool).inc(max(0, load.num_preemptions - before.num_preemptions))
-        self.cached_tokens.labels(shard, pool).inc(max(0, load.num_cached_tokens - before.num_cached_tokens))
-        self._counted[shard, pool] = load
+        """Take up what the shard says in its messages, of which there is one a step: gauges are set when they are
+        looked at."""
+        before = self._latest.get((shard, pool), ShardLoad())
+        if load.num_preemptions > before.num_preemptions:
+            self.preemptions.labels(shard, pool).inc(load.num_preemptions - before.num_preemptions)
+        if load.num_cached_tokens > before.num_cached_tokens:
+            self.cached_tokens.labels(shard, pool).inc(load.num_cached_tokens - before.num_cached_tokens)
+        self._latest[shard, pool] = load
+
+    def set_gauges(self) -> None:
+        for (shard, pool), load in self._latest.items():
+            self.num_running.labels(shard, pool).set(load.num_running)
+            self.num_waiting.labels(shard, pool).set(load.num_waiting)
+            used = load.kv_blocks_total - load.kv_blocks_free
+            self.kv_usage.labels(shard, pool).set(_part(used, load.kv_blocks_total))
+            self.kv_blocks.labels(shard, pool).set(load.kv_blocks_total)
+            slots = load.state_slots_total
+            self.state_usage.labels(shard, pool).set(_part(slots - load.state_slots_free, slots))
+            self.state_slots.labels(shard, pool).set(slots)
+            self.snapshots.labels(shard, pool).set(load.num_snapshots)
+            self.tokens_per_s.labels(shard, pool).set(load.tokens_per_s)
+            self.step_time.labels(shard, pool).set(load.step_s)
+            self.preemptions.labels(shard, pool)        # shown as 0 before the first, as all counters
+            self.cached_tokens.labels(shard, pool)
 
     def forget(self, shard: str, pool: str) -> None:
         """The shard left the epoch: its series end, so that dead shards do not pile up."""
-        if self._counted.pop((shard, pool), None) is None:
+        if self._latest.pop((shard, pool), None) is None:
             return
         for metric in (self.num_running, self.num_waiting, self.kv_usage, self.kv_blocks, self.tokens_per_s,
                        self.step_time, self.emulated_speed, self.preemptions, self.state_usage, self.state_slots,
@@ -199,4 +208,5 @@ class RouterMetrics:
 
     def render(self) -> tuple[bytes, str]:
         """The text exposition format, and its content type."""
+        self.shards.set_gauges()
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

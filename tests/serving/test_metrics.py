@@ -56,9 +56,10 @@ def test_shards_show_their_latest_load_and_leave_no_series_behind() -> None:
             "state_slots_usage_perc": 0.25, "state_slots": 8, "state_snapshots": 5,
             "shard_cached_tokens_total": 640}.items():
         assert found[f"moesaic:{name}", ("cpu", "s1")] == value, name
-    metrics.shards.forget("s1", "cpu")
-    metrics.shards.forget("never seen", "cpu")
-    assert not any("s1" in labels for _, labels in samples(metrics))
+    metrics.shards.observe("never looked at", "cpu", load)
+    for name in ("s1", "never looked at", "never seen"):
+        metrics.shards.forget(name, "cpu")
+    assert not any("cpu" in labels for _, labels in samples(metrics))
 
 
 def test_an_emulated_speed_is_shown_as_long_as_the_shard_is_there() -> None:
