@@ -62,7 +62,7 @@ class SparseMlp:
         """Turn x [T, D] into [T, D]."""
         weights_TK, expert_ids_TK = self.gate.choose(x_TD)
         out_TD = self.experts.forward(x_TD, weights_TK, expert_ids_TK, dispatcher)
-        return out_TD if self.shared is None else out_TD + self.shared.forward(x_TD)
+        return out_TD if self.shared is None else self.shared.add_to(out_TD, x_TD)
 
     @property
     def weights_bytes(self) -> int:
@@ -78,10 +78,9 @@ class SharedExpert:
         self.gate = kernels.new_linear(1, args.hidden_size, dtype)
         self._kernels = kernels
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """x [T, D] -> [T, D]."""
-        out_TD = self._kernels.experts(x_TD, (x_TD.shape[0],), self.expert)
-        return self._kernels.times_sigmoid(out_TD, self._kernels.linear(x_TD, self.gate))
+    def add_to(self, sum_TD: Tensor, x_TD: Tensor) -> Tensor:
+        """Add what it makes of x [T, D] to what the other experts made of it."""
+        return self._kernels.add_shared_expert(sum_TD, x_TD, self.expert, self.gate)
 
     @property
     def weights_bytes(self) -> int:

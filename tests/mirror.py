@@ -22,6 +22,7 @@ COVERED_BY = {
     "model/kernels/packed_rows.py": "model/kernels/test_packed_cpu.py",
     "model/kernels/packed_weights.py": "model/kernels/test_packed_cpu.py",
     "model/kernels/composed_attention.py": "model/kernels/test_packed_blocks.py",
+    "model/kernels/composed_delta_net.py": "model/kernels/test_packed_blocks.py",
     "model/kernels/torch_attention.py": "model/kernels/test_torch_kernels.py",
 
     # dispatchers: all against the local one

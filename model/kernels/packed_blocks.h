@@ -1,4 +1,5 @@
-// What a layer does in one call: choosing experts, experts whose rows stay here, attention from rows to rows. They are
+// What a layer does in one call: choosing experts, experts whose rows stay here, attention and gated DeltaNet
+// from rows to rows. They are
 // made of the calls of packed_cpu.c, which includes this after them, and round where those do.
 // T tokens, D hidden size, N experts of the layer, K experts per token, H query heads, G key/value heads, d head size
 #pragma once
@@ -17,6 +18,25 @@ EXPORT long packed_choose_experts(const Linear *gate, const char *x, long x_step
     GateCall call = {logits, weights, ids, num_tokens, gate->n, num_choices, normalizes, rounds, gate->dtype,
                      max_long(1, ROW_TASK_ELEMENTS / (gate->n * (2 + num_choices)))};
     parallel_for(ceil_div(num_tokens, call.tokens_per_task), num_threads, gate_task, &call);
+    return OK;
+}
+
+// ---- the expert that takes every row, added to what the others gave
+
+// sums [T, D] + expert(x) * sigmoid(gate(x)), rounded after each of the three
+EXPORT long packed_add_shared_expert(const Experts *expert, const Linear *gate, const char *x, long x_step,
+                                     long num_tokens, char *sums, long num_threads) {
+    long size = expert->hidden, bytes = dtype_bytes(expert->dtype);
+    if (num_tokens == 0) return OK;
+    char *gates = scratch(GATE_LOGITS, num_tokens * bytes), *rows = scratch(EXPERT_OUTPUTS, num_tokens * size * bytes);
+    if (!gates || !rows) return NO_MEMORY;
+    long status = packed_experts(expert, x, x_step, num_tokens, &num_tokens, rows, num_threads);
+    if (status) return status;
+    packed_linear(gate, x, x_step, num_tokens, 0, gates, gate->dtype, num_threads);
+    packed_times_sigmoid(rows, size * bytes, num_tokens, size, gates, bytes, 1, rows, expert->dtype, num_threads);
+    RowsCall add = {.sum = sums, .delta = rows, .step = size * bytes, .num_tokens = num_tokens, .num_heads = 1,
+                    .size = size, .dtype = expert->dtype};
+    run_rows(&add, add_task, size, num_threads);
     return OK;
 }
 
@@ -158,5 +178,41 @@ EXPORT long packed_attention_block(const AttentionBlock *block, const AttentionS
         packed_times_sigmoid(attended, q_bytes, num_tokens, q_bytes / bytes, rows + q_bytes + 2 * kv_bytes, row_bytes,
                              q_bytes / bytes, attended, qkv->dtype, num_threads);
     packed_linear(out_weight, attended, q_bytes, num_tokens, block->out_bias, out, qkv->dtype, num_threads);
+    return OK;
+}
+
+// ---- gated DeltaNet, from x [T, D] to out [T, D]
+
+// Of a layer. Rows of projections: q, k, v, the gate of the output, b and a.
+#define DELTA_NET_BLOCK_FIELDS(FIELD) \
+    FIELD(const void *, projections) FIELD(const void *, out)       /* Linear */ \
+    FIELD(const char *, conv_weight) FIELD(const float *, rate) FIELD(const float *, bias) FIELD(const char *, norm) \
+    FIELD(long, num_key_heads) FIELD(long, num_heads) FIELD(long, key_dim) FIELD(long, value_dim) \
+    FIELD(long, conv_kernel) FIELD(float, eps)
+DEFINE_STRUCT(DeltaNetBlock, DELTA_NET_BLOCK_FIELDS);
+
+EXPORT long packed_delta_net_block(const DeltaNetBlock *block, const Sequences *seqs, const char *x, long x_step,
+                                   char *conv_slots, float *recurrent_slots, char *out, long num_threads) {
+    const Linear *projections = block->projections, *out_weight = block->out;
+    long dtype = projections->dtype, bytes = dtype_bytes(dtype), num_tokens = seqs->query_starts[seqs->num_seqs];
+    long value_width = block->num_heads * block->value_dim;
+    long conv_width = 2 * block->num_key_heads * block->key_dim + value_width;
+    long row_bytes = projections->n * bytes, conv_bytes = conv_width * bytes, value_bytes = value_width * bytes;
+    char *rows = scratch(QKV_ROWS, num_tokens * row_bytes), *qkv = scratch(CONV_ROWS, num_tokens * conv_bytes);
+    char *values = scratch(ATTENTION_ROWS, num_tokens * value_bytes);
+    if (!rows || !qkv || !values) return NO_MEMORY;
+    packed_linear(projections, x, x_step, num_tokens, 0, rows, dtype, num_threads);
+    Conv conv = {.x = rows, .weight = block->conv_weight, .slots = conv_slots, .out = qkv, .step = row_bytes,
+                 .width = conv_width, .kernel = block->conv_kernel, .dtype = dtype, .seqs = seqs};
+    packed_causal_conv(&conv, num_threads);
+    DeltaRule rule = {
+        .qkv = qkv, .ba = rows + conv_bytes + value_bytes, .rate = block->rate, .bias = block->bias,
+        .slots = recurrent_slots, .out = values, .qkv_step = conv_bytes, .ba_step = row_bytes,
+        .num_key_heads = block->num_key_heads, .num_heads = block->num_heads, .key_dim = block->key_dim,
+        .value_dim = block->value_dim, .dtype = dtype, .seqs = seqs};
+    packed_gated_delta_rule(&rule, num_threads);
+    packed_rms_norm(values, value_bytes, num_tokens, block->num_heads, block->value_dim, block->norm, dtype,
+                    rows + conv_bytes, row_bytes, block->eps, values, dtype, num_threads);
+    packed_linear(out_weight, values, value_bytes, num_tokens, 0, out, dtype, num_threads);
     return OK;
 }

@@ -10,22 +10,12 @@ import ctypes
 import torch
 from torch import Tensor
 
-from model.errors import OutOfMemoryError
 from model.kernels.packed_cpu_library import KernelLibrary
-from model.kernels.packed_rows import DTYPE_CODES, rows_of
+from model.kernels.packed_rows import DTYPE_CODES, check, rows_of
 from model.kernels.packed_weights import PackedExperts, PackedLinear
 from model.kernels.protocol import AttentionBatch, AttentionWeights, ExpertWeights, LinearWeight
 
 _NO_WINDOW = 1 << 40
-_BAD_ID = 2
-
-
-def check(status: int) -> None:
-    """Raise what a kernel's answer says."""
-    if status == _BAD_ID:
-        raise ValueError("an expert id that none of the experts here has: the rows of this layer do not stay")
-    if status:
-        raise OutOfMemoryError("no memory for the intermediate rows of a kernel", fix="lower max_batch_tokens")
 
 
 class PackedMoe:
@@ -35,6 +25,7 @@ class PackedMoe:
         self._num_threads = num_threads
         long = library.long
         self._choose_experts, self._local_experts = long.packed_choose_experts, long.packed_local_experts
+        self._add_shared_expert = long.packed_add_shared_expert
 
     def choose_experts(self, x_TD: Tensor, weight: LinearWeight, num_choices: int, normalizes: bool,
                        rounds: bool) -> tuple[Tensor, Tensor]:
@@ -67,6 +58,19 @@ class PackedMoe:
         if status:
             check(status)
         return out_TD, counts_E[:]
+
+    def add_shared_expert(self, sum_TD: Tensor, x_TD: Tensor, expert: ExpertWeights, gate: LinearWeight) -> Tensor:
+        assert isinstance(expert, PackedExperts) and isinstance(gate, PackedLinear) and expert.num_experts == 1
+        assert x_TD.dtype is sum_TD.dtype is expert.dtype is gate.dtype and sum_TD.is_contiguous()
+        num_rows, hidden_size = x_TD.shape
+        assert sum_TD.shape == x_TD.shape and hidden_size == expert.hidden_size == gate.in_features
+        assert gate.out_features == 1
+        x_TD, step = rows_of(x_TD)
+        status = self._add_shared_expert(expert.address, gate.address, x_TD.data_ptr(), step, num_rows,
+                                         sum_TD.data_ptr(), self._num_threads)
+        if status:
+            check(status)
+        return sum_TD
 
 
 class PackedAttention:

@@ -274,8 +274,6 @@ EXPORT long packed_attention(const Attention *call, long num_threads) {
     return OK;
 }
 
-#include "packed_blocks.h"
-
 // ---- gated DeltaNet: the structs are described in packed_delta_net.h
 
 EXPORT void packed_causal_conv(const Conv *conv, long num_threads) {
@@ -294,6 +292,8 @@ EXPORT void packed_gated_delta_rule(const DeltaRule *rule, long num_threads) {
     DeltaJob job = {rule, ceil_div(num_panels, min_long(num_panels, ceil_div(4 * num_threads, num_pairs)))};
     parallel_for(num_pairs * ceil_div(num_panels, job.panels_per_task), num_threads, delta_task, &job);
 }
+
+#include "packed_blocks.h"
 
 // ---- rows of a MoE layer between members: model/dispatch/compiled_row_planner.py
 
@@ -325,7 +325,7 @@ EXPORT const char *shared_structs(void) {
         DESCRIBE_STRUCT(Routing, ROUTING_FIELDS) DESCRIBE_STRUCT(RowPlanOffsets, ROW_PLAN_FIELDS)
         DESCRIBE_STRUCT(Sequences, SEQUENCES_FIELDS) DESCRIBE_STRUCT(Conv, CONV_FIELDS)
         DESCRIBE_STRUCT(DeltaRule, DELTA_RULE_FIELDS) DESCRIBE_STRUCT(AttentionBlock, ATTENTION_BLOCK_FIELDS)
-        DESCRIBE_STRUCT(AttentionStep, ATTENTION_STEP_FIELDS);
+        DESCRIBE_STRUCT(AttentionStep, ATTENTION_STEP_FIELDS) DESCRIBE_STRUCT(DeltaNetBlock, DELTA_NET_BLOCK_FIELDS);
 }
 
 #ifdef __AVX512F__

@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from model.kernels.limits import BLOCK_SIZES, MAX_HEAD_DIM, fits_block
-from model.kernels.packed_blocks import AttentionSteps, PackedAttention, PackedMoe, check
+from model.kernels.packed_blocks import AttentionSteps, PackedAttention, PackedMoe
 from model.kernels.packed_cpu_library import KernelLibrary
-from model.kernels.packed_delta_net import PackedDeltaNet, new_delta_net_states
-from model.kernels.packed_rows import DTYPE_CODES, DTYPE_SIZES, rows_of
+from model.kernels.packed_delta_net import PackedDeltaNet, PackedDeltaNetBlock, new_delta_net_states
+from model.kernels.packed_rows import DTYPE_CODES, DTYPE_SIZES, check, rows_of
 from model.kernels.packed_weights import PackedExperts, PackedLinear
 from model.kernels.protocol import (
     AttentionBatch,
     AttentionWeights,
     DeltaNetGates,
     DeltaNetState,
+    DeltaNetWeights,
     ExpertWeights,
     LinearWeight,
 )
@@ -55,6 +56,7 @@ class PackedCpuKernels:
         self._times_sigmoid, self._delta_net = short.packed_times_sigmoid, PackedDeltaNet(self._library, num_threads)
         self._moe, self._attention_steps = PackedMoe(self._library, num_threads), AttentionSteps(self._library)
         self.choose_experts, self.local_experts = self._moe.choose_experts, self._moe.local_experts
+        self.add_shared_expert = self._moe.add_shared_expert
         self._linear, self._experts, self._attention = long.packed_linear, long.packed_experts, long.packed_attention
 
     def on_one_thread(self) -> PackedCpuKernels:
@@ -156,6 +158,9 @@ class PackedCpuKernels:
 
     def new_attention_block(self, weights: AttentionWeights) -> PackedAttention:
         return PackedAttention(weights, self._attention_steps, self._library, self.num_threads)
+
+    def new_delta_net_block(self, weights: DeltaNetWeights) -> PackedDeltaNetBlock:
+        return PackedDeltaNetBlock(weights, self._delta_net, self._library, self.num_threads)
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         assert cos_Td.dtype is torch.float32 and sin_Td.dtype is torch.float32

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from model.kernels.limits import MAX_CONV_KERNEL, MAX_KEY_HEAD_DIM
 from model.kernels.packed_cpu_library import KernelLibrary
-from model.kernels.packed_rows import DTYPE_CODES, rows_of
-from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState
+from model.kernels.packed_rows import DTYPE_CODES, check, rows_of
+from model.kernels.packed_weights import PackedLinear
+from model.kernels.protocol import AttentionBatch, DeltaNetGates, DeltaNetState, DeltaNetWeights
 
 _PANEL_COLUMNS, _LANES = 64, 16
 
@@ -55,7 +56,7 @@ class PackedDeltaNet:
         assert x_TC.dtype is weight_KC.dtype is slots.dtype and weight_KC.is_contiguous() and slots.is_contiguous()
         assert weight_KC.shape == (slots.shape[1] + 1, x_TC.shape[1]) and slots.shape[2] == x_TC.shape[1]
         out_TC = torch.empty(x_TC.shape, dtype=x_TC.dtype)
-        seqs = self._sequences(batch)
+        seqs = self.sequences(batch)
         call = self._library.new_struct(
             "Conv", x=x_TC.data_ptr(), weight=weight_KC.data_ptr(), slots=slots.data_ptr(), out=out_TC.data_ptr(),
             step=step, width=x_TC.shape[1], kernel=weight_KC.shape[0], dtype=DTYPE_CODES[x_TC.dtype],
@@ -73,7 +74,7 @@ class PackedDeltaNet:
         assert ba_TJ.shape == (qkv_TC.shape[0], 2 * num_heads) and ba_TJ.dtype is qkv_TC.dtype
         assert num_heads % num_key_heads == 0 and slots.is_contiguous() and slots.dtype is torch.float32
         out_THv = torch.empty((qkv_TC.shape[0], num_heads, value_dim), dtype=qkv_TC.dtype)
-        seqs = self._sequences(batch)
+        seqs = self.sequences(batch)
         call = self._library.new_struct(
             "DeltaRule", qkv=qkv_TC.data_ptr(), ba=ba_TJ.data_ptr(), rate=gates.rate_H.data_ptr(),
             bias=gates.bias_H.data_ptr(), slots=slots.data_ptr(), out=out_THv.data_ptr(), qkv_step=qkv_step,
@@ -82,7 +83,7 @@ class PackedDeltaNet:
         self._gated_delta_rule(ctypes.addressof(call), self._num_threads)
         return out_THv
 
-    def _sequences(self, batch: AttentionBatch) -> ctypes.Structure:
+    def sequences(self, batch: AttentionBatch) -> ctypes.Structure:
         """Return the sequences of a step, described once for all of its layers."""
         known = self._sequences_of
         if known is not None and known[0] is batch:
@@ -97,3 +98,46 @@ class PackedDeltaNet:
         sequences = self._library.new_struct("Sequences", **addresses, num_seqs=batch.state_reads_S.shape[0])
         self._sequences_of = (batch, sequences)
         return sequences
+
+
+class PackedDeltaNetBlock:
+    """See DeltaNetBlock. Gives the bits of ComposedDeltaNet on the same kernels."""
+
+    def __init__(self, weights: DeltaNetWeights, delta_net: PackedDeltaNet, library: KernelLibrary,
+                 num_threads: int) -> None:
+        projections, out, conv_KC = weights.projections, weights.out, weights.conv_weight_KC
+        assert isinstance(projections, PackedLinear) and isinstance(out, PackedLinear)
+        assert projections.dtype is out.dtype is conv_KC.dtype is weights.norm_v.dtype
+        gates = weights.gates
+        assert all(some.is_contiguous() for some in (conv_KC, weights.norm_v, gates.rate_H, gates.bias_H))
+        self._weights = weights         # the struct points into them
+        self._in_features, self._out_features, self._dtype = projections.in_features, out.out_features, out.dtype
+        self._recurrent_shape = (weights.num_value_heads, weights.key_head_dim, weights.value_head_dim)
+        self._conv_shape = (conv_KC.shape[0] - 1, conv_KC.shape[1])
+        value_width = weights.num_value_heads * weights.value_head_dim
+        assert conv_KC.shape[1] == 2 * weights.num_key_heads * weights.key_head_dim + value_width
+        assert projections.out_features == conv_KC.shape[1] + value_width + 2 * weights.num_value_heads
+        self._struct = library.new_struct(
+            "DeltaNetBlock", projections=projections.address, out=out.address, conv_weight=conv_KC.data_ptr(),
+            rate=gates.rate_H.data_ptr(), bias=gates.bias_H.data_ptr(), norm=weights.norm_v.data_ptr(),
+            num_key_heads=weights.num_key_heads, num_heads=weights.num_value_heads, key_dim=weights.key_head_dim,
+            value_dim=weights.value_head_dim, conv_kernel=conv_KC.shape[0], eps=weights.eps)
+        self._address = ctypes.addressof(self._struct)
+        self._delta_net, self._num_threads = delta_net, num_threads
+        self._delta_net_block = library.long.packed_delta_net_block
+
+    def __call__(self, x_TD: Tensor, batch: AttentionBatch, state: DeltaNetState) -> Tensor:
+        num_rows, in_features = x_TD.shape
+        recurrent_NHkv, conv_NcC = state.recurrent_NHkv, state.conv_NcC
+        assert in_features == self._in_features and x_TD.dtype is conv_NcC.dtype is self._dtype
+        assert recurrent_NHkv.shape[1:] == self._recurrent_shape and conv_NcC.shape[1:] == self._conv_shape
+        assert recurrent_NHkv.is_contiguous() and conv_NcC.is_contiguous()
+        assert num_rows == batch.slots_T.shape[0]
+        x_TD, step = rows_of(x_TD)
+        out_TD = torch.empty((num_rows, self._out_features), dtype=self._dtype)
+        status = self._delta_net_block(
+            self._address, ctypes.addressof(self._delta_net.sequences(batch)), x_TD.data_ptr(), step,
+            conv_NcC.data_ptr(), recurrent_NHkv.data_ptr(), out_TD.data_ptr(), self._num_threads)
+        if status:
+            check(status)
+        return out_TD

@@ -15,8 +15,8 @@ typedef struct {
     const char *gate;           // gated norm and sigmoid: as x, or one of each row
     long gate_step, gate_size, weight_dtype, rotary_size;
     char *out;                  // contiguous
-    char *sum;                  // add_rms_norm: x, changed where it is
-    const char *delta;          // add_rms_norm: what is added to it
+    char *sum;                  // sums of rows, changed where they are; of add_rms_norm also x
+    const char *delta;          // what is added to them
     long num_tokens, step, num_heads, size, num_choices, tokens_per_task, dtype;
     float eps;
 } RowsCall;
@@ -86,13 +86,15 @@ INLINE void combine_row(const Dtype dtype, const RowsCall *call, long token) {
     }
 }
 
-typedef enum { NORM, ADD_NORM, ROTATE, COMBINE, SIGMOID } RowKernel;
+typedef enum { NORM, ADD, ADD_NORM, ROTATE, COMBINE, SIGMOID } RowKernel;
 
 INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall *call, long task) {
     long end = min_long(call->num_tokens, (task + 1) * call->tokens_per_task), row_bytes = call->size * dtype_bytes(dtype);
     for (long t = task * call->tokens_per_task; t < end; t++) {
         if (kernel == COMBINE) { combine_row(dtype, call, t); continue; }
-        if (kernel == ADD_NORM) add_row(dtype, call->sum + t * call->step, call->delta + t * row_bytes, call->size);
+        if (kernel == ADD || kernel == ADD_NORM)
+            add_row(dtype, call->sum + t * call->step, call->delta + t * row_bytes, call->size);
+        if (kernel == ADD) continue;
         for (long h = 0; h < call->num_heads; h++) {
             const char *x = call->x + t * call->step + h * row_bytes;
             char *out = call->out + (t * call->num_heads + h) * row_bytes;
@@ -111,6 +113,7 @@ INLINE void rows_task(const RowKernel kernel, const Dtype dtype, const RowsCall 
     else if (call->dtype == F16) rows_task(KERNEL, F16, call, task); \
     else rows_task(KERNEL, F32, call, task); }
 ROWS_TASK(norm_task, NORM)
+ROWS_TASK(add_task, ADD)
 ROWS_TASK(add_norm_task, ADD_NORM)
 ROWS_TASK(rotate_task, ROTATE)
 ROWS_TASK(combine_task, COMBINE)

@@ -1,12 +1,16 @@
-"""Tells the packed kernels of a tensor's rows: its dtype by number, and the bytes from one row to the next."""
+"""Tells the packed kernels of a tensor's rows: its dtype by number, and the bytes from one row to the next; and what
+a kernel answers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from model.errors import OutOfMemoryError
+
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}     # `Dtype` of packed_simd.h
 DTYPE_SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+_BAD_ID = 2
 
 
 def rows_of(x: Tensor) -> tuple[Tensor, int]:
@@ -16,3 +20,11 @@ def rows_of(x: Tensor) -> tuple[Tensor, int]:
         x = x.contiguous()
         strides = x.stride()
     return x, strides[0] * DTYPE_SIZES[x.dtype]
+
+
+def check(status: int) -> None:
+    """Raise what a kernel's answer says."""
+    if status == _BAD_ID:
+        raise ValueError("an expert id that none of the experts here has: the rows of this layer do not stay")
+    if status:
+        raise OutOfMemoryError("no memory for the intermediate rows of a kernel", fix="lower max_batch_tokens")

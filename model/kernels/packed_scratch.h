@@ -5,7 +5,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-typedef enum { GATE_LOGITS, EXPERT_PLACES, EXPERT_ROWS, EXPERT_OUTPUTS, QKV_ROWS, ATTENTION_ROWS, NUM_PURPOSES } Purpose;
+typedef enum {
+    GATE_LOGITS, EXPERT_PLACES, EXPERT_ROWS, EXPERT_OUTPUTS, QKV_ROWS, CONV_ROWS, ATTENTION_ROWS, NUM_PURPOSES
+} Purpose;
 
 typedef struct { char *memory[NUM_PURPOSES]; long size[NUM_PURPOSES]; } KeptScratch;
 

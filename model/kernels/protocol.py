@@ -113,6 +113,29 @@ class AttentionBlock(Protocol):
         cos and sin fp32 [T, r]: see Kernels.rope."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeltaNetWeights:
+    """Holds what one gated DeltaNet layer is made of. Rows of `projections`: q, k, v, the gate of the output, b, a."""
+
+    projections: LinearWeight
+    out: LinearWeight
+    conv_weight_KC: Tensor
+    gates: DeltaNetGates
+    norm_v: Tensor
+    num_key_heads: int
+    num_value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    eps: float                  # of the norm
+
+
+class DeltaNetBlock(Protocol):
+    """Computes one gated DeltaNet layer, from its input to its output."""
+
+    def __call__(self, x_TD: Tensor, batch: AttentionBatch, state: DeltaNetState) -> Tensor:
+        """Turn x [T, D] into [T, D]. Goes on from the sequences' states and writes what they become to other slots."""
+
+
 class Kernels(Protocol):
     name: str                   # bit-identical numbers are promised between members whose name and dtype agree
     device: torch.device
@@ -152,6 +175,9 @@ class Kernels(Protocol):
                       experts: ExpertWeights) -> tuple[Tensor, list[int]]:
         """Compute a layer all of whose experts are here, in the slots of their ids -> (weighted sums [T, D], rows of
         each expert): the bits of `experts` on sorted rows, then `combine`. Choices as choose_experts makes them."""
+
+    def add_shared_expert(self, sum_TD: Tensor, x_TD: Tensor, expert: ExpertWeights, gate: LinearWeight) -> Tensor:
+        """Compute sum + expert(x) * sigmoid(gate(x)) -> [T, D], which may lie where `sum` was. gate(x) is [T, 1]."""
 
     def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Sum each token's expert outputs by weight: sum_k weights[t, k] * rows[row_of[t, k]] -> [T, D], as rows.
@@ -197,6 +223,8 @@ class Kernels(Protocol):
         """
 
     def new_attention_block(self, weights: AttentionWeights) -> AttentionBlock: ...
+
+    def new_delta_net_block(self, weights: DeltaNetWeights) -> DeltaNetBlock: ...
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         """Rotate-half rotary embedding, x [T, H, d], cos and sin fp32 [T, r] (both halves): the first r dimensions of a

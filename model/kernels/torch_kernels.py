@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.kernels.composed_attention import ComposedAttention
+from model.kernels.composed_delta_net import ComposedDeltaNet
 from model.kernels.pieces import in_pieces
 from model.kernels.protocol import (
     AttentionBatch,
     AttentionWeights,
     DeltaNetGates,
     DeltaNetState,
+    DeltaNetWeights,
     ExpertWeights,
     LinearWeight,
 )
@@ -152,6 +154,10 @@ class TorchKernels:
         outputs_RD = self.experts(rows_RD, num_rows_E, experts)
         return self.combine(outputs_RD, place_N.view(expert_ids_TK.shape), weights_TK), num_rows_E
 
+    def add_shared_expert(self, sum_TD: Tensor, x_TD: Tensor, expert: ExpertWeights, gate: LinearWeight) -> Tensor:
+        out_TD = self.experts(x_TD, (x_TD.shape[0],), expert)
+        return sum_TD + self.times_sigmoid(out_TD, self.linear(x_TD, gate))
+
     def combine(self, rows_RD: Tensor, row_of_TK: Tensor, weights_TK: Tensor) -> Tensor:
         total_TD = torch.zeros(row_of_TK.shape[0], rows_RD.shape[1], dtype=torch.float32, device=rows_RD.device)
         for k in range(row_of_TK.shape[1]):
@@ -200,6 +206,9 @@ class TorchKernels:
 
     def new_attention_block(self, weights: AttentionWeights) -> ComposedAttention:
         return ComposedAttention(weights, self)
+
+    def new_delta_net_block(self, weights: DeltaNetWeights) -> ComposedDeltaNet:
+        return ComposedDeltaNet(weights, self)
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         rotary_dim = cos_Td.shape[1]

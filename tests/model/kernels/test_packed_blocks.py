@@ -16,9 +16,10 @@ from torch import Tensor
 
 from model.batch import build_batch
 from model.kernels.composed_attention import ComposedAttention
+from model.kernels.composed_delta_net import ComposedDeltaNet
 from model.kernels.packed_cpu import PackedCpuKernels
 from model.kernels.packed_cpu_library import library_path
-from model.kernels.protocol import AttentionWeights, Kernels, LinearWeight
+from model.kernels.protocol import AttentionWeights, DeltaNetGates, DeltaNetWeights, Kernels, LinearWeight
 from model.kernels.torch_kernels import TorchKernels, sort_by_expert
 from model.step import ScheduledRequest, StepPlan
 
@@ -136,6 +137,24 @@ def test_two_threads_do_not_share_what_is_kept_between_calls() -> None:
                 assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
 
 
+# ==== the shared expert ====
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 130])
+def test_a_shared_expert_is_added_as_its_steps_would(kernels: Kernels, dtype: torch.dtype, num_rows: int) -> None:
+    expert = kernels.new_experts(1, 24, 40, dtype)
+    expert.load_gate(0, torch.randn(24, 40).to(dtype))
+    expert.load_up(0, torch.randn(24, 40).to(dtype))
+    expert.load_down(0, torch.randn(40, 24).to(dtype))
+    gate, sum_TD = linear_of(kernels, torch.randn(1, 40).to(dtype)), torch.randn(num_rows, 40).to(dtype)
+    x_TD = torch.randn(num_rows, 80).to(dtype)[:, 20:60]
+    out_TD = kernels.experts(x_TD, (num_rows,), expert)
+    expected_TD = sum_TD + kernels.times_sigmoid(out_TD, kernels.linear(x_TD, gate))
+    assert torch.equal(kernels.add_shared_expert(sum_TD.clone(), x_TD, expert, gate), expected_TD)
+
+
 # ==== norm of a sum ====
 
 
@@ -211,3 +230,40 @@ def test_a_block_knows_a_new_step_from_the_one_before() -> None:
             cos_sin = (torch.randn(73, 20), torch.randn(73, 20))
             outs = [some(x_TD, cos_sin, batch, cache) for some, cache in zip((block, composed), caches, strict=True)]
             assert torch.equal(*outs)
+
+
+# ==== gated DeltaNet ====
+
+
+def with_states(plan: StepPlan, step: int) -> StepPlan:
+    """Sequences go on from the slots that they wrote in the step before; the first keeps a state on the way."""
+    def with_state(request: ScheduledRequest) -> ScheduledRequest:
+        first = {"a": 0, "b": 2}[request.request_id]
+        return replace(request, state_read=first + (step + 1) % 2 if request.num_computed_tokens else None,
+                       state_write=first + step % 2,
+                       state_snapshots=((33, 4 + step),) if len(request.token_ids) > 33 else ())
+    return replace(plan, requests=tuple(map(with_state, plan.requests)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("key_heads", "heads", "key_dim", "value_dim"), [(2, 4, 8, 12), (1, 2, 16, 64), (1, 1, 1, 1)])
+def test_a_delta_net_block_is_its_steps(dtype: torch.dtype, key_heads: int, heads: int, key_dim: int,
+                                        value_dim: int) -> None:
+    kernels, hidden = KERNELS[0], 40
+    conv_width, value_width = 2 * key_heads * key_dim + heads * value_dim, heads * value_dim
+    weights = DeltaNetWeights(
+        linear_of(kernels, torch.randn(conv_width + value_width + 2 * heads, hidden).to(dtype)),
+        linear_of(kernels, torch.randn(hidden, value_width).to(dtype)), torch.randn(4, conv_width).to(dtype),
+        DeltaNetGates(-torch.rand(heads), torch.randn(heads)), torch.rand(value_dim).to(dtype), key_heads, heads,
+        key_dim, value_dim, 1e-6)
+    blocks = (kernels.new_delta_net_block(weights), ComposedDeltaNet(weights, kernels),
+              PackedCpuKernels(1).new_delta_net_block(weights))
+    states = [kernels.new_delta_net_states(1, 7, heads, key_dim, value_dim, 4, conv_width, dtype)[0] for _ in blocks]
+    for step, plan in enumerate(PLANS):
+        batch = build_batch(with_states(plan, step), 16, 30, 7).attention
+        x_TD = torch.randn(plan.num_tokens, 44).to(dtype)[:, 2:42]
+        outs = [block(x_TD, batch, state) for block, state in zip(blocks, states, strict=True)]
+        for out_TD, state in zip(outs[1:], states[1:], strict=True):
+            assert torch.equal(out_TD, outs[0])
+            assert torch.equal(state.recurrent_NHkv, states[0].recurrent_NHkv)
+            assert torch.equal(state.conv_NcC, states[0].conv_NcC)
