@@ -1,12 +1,16 @@
 """Speed of one engine on one device, in one process, without a server.
 
 Decode tokens/s at several batch sizes, prefill tokens/s, time to the first token from process start, peak memory.
-`--compare transformers` runs both engines one after the other, --repeats times, each time in a new process, and prints
-medians and ratios; of the figures called best, the best. Those are for machines that are not idle: other work only ever
-slows a step down.
+`--compare transformers,vllm` runs the engines one after the other, --repeats times, each time in a new process, and
+prints medians and ratios; of the figures called best, the best. Those are for machines that are not idle: other work
+only ever slows a step down. It also says how far all engines agree on greedy text.
+
+An engine that has an environment of its own runs in that one's interpreter: `--python vllm=PATH`. See README.md.
 
   python benchmarks/engine.py --model DIR --engine moesaic --threads 2
   python benchmarks/engine.py --model DIR --compare transformers --repeats 3
+  python benchmarks/engine.py --model DIR --compare vllm,llamacpp --python vllm=/peers/vllm/bin/python \\
+      --python llamacpp=/peers/llamacpp/bin/python
 """
 
 from __future__ import annotations
@@ -20,11 +24,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
-from engine_adapters import BLOCK_SIZE, ENGINES, BenchEngine
+from engine_adapters import BLOCK_SIZE, BenchEngine, Greedy, MoesaicEngine, TransformersEngine
+from engine_peers import LlamaCppEngine, VllmEngine
 from machine import describe
+
+ENGINES: dict[str, Callable[[Path, int, int, str, str], BenchEngine]] = {
+    "moesaic": MoesaicEngine, "transformers": TransformersEngine, "vllm": VllmEngine, "llamacpp": LlamaCppEngine}
+SAME_PROMPTS, SAME_INPUT, SAME_TOKENS = 4, 64, 16      # of the greedy text that engines are compared by
+TIE = 0.05                      # a token that is so little likelier than the next may be the other one elsewhere
 
 
 def prompts_of(num: int, num_tokens: int, vocab_size: int, seed: int) -> list[tuple[int, ...]]:
@@ -32,12 +45,11 @@ def prompts_of(num: int, num_tokens: int, vocab_size: int, seed: int) -> list[tu
     return [tuple(draw.choices(range(3, vocab_size), k=num_tokens)) for _ in range(num)]
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Return all figures of one engine in this process. `..._s` seconds, `..._tokens_per_s`, `..._bytes`."""
+def measure(options: argparse.Namespace) -> tuple[dict[str, float], Greedy]:
+    """Return all figures of one engine in this process, and its text. `..._s`, `..._tokens_per_s`, `..._bytes`."""
     num_kv_tokens = max(max(options.batch_sizes) * (options.input_tokens + options.output_tokens + BLOCK_SIZE),
                         options.prefill_tokens + 2 * BLOCK_SIZE)
-    engine: BenchEngine = ENGINES[options.engine](options.model, options.threads, num_kv_tokens, options.device,
-                                                  options.dtype)
+    engine = ENGINES[options.engine](options.model, options.threads, num_kv_tokens, options.device, options.dtype)
     figures = {"load_from_process_start_s": time.time() - psutil.Process().create_time()}
     limit_s = options.time_limit_s
     engine.generate(prompts_of(1, options.input_tokens, engine.vocab_size, 0), 1, limit_s)
@@ -54,35 +66,55 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
               file=sys.stderr)
     prefills_s = [engine.generate(prompts_of(1, options.prefill_tokens, engine.vocab_size, 100 + turn), 1,
                                   limit_s).prefill_s for turn in range(options.prefill_turns)]
+    greedy = engine.greedy(prompts_of(SAME_PROMPTS, SAME_INPUT, engine.vocab_size, 7), SAME_TOKENS)
     engine.close()
     figures[f"prefill_{options.prefill_tokens}_tokens_per_s"] = options.prefill_tokens / statistics.median(prefills_s)
     figures[f"prefill_{options.prefill_tokens}_best_tokens_per_s"] = options.prefill_tokens / min(prefills_s)
-    figures["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    figures["peak_memory_bytes"] = max(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024.0
     if options.device.startswith("cuda"):
         import torch
         figures["peak_device_memory_bytes"] = float(torch.cuda.max_memory_allocated())
-    return {name: round(value, 3) for name, value in figures.items()}
+    return {name: round(value, 3) for name, value in figures.items()}, greedy
 
 
-def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return medians by engine over interleaved runs, and the first engine's over the second's."""
-    engines = [options.engine, options.compare]
+def compare(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Return medians by engine over interleaved runs, the first engine's over each other's, and how texts agree."""
+    engines = [options.engine, *options.compare]
     runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
+    texts: dict[str, Greedy] = {}
     for repeat in range(options.repeats):
         for engine in engines if repeat % 2 == 0 else reversed(engines):
-            runs[engine].append(run_alone(engine, options))
+            figures, texts[engine] = run_alone(engine, options)
+            runs[engine].append(figures)
     medians = {engine: {name: (max if "_best_" in name else statistics.median)(
                             [run[name] for run in runs[engine] if name in run])
                         for name in dict.fromkeys(name for run in runs[engine] for name in run)}
                for engine in engines}
-    ours, theirs = (medians[engine] for engine in engines)
-    ratio = {name: round(ours[name] / theirs[name], 3) for name in ours if theirs.get(name)}
-    return {**medians, "ratio": ratio}
+    ours = medians[options.engine]
+    ratios = {f"{options.engine}/{peer}": {name: round(ours[name] / medians[peer][name], 3)
+                                           for name in ours if medians[peer].get(name)} for peer in options.compare}
+    return {**medians, **ratios}, {peer: agreement(texts[options.engine], texts[peer]) for peer in options.compare}
 
 
-def run_alone(engine: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run one engine in a new process, with the same options."""
-    command = [sys.executable, __file__, "--model", str(options.model), "--engine", engine,
+def agreement(ours: Greedy, theirs: Greedy) -> str:
+    """Say whether both texts are the same. A first difference at a tie is none: whatever follows it differs."""
+    others = 0
+    ties = 0
+    for index, (one, other) in enumerate(zip(ours.token_ids, theirs.token_ids, strict=True)):
+        at = next((place for place, (ours_id, its_id) in enumerate(zip(one, other, strict=True)) if ours_id != its_id),
+                  None)
+        if at is not None:
+            is_tie = ours.margins is not None and ours.margins[index][at] < TIE
+            ties, others = ties + is_tie, others + (not is_tie)
+    if not ties and not others:
+        return "same"
+    return f"{len(ours.token_ids)} texts: {ties} differ from a tie on, {others} otherwise"
+
+
+def run_alone(engine: str, options: argparse.Namespace) -> tuple[dict[str, float], Greedy]:
+    """Run one engine in a new process, in its own interpreter where it has one, with the same options."""
+    command = [options.python.get(engine, sys.executable), __file__, "--model", str(options.model), "--engine", engine,
                "--threads", str(options.threads), "--device", options.device, "--dtype", options.dtype,
                "--batch-sizes", ",".join(map(str, options.batch_sizes)),
                "--input-tokens", str(options.input_tokens), "--output-tokens", str(options.output_tokens),
@@ -94,8 +126,22 @@ def run_alone(engine: str, options: argparse.Namespace) -> dict[str, float]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, timeout=timeout_s)
     if done.returncode != 0:
         raise SystemExit(f"--engine {engine} failed, see above")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])["figures"]
-    return figures
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer["figures"], Greedy(**answer["greedy"])
+
+
+def python_of(text: str) -> tuple[str, str]:
+    engine, equals, path = text.partition("=")
+    if engine not in ENGINES or not equals or not os.access(path, os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text!r}: give ENGINE=PATH of an interpreter, as vllm=/peers/vllm/bin/python")
+    return engine, path
+
+
+def engines_of(text: str) -> list[str]:
+    unknown = [name for name in text.split(",") if name not in ENGINES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: engines are {', '.join(sorted(ENGINES))}")
+    return text.split(",")
 
 
 def print_table(columns: dict[str, dict[str, float]]) -> None:
@@ -111,7 +157,10 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a checkpoint")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="moesaic")
-    parser.add_argument("--compare", choices=sorted(ENGINES), help="measure this one too, interleaved")
+    parser.add_argument("--compare", type=engines_of, metavar="ENGINE[,ENGINE]",
+                        help="measure these too, interleaved")
+    parser.add_argument("--python", type=python_of, action="append", default=[], metavar="ENGINE=PATH",
+                        help="interpreter of an engine; default: this one")
     parser.add_argument("--repeats", type=int, default=3, help="with --compare")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -122,7 +171,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--prefill-tokens", type=int, default=2048)
     parser.add_argument("--prefill-turns", type=int, default=3)
     parser.add_argument("--time-limit-s", type=float, default=120.0, help="of one batch; decoding stops there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.python = dict(options.python)
+    return options
 
 
 def main() -> None:
@@ -130,13 +181,21 @@ def main() -> None:
     about = {"benchmark": "engine", "model": options.model.name, "threads": options.threads, "device": options.device,
              "dtype": options.dtype, "input_tokens": options.input_tokens, "output_tokens": options.output_tokens}
     if options.compare:
-        columns = compare(options)
+        columns, same = compare(options)
         print_table(columns)
-        print(json.dumps({**about, "repeats": options.repeats, **columns, "machine": describe()}))
+        print("\n".join(f"greedy text beside {peer}: {how}" for peer, how in same.items()))
+        print(json.dumps({**about, "repeats": options.repeats, **columns, "greedy": same, "machine": describe()}))
+    elif options.engine in options.python:
+        figures, greedy = run_alone(options.engine, options)
+        finish(options, about, figures, greedy)
     else:
-        figures = measure(options)
-        print_table({options.engine: figures})
-        print(json.dumps({**about, "engine": options.engine, "figures": figures, "machine": describe()}))
+        finish(options, about, *measure(options))
+
+
+def finish(options: argparse.Namespace, about: dict[str, object], figures: dict[str, float], greedy: Greedy) -> None:
+    print_table({options.engine: figures})
+    print(json.dumps({**about, "engine": options.engine, "figures": figures, "greedy": asdict(greedy),
+                      "machine": describe()}))
 
 
 if __name__ == "__main__":

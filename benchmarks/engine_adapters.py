@@ -1,10 +1,13 @@
-"""The engines that benchmarks/engine.py measures, behind one Protocol. All decode greedily and never stop early."""
+"""The engines that benchmarks/engine.py measures, behind one Protocol. All decode greedily and never stop early.
+
+Loading this file loads none of them: an adapter imports its engine when it is made, so that each can run in the
+interpreter of its own virtual environment. Other servers' engines are in engine_peers.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,11 +33,22 @@ class Timing:
         return self.num_decoded / self.decode_s if self.num_decoded else None
 
 
+@dataclass(frozen=True)
+class Greedy:
+    """The tokens that each prompt is continued with, so that engines can be seen to compute the same."""
+
+    token_ids: list[list[int]]
+    margins: list[list[float]] | None = None    # log-probability of each over that of the next likely, where it is told
+
+
 class BenchEngine(Protocol):
     vocab_size: int
 
     def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
         """Run the prompts as one batch; decoding stops after num_tokens each, or when the time is over."""
+
+    def greedy(self, prompts: Sequence[tuple[int, ...]], num_tokens: int) -> Greedy:
+        """Continue the prompts as one batch, untimed."""
 
     def close(self) -> None: ...
 
@@ -51,7 +65,7 @@ class MoesaicEngine:
         from model.kernels.select import select_kernels
         from model.placement import Placement
         from model.runner import Runner
-        from model.step import StepHeader, StepPlan, StepResult
+        from model.step import StepHeader, StepPlan, StepResult, TokenLogprob
         from model.weights import load_decoder
         from serving.config import SchedulerConfig
         from serving.engine.agreement import Agreement
@@ -90,6 +104,7 @@ class MoesaicEngine:
             now_s = time.perf_counter()
             for event in events:
                 self._times[event.request_id] += [now_s] * len(event.token_ids)
+                self._drawn[event.request_id] += event.logprobs
                 if event.finish_reason is not None:
                     self._num_open -= 1
             if self._num_open == 0:
@@ -98,6 +113,7 @@ class MoesaicEngine:
         self.vocab_size = args.vocab_size
         self.kernels_name = kernels.name
         self._times: dict[str, list[float]] = {}
+        self._drawn: dict[str, list[TokenLogprob]] = {}
         self._num_open = self._num_submitted = 0
         self._all_ended = asyncio.Event()
         config = SchedulerConfig(prefix_caching=False)
@@ -107,20 +123,28 @@ class MoesaicEngine:
         self._engine_task = self._loop.create_task(self._engine.run())
 
     def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
-        return self._loop.run_until_complete(self._generate(prompts, num_tokens, time_limit_s))
+        return self._loop.run_until_complete(self._generate(prompts, num_tokens, time_limit_s, None))
 
-    async def _generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
+    def greedy(self, prompts: Sequence[tuple[int, ...]], num_tokens: int) -> Greedy:
+        self._loop.run_until_complete(self._generate(prompts, num_tokens, 600.0, num_logprobs=2))
+        drawn = self._drawn.values()
+        return Greedy([[one.token_id for one in sequence] for sequence in drawn],
+                      [[round(one.top[0][1] - one.top[1][1], 4) for one in sequence] for sequence in drawn])
+
+    async def _generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float,
+                        num_logprobs: int | None) -> Timing:
         from model.step import SamplingSpec
         from serving.engine.request import Submission
 
         self._all_ended.clear()
-        self._times, self._num_open = {}, len(prompts)
+        self._times, self._drawn, self._num_open = {}, {}, len(prompts)
+        sampling = SamplingSpec(temperature=0.0, num_logprobs=num_logprobs)
         start_s = time.perf_counter()
         for prompt in prompts:
             self._num_submitted += 1
             request_id = str(self._num_submitted)
-            self._times[request_id] = []
-            self._engine.submit("bench", Submission(request_id, prompt, SamplingSpec(temperature=0.0), num_tokens))
+            self._times[request_id], self._drawn[request_id] = [], []
+            self._engine.submit("bench", Submission(request_id, prompt, sampling, num_tokens))
         waiter = asyncio.create_task(self._all_ended.wait())
         await asyncio.wait({waiter, self._engine_task}, timeout=time_limit_s, return_when=asyncio.FIRST_COMPLETED)
         if self._engine_task.done():
@@ -167,56 +191,29 @@ class TransformersEngine:
         self.vocab_size = self._model.config.vocab_size
 
     def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
+        start_s = time.perf_counter()
+        moments = [moment for moment, _ in self._steps(prompts, num_tokens, start_s + time_limit_s)]
+        return timing_of(start_s, [moments] * len(prompts))
+
+    def greedy(self, prompts: Sequence[tuple[int, ...]], num_tokens: int) -> Greedy:
+        steps = self._steps(prompts, num_tokens, float("inf"))
+        return Greedy([list(drawn) for drawn in zip(*(token_ids for _, token_ids in steps), strict=True)])
+
+    def _steps(self, prompts: Sequence[tuple[int, ...]], num_tokens: int,
+               until_s: float) -> list[tuple[float, list[int]]]:
+        """Decode -> of each step when it ended, and the token of each sequence."""
         from transformers import DynamicCache
 
         torch = self._torch
-        start_s = time.perf_counter()
-        token_ids, moments = torch.tensor(prompts, device=self._device), list[float]()
+        token_ids, steps = torch.tensor(prompts, device=self._device), list[tuple[float, list[int]]]()
         cache = DynamicCache(config=self._model.config)
         with torch.inference_mode():
-            while len(moments) < num_tokens and time.perf_counter() - start_s < time_limit_s:
+            while len(steps) < num_tokens and time.perf_counter() < until_s:
                 output = self._model(token_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 token_ids = output.logits[:, -1].argmax(-1, keepdim=True)
-                token_ids.tolist()          # as a server would need them, and waits for the device
-                moments.append(time.perf_counter())
-        return timing_of(start_s, [moments] * len(prompts))
+                drawn = token_ids[:, 0].tolist()        # as a server would need them, and waits for the device
+                steps.append((time.perf_counter(), drawn))
+        return steps
 
     def close(self) -> None:
         pass
-
-
-# ==== vLLM: its offline interface, two runs, as it does not tell when a token came ====
-
-
-class VllmEngine:
-    def __init__(self, folder: Path, num_threads: int, num_kv_tokens: int, device: str, dtype: str) -> None:
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{num_threads - 1}")
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise SystemExit(f"vllm cannot be imported ({error}): install it in this environment, "
-                             "or choose another --engine") from error
-        self._llm = LLM(str(folder), dtype=dtype, enable_prefix_caching=False, max_model_len=num_kv_tokens,
-                        max_num_batched_tokens=2048)
-        self.vocab_size = self._llm.llm_engine.model_config.get_vocab_size()
-
-    def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
-        prefill_s = self._seconds(prompts, 1)
-        if num_tokens == 1:
-            return Timing(prefill_s, 0.0, 0)
-        return Timing(prefill_s, self._seconds(prompts, num_tokens) - prefill_s, (num_tokens - 1) * len(prompts))
-
-    def _seconds(self, prompts: Sequence[tuple[int, ...]], num_tokens: int) -> float:
-        from vllm import SamplingParams
-
-        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        start_s = time.perf_counter()
-        self._llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
-        return time.perf_counter() - start_s
-
-    def close(self) -> None:
-        pass
-
-
-ENGINES: dict[str, type[MoesaicEngine] | type[TransformersEngine] | type[VllmEngine]] = {
-    "moesaic": MoesaicEngine, "transformers": TransformersEngine, "vllm": VllmEngine}

@@ -1,4 +1,4 @@
-"""Random-weight checkpoints for the benchmarks: `make_checkpoint.py small|medium|wide|vast|hybrid [--out DIR]`.
+"""Random-weight checkpoints for the benchmarks: `make_checkpoint.py small|medium|wide|vast|hybrid [--gguf]`.
 
 Qwen3-MoE, and for `hybrid` Qwen3-Next. The tokenizer is a byte-level BPE of 256 bytes, a few merges and
 two special tokens, so that the checkpoint can be served; the model's vocabulary is larger, as padded vocabularies are.
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(SHAPES))
     parser.add_argument("--out", type=Path, help="folder to write; default NAME in the user's cache folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gguf", action="store_true", help="write model.gguf beside it too, for llama.cpp")
     parser.add_argument("--force", action="store_true", help="write again when the folder is there")
     options = parser.parse_args()
     folder = options.out or default_dir(options.name)
@@ -212,8 +213,12 @@ def main() -> None:
         parser.error(f"{folder} exists and is no checkpoint: give another --out")
     if made:
         make(options.name, folder, options.seed)
+    if options.gguf:
+        from gguf_file import write_gguf
+        write_gguf(folder)
     weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     print(json.dumps({"benchmark": "make_checkpoint", "name": options.name, "folder": str(folder), "made": made,
+                      "gguf": options.gguf,
                       "weights_bytes": weights_bytes, "seconds": round(time.perf_counter() - start_s, 2)}))
 
 
