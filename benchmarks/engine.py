@@ -133,7 +133,7 @@ def run_alone(engine: str, options: argparse.Namespace) -> tuple[dict[str, float
 def python_of(text: str) -> tuple[str, str]:
     engine, equals, path = text.partition("=")
     if engine not in ENGINES or not equals or not os.access(path, os.X_OK):
-        raise argparse.ArgumentTypeError(f"{text!r}: give ENGINE=PATH of an interpreter, as vllm=/peers/vllm/bin/python")
+        raise argparse.ArgumentTypeError(f"{text!r}: give ENGINE=PATH of an interpreter, as vllm=/peers/bin/python")
     return engine, path
 
 

@@ -143,7 +143,7 @@ def print_table(table: dict[Row, dict[str, float]]) -> None:
 
 
 def ratios_of(table: dict[Row, dict[str, float]], facts: dict[str, dict[str, Any]], most: int) -> dict[str, float]:
-    """Return what the systems are compared by, where both sides were measured; `most`: the largest number of clients."""
+    """Return what the systems are compared by, where both sides were measured. `most`: of the numbers of clients."""
     found: dict[str, float] = {}
 
     def add(name: str, row: Row, other: Row, column: str = "tokens_per_s") -> None:
@@ -158,9 +158,10 @@ def ratios_of(table: dict[Row, dict[str, float]], facts: dict[str, dict[str, Any
     add(f"gRPC over the offline engine, {most} clients", ("moesaic-1", "grpc", most), alone)
     for door in ("http", "grpc"):
         for num in (2, 3):
-            add(f"{num} shards over 1, {door}, {most} clients", (f"moesaic-{num}", door, most), ("moesaic-1", door, most))
-            add(f"inter-token of {num} shards over 1, {door}, 1 client", (f"moesaic-{num}", door, 1),
-                ("moesaic-1", door, 1), "inter_token_ms p50")
+            ours = f"moesaic-{num}"
+            add(f"{num} shards over 1, {door}, {most} clients", (ours, door, most), ("moesaic-1", door, most))
+            add(f"inter-token of {num} shards over 1, {door}, 1 client", (ours, door, 1), ("moesaic-1", door, 1),
+                "inter_token_ms p50")
         inter_ms = table.get(("demo", door, 1), {}).get("inter_token_ms p50")
         if inter_ms:
             found[f"demo tokens/s while decoding, {door}, 1 client"] = round(1e3 / inter_ms, 1)
@@ -201,7 +202,7 @@ def main() -> None:
         return
     systems = systems_of(options)
     runs: dict[Row, list[Figures]] = {}
-    facts: dict[str, dict[str, object]] = {}
+    facts: dict[str, dict[str, Any]] = {}
     failures: list[str] = []
     for repeat in range(options.repeats):
         for name in systems if repeat % 2 == 0 else reversed(systems):
@@ -216,7 +217,7 @@ def main() -> None:
     report(options, medians(runs), facts, failures)
 
 
-def report(options: argparse.Namespace, table: dict[Row, dict[str, float]], facts: dict[str, dict[str, object]],
+def report(options: argparse.Namespace, table: dict[Row, dict[str, float]], facts: dict[str, dict[str, Any]],
            failures: list[str]) -> None:
     table = dict(sorted(table.items()))
     ratios = ratios_of(table, facts, max(options.clients))

@@ -138,7 +138,7 @@ def vllm(model: Path, python: str, num_threads: int) -> System:
         environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": f"0-{num_threads - 1}", "VLLM_CPU_KVCACHE_SPACE": "1",
                                     "OMP_NUM_THREADS": str(num_threads), "VLLM_NO_USAGE_STATS": "1",
                                     "HF_HUB_OFFLINE": "1"}
-        with tempfile.TemporaryFile("w+") as log:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
             process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             try:
                 url = f"http://127.0.0.1:{port}"
