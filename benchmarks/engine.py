@@ -20,6 +20,7 @@ import json
 import os
 import random
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -177,6 +178,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # what was started is ended on the way out
     options = parse_options()
     about = {"benchmark": "engine", "model": options.model.name, "threads": options.threads, "device": options.device,
              "dtype": options.dtype, "input_tokens": options.input_tokens, "output_tokens": options.output_tokens}

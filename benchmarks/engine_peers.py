@@ -14,7 +14,7 @@ from typing import Any
 from engine_adapters import Greedy, Timing, timing_of
 
 MAX_BATCH_TOKENS = 2048
-KV_BYTES_LIMIT_GIB = 2
+KV_CACHE_GIB = 2
 
 
 def context_of(folder: Path) -> int:
@@ -29,7 +29,7 @@ class VllmEngine:
     def __init__(self, folder: Path, num_threads: int, num_kv_tokens: int, device: str, dtype: str) -> None:
         if device == "cpu":
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{num_threads - 1}")
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(KV_BYTES_LIMIT_GIB))
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(KV_CACHE_GIB))
         try:
             from vllm import LLM
         except ImportError as error:

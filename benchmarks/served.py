@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import statistics
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # what was started is ended on the way out
     options = parse_options()
     if not options.folder.exists():
         make(options.model, options.folder)
