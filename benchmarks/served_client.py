@@ -110,11 +110,15 @@ async def run_clients(options: argparse.Namespace, ask: Ask) -> tuple[list[Strea
 
 
 def figures(streams: list[Stream], wall_s: float, cpu_s: float) -> dict[str, object]:
+    """Return what the answers show. `inter_token_ms`: between tokens, 0 within a message that brings several;
+    `tpot_ms`: of each answer the mean of those."""
     gaps_s = [after - before for stream in streams for before, after in
               zip(stream.times_s, stream.times_s[1:], strict=False)]
     return {"tokens_per_s": round(sum(len(stream.times_s) for stream in streams) / wall_s, 2),
             "ttft_ms": percentiles([stream.times_s[0] - stream.began_s for stream in streams]),
-            "inter_token_ms": percentiles(gaps_s), "wall_s": round(wall_s, 3), "client_cpu": round(cpu_s / wall_s, 3),
+            "inter_token_ms": percentiles(gaps_s),
+            "tpot_ms": percentiles([(stream.times_s[-1] - stream.times_s[0]) / max(1, len(stream.times_s) - 1)
+                                    for stream in streams]), "wall_s": round(wall_s, 3), "client_cpu": round(cpu_s / wall_s, 3),
             "cached_tokens": sum(stream.num_cached for stream in streams)}
 
 
