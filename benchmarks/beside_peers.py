@@ -120,7 +120,7 @@ def served_targets(served: dict[str, Any]) -> list[Target]:
               ("2 shards over 1, http, 16 clients", 0.9, True), ("2 shards over 1, grpc, 16 clients", 0.9, True),
               ("inter-token of 3 shards over 1, http, 1 client", 1.6, False),
               ("demo tokens/s while decoding, http, 1 client", 40.0, True),
-              ("largest idle shard of moesaic-1 over 1.15 x its weights + 400 MB", 1.0, False))
+              ("idle shard of moesaic-1, without its KV cache, over 1.15 x its weights + 400 MB", 1.0, False))
     return [Target(name, ratios.get(name), limit, is_least) for name, limit, is_least in wanted]
 
 

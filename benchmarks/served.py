@@ -168,10 +168,11 @@ def ratios_of(table: dict[Row, dict[str, float]], facts: dict[str, dict[str, Any
         if tpot_ms:
             found[f"demo tokens/s while decoding, {door}, 1 client"] = round(1e3 / tpot_ms, 1)
     for name, of in facts.items():
-        memory = [resident / (1.15 * weights + 400e6) for resident, weights in
-                  zip(of.get("resident_bytes", ()), of.get("weights_bytes", ()), strict=True) if weights]
+        memory = [(resident - kv_cache) / (1.15 * weights + 400e6) for resident, kv_cache, weights in
+                  zip(*(of.get(key, ()) for key in ("resident_bytes", "kv_cache_bytes", "weights_bytes")), strict=True)]
         if memory:
-            found[f"largest idle shard of {name} over 1.15 x its weights + 400 MB"] = round(max(memory), 3)
+            found[f"idle shard of {name}, without its KV cache, over 1.15 x its weights + 400 MB"] = round(
+                max(memory), 3)
     return found
 
 

@@ -118,7 +118,8 @@ def figures(streams: list[Stream], wall_s: float, cpu_s: float) -> dict[str, obj
             "ttft_ms": percentiles([stream.times_s[0] - stream.began_s for stream in streams]),
             "inter_token_ms": percentiles(gaps_s),
             "tpot_ms": percentiles([(stream.times_s[-1] - stream.times_s[0]) / max(1, len(stream.times_s) - 1)
-                                    for stream in streams]), "wall_s": round(wall_s, 3), "client_cpu": round(cpu_s / wall_s, 3),
+                                    for stream in streams]),
+            "wall_s": round(wall_s, 3), "client_cpu": round(cpu_s / wall_s, 3),
             "cached_tokens": sum(stream.num_cached for stream in streams)}
 
 
