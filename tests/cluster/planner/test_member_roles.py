@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +11,7 @@ from cluster.planner.costs.step_costs import StepCosts, Workload
 from cluster.planner.member_roles import choose_roles
 from cluster.planner.placement_plan import PlannedMember
 from cluster.planner.role_fit import MemoryPlanner, Roles, slots_of_layers
+from serving.link.epoch import Link
 from tests.cluster.planner.planned_members import MB, budget, demand, member, model_args
 
 ARGS = model_args()
@@ -60,3 +63,14 @@ def test_kv_cache_is_kept_for_the_workload_when_it_can_be() -> None:
 def test_a_member_that_slows_the_step_is_left_out() -> None:
     fit = choose_roles(planner(member("a"), member("b"), member("snail", 1e-4, link_bytes_per_s=1e4)))
     assert fit.roles == Roles((True, True, False), (True, True, False))
+
+
+def test_members_take_part_as_far_as_the_measured_exchange_is_worth_it() -> None:
+    """Each of three could do it alone: how many rows it takes to share them depends on what an exchange costs."""
+    def num_taking_part(latency_s: float, num_rows: int) -> int:
+        members = [replace(one, profile=replace(one.profile, link=Link(latency_s, 1e9))) for one in map(member, "abc")]
+        return sum(choose_roles(planner(*members, num_rows=num_rows)).roles.holds_experts)
+
+    assert [num_taking_part(15e-6, num_rows) for num_rows in (1, 16, 256)] == [3, 3, 3]
+    assert [num_taking_part(300e-6, num_rows) for num_rows in (1, 16, 64)] == [1, 1, 3]
+    assert [num_taking_part(3e-3, num_rows) for num_rows in (1, 64, 256)] == [1, 1, 1]
