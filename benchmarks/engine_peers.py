@@ -31,6 +31,7 @@ class VllmEngine:
         if device == "cpu":
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{num_threads - 1}")
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(KV_CACHE_GIB))
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"      # one process, whose memory is the engine's
         # It looks for packages whose names are those of files here, such as `kernels`.
         sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
         try:

@@ -132,7 +132,7 @@ def vllm(model: Path, python: str, num_threads: int) -> System:
     @contextlib.contextmanager
     def up() -> Iterator[Served]:
         port = free_port()
-        command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--dtype", "bfloat16",
+        command = [python, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--dtype", "bfloat16",
                    "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(CONTEXT),
                    "--max-num-batched-tokens", "2048", "--enable-prompt-tokens-details"]
         environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": f"0-{num_threads - 1}", "VLLM_CPU_KVCACHE_SPACE": "1",
