@@ -24,6 +24,8 @@ from model.transport.address import EndpointAddress
 from model.transport.endpoint import Endpoint
 from tests.ports import held_port
 
+LONG_S = 120.0          # for what takes seconds on a machine that has nothing else to do
+JOB_AND_MORE_S = 2 * LONG_S     # a group whose members only notice a loss after this long fails its test
 _PR_SET_PDEATHSIG = 1
 
 
@@ -62,7 +64,7 @@ class ProcessPool:
         for pipe, arguments in zip(self._pipes, arguments_of_worker, strict=False):
             pipe.send((self._job_id, job, arguments))
 
-    def results(self, workers: Sequence[int], timeout_s: float = 60.0) -> list[Any]:
+    def results(self, workers: Sequence[int], timeout_s: float = LONG_S) -> list[Any]:
         """Results of the job last started, one for each of `workers`. Raises JobFailed with a worker's traceback."""
         deadline = time.monotonic() + timeout_s
         answers: list[Any] = []
@@ -77,7 +79,7 @@ class ProcessPool:
             answers.append(answer)
         return answers
 
-    def run(self, job: str, arguments_of_worker: Sequence[tuple[object, ...]], timeout_s: float = 60.0) -> list[Any]:
+    def run(self, job: str, arguments_of_worker: Sequence[tuple[object, ...]], timeout_s: float = LONG_S) -> list[Any]:
         self.start(job, arguments_of_worker)
         return self.results(range(len(arguments_of_worker)), timeout_s)
 

@@ -40,7 +40,7 @@ def moesaic(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run("-c", "from cluster.cli.main import main; main()", *arguments)
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+def eventually(holds: Callable[[], bool], timeout_s: float = 120.0) -> bool:
     """For what other processes do in their own time."""
     until_s = time.monotonic() + timeout_s
     while not holds():
@@ -75,7 +75,7 @@ class Service:
     def metric(self, name: str, route_prefix: str = "") -> float:
         """Add it up over all labels. `route_prefix`: of another application on the same cluster."""
         url = f"{self.proxy_url}{route_prefix}" if route_prefix else self.url
-        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        lines = httpx.get(f"{url}/metrics", timeout=60.0).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines
                    if line.startswith((f"moesaic:{name} ", f"moesaic:{name}{{")))
 

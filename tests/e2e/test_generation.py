@@ -108,9 +108,9 @@ async def test_32_streams_at_once_give_what_each_gives_alone(service: Service) -
 def test_grpc_health_and_reflection(service: Service) -> None:
     with grpc.insecure_channel(service.running.grpc_address, options=DIRECT) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service="moesaic.v1.Inference"), timeout=10.0)
+            health_pb2.HealthCheckRequest(service="moesaic.v1.Inference"), timeout=60.0)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10.0)
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=60.0)
         names = {entry.name for reply in replies for entry in reply.list_services_response.service}
     assert {"moesaic.v1.Inference", "grpc.health.v1.Health"} <= names

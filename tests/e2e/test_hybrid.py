@@ -75,7 +75,7 @@ def hybrid(service: Service) -> Iterator[Hybrid]:
     service.ray("deploy", NAME, str(path))
     url = f"{service.proxy_url}/{NAME}"
     try:
-        assert eventually(lambda: httpx.get(f"{url}/health", timeout=60.0).status_code == 200, timeout_s=120.0)
+        assert eventually(lambda: httpx.get(f"{url}/health", timeout=60.0).status_code == 200)
         yield Hybrid(url, f"{service.running.grpc_address.rpartition(':')[0]}:{grpc_port}", folder)
     finally:
         service.ray("delete", NAME)

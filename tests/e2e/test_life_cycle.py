@@ -25,7 +25,7 @@ from tests.e2e.tiny_model import write_checkpoint
 
 pytestmark = pytest.mark.multinode
 APPLICATION = "life-cycle"
-AT_ONCE_S = 10.0        # Ray alone would ask for minutes
+AT_ONCE_S = 60.0        # Ray alone would ask for minutes
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def runs_replicas(state_dir: Path) -> bool:
 def test_a_signal_undoes_the_start(config_path: Path, state_dir: Path, signum: signal.Signals,
                                    when: Callable[[Path], bool]) -> None:
     with starting(config_path, state_dir) as process:
-        assert eventually(lambda: when(state_dir), 60.0)
+        assert eventually(lambda: when(state_dir))
         running = noted(state_dir)
         assert running is not None
         children = [child for mark in running.processes if (node := process_of(mark))
@@ -103,7 +103,7 @@ def test_a_signal_undoes_the_start(config_path: Path, state_dir: Path, signum: s
 
 def test_two_starts_at_once_are_one_and_down_ends_it(config_path: Path, state_dir: Path) -> None:
     with starting(config_path, state_dir) as process:
-        assert eventually(lambda: has_begun(state_dir), 60.0)
+        assert eventually(lambda: has_begun(state_dir))
         second = moesaic("up", str(config_path), "--state-dir", str(state_dir))
         assert second.returncode == 1 and "another `moesaic up`" in second.stderr, second.stderr
         down = moesaic("down", "--state-dir", str(state_dir))

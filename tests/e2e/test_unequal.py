@@ -26,7 +26,7 @@ def url(service: Service) -> Iterator[str]:
     service.ray("deploy", NAME, str(path))
     url = f"{service.proxy_url}/{NAME}"
     try:
-        assert eventually(lambda: httpx.get(f"{url}/health", timeout=60.0).status_code == 200, timeout_s=120.0)
+        assert eventually(lambda: httpx.get(f"{url}/health", timeout=60.0).status_code == 200)
         yield url
     finally:
         service.ray("delete", NAME)

@@ -32,7 +32,7 @@ SaveTiny = Callable[..., Path]
 @pytest.fixture(scope="module")
 def pool(worker_pool: ProcessPool) -> ProcessPool:
     met = meetings(worker_pool, NUM_WORKERS)
-    worker_pool.run("tests.model.dispatch.dispatch_jobs:join", [(met,)] * NUM_WORKERS, 120.0)
+    worker_pool.run("tests.model.dispatch.dispatch_jobs:join", [(met,)] * NUM_WORKERS)
     return worker_pool
 
 

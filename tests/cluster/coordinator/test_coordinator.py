@@ -46,7 +46,7 @@ async def planned(coordinator: Coordinator) -> Epoch:
     """The epoch, when its placement has been planned."""
     view = await coordinator.watch("", 0.0)
     while view.epoch is None:
-        view = await coordinator.watch(view.key, 10.0)
+        view = await coordinator.watch(view.key, 60.0)
     return view.epoch
 
 
@@ -311,7 +311,7 @@ async def test_who_watches_hears_of_an_adopted_revision(coordinator: Coordinator
     later = replace(epoch, revision=7, placement=Placement(3, (((0, 1),) * 6,) * 2))
     status = replace(status_of(A, ShardState.READY, epoch_number=1), revision=7, prepared_revision=7)
     await coordinator.report(A, status, later)
-    view = await asyncio.wait_for(watcher, 10.0)
+    view = await asyncio.wait_for(watcher, 60.0)
     assert view.epoch == later
 
 

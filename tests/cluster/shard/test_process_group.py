@@ -11,11 +11,10 @@ import pytest
 
 from cluster.shard.process_group import Backend, choose_backend
 from model.step import StepHeader
-from tests.process_pool import JobFailed, ProcessPool, free_rendezvous
+from tests.process_pool import JOB_AND_MORE_S, LONG_S, JobFailed, ProcessPool, free_rendezvous
 
 pytestmark = pytest.mark.multinode
 JOBS = "tests.cluster.shard.group_jobs"
-LONG_S = 120.0          # a test that would need this long fails: results are awaited for a shorter time
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return wanted
 
 
-def join(pool: ProcessPool, num_members: int, backend: Backend, timeout_s: float = LONG_S) -> None:
+def join(pool: ProcessPool, num_members: int, backend: Backend, timeout_s: float = JOB_AND_MORE_S) -> None:
     results = pool.run(f"{JOBS}:join", [(pool.meeting(num_members), timeout_s, backend)] * num_members)
     assert results == [(rank, num_members) for rank in range(num_members)]
 
@@ -66,7 +65,7 @@ def test_a_member_that_dies_breaks_the_agreement_at_once_and_survivors_regroup(
     pool.start(f"{JOBS}:failed_agreement", [(StepHeader(1, 0, 1),)] * 3)
     pool.kill(2)
     try:
-        for message in pool.results([0, 1], timeout_s=LONG_S / 2):
+        for message in pool.results([0, 1]):
             assert "did not agree" in message and "wait for the next epoch" in message
     finally:
         pool.restart(2)

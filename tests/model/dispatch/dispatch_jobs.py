@@ -16,7 +16,7 @@ from model.dispatch.exchange import RowExchange
 from model.dispatch.row_split import layer_copies, split_rows
 from model.kernels.torch_kernels import TorchKernels
 from model.placement import Placement
-from tests.process_pool import ProcessPool, Worker
+from tests.process_pool import JOB_AND_MORE_S, ProcessPool, Worker
 
 DISPATCHERS = ("all_to_all", "gather", "gather_fixed", "auto", "auto_up_to_4_rows")
 
@@ -129,7 +129,7 @@ def join(worker: Worker, meetings: list[Meeting]) -> None:
     """Leave the last groups; form those that this worker is in, beside each other."""
     for group in worker.kept.pop("groups", []):
         group.close()
-    groups = [ProcessGroup.join(worker.endpoint(), meeting, worker.index, 30.0, "transport", "cpu")
+    groups = [ProcessGroup.join(worker.endpoint(), meeting, worker.index, JOB_AND_MORE_S, "transport", "cpu")
               for meeting in meetings if worker.index < len(meeting.members)]
     worker.kept["groups"] = groups
     worker.kept |= {f"group_of_{group.num_members}": group.rows for group in groups}

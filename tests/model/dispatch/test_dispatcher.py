@@ -31,7 +31,7 @@ JOBS = "tests.model.dispatch.dispatch_jobs"
 
 @pytest.fixture(scope="module")
 def pool(worker_pool: ProcessPool) -> ProcessPool:
-    worker_pool.run(f"{JOBS}:join", [(meetings(worker_pool, NUM_WORKERS),)] * NUM_WORKERS, timeout_s=120.0)
+    worker_pool.run(f"{JOBS}:join", [(meetings(worker_pool, NUM_WORKERS),)] * NUM_WORKERS)
     return worker_pool
 
 
@@ -180,5 +180,5 @@ def test_a_dead_member_breaks_the_dispatch_of_the_others(pool: ProcessPool, mode
             assert "all_to_all of MoE rows failed" in message and "wait for the next epoch" in message
     finally:
         pool.restart(last)
-        pool.run(f"{JOBS}:join", [(meetings(pool, NUM_WORKERS),)] * NUM_WORKERS, timeout_s=120.0)
+        pool.run(f"{JOBS}:join", [(meetings(pool, NUM_WORKERS),)] * NUM_WORKERS)
     assert run_locally(case)[0] == run(pool, case)[0][mode].bits      # the survivors' next group works
