@@ -10,6 +10,7 @@
 #include "packed_gemm.h"
 #include "packed_parallel.h"
 #include "packed_rows.h"
+#include "packed_scratch.h"
 #include "row_plan.h"
 #include "shared_structs.h"
 
@@ -199,7 +200,7 @@ EXPORT long packed_experts(const Experts *weights, const char *x, long x_step, l
     long num_down = list_tasks(0, num_rows_E, weights, panels_down, num_threads);
     long middle_step = weights->intermediate * dtype_bytes(weights->dtype);
     ExpertTask *tasks = malloc((num_up + num_down) * sizeof(ExpertTask));
-    char *middle = malloc(num_rows * middle_step);
+    char *middle = scratch(EXPERT_MIDDLES, num_rows * middle_step);
     if (tasks && middle) {
         ExpertsCall up = {weights, tasks, x, x_step, middle}, down = {weights, tasks + num_up, middle, middle_step, out};
         list_tasks(tasks, num_rows_E, weights, panels_up, num_threads);
@@ -209,7 +210,6 @@ EXPORT long packed_experts(const Experts *weights, const char *x, long x_step, l
     }
     long status = tasks && middle ? OK : NO_MEMORY;
     free(tasks);
-    free(middle);
     return status;
 }
 
