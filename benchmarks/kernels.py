@@ -142,7 +142,8 @@ def moe_cases(kernels: PackedCpuKernels, shape: MoeShape) -> Iterator[Case]:
 
 
 def delta_cases(kernels: PackedCpuKernels, shape: DeltaShape) -> Iterator[Case]:
-    """The recurrence and the convolution before it, of sequences that go on from a state; and copying such states."""
+    """The recurrence, the convolution before it and the norm behind it, of sequences that go on from a state; and
+    copying such states."""
     slot_bytes = 4 * shape.state_size
     num_slots = 2 * max(num_seqs for num_seqs, _ in DELTA_ROWS)
     layers = kernels.new_delta_net_states(int(COLD_BYTES // (num_slots * slot_bytes)) + 1, num_slots, shape.heads,
@@ -164,6 +165,10 @@ def delta_cases(kernels: PackedCpuKernels, shape: DeltaShape) -> Iterator[Case]:
         yield Case(f"convolution, {name}", num_rows, [
             partial(kernels.causal_conv, qkv, weight, layer, batch) for layer in layers],
             4 * num_rows * shape.width, CONV_KERNEL * num_rows * shape.width)
+        heads, norm = torch.randn(2, num_rows, shape.heads, shape.head_dim).bfloat16(), torch.ones(shape.head_dim)
+        yield Case(f"gated norm, {name}", num_rows, [
+            partial(kernels.gated_rms_norm, heads[0], heads[1], norm.bfloat16(), 1e-6)],
+            6 * heads[0].numel(), 2 * heads[0].numel())
     yield chunked_case(shape, 2048)
 
 
