@@ -1,26 +1,19 @@
-"""Several processes of a node fetch a checkpoint once, whichever hub it is of."""
+"""What is asked of every hub; several processes of a node fetch a checkpoint once."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
 import pytest
 
-from tests.cluster.device.hub_nodes import CHECKPOINT, INDEX, Node, a_hub, finish
-from tests.cluster.device.hub_server import COMMIT, Failure, FakeHub, running
+from tests.cluster.device.hub_nodes import CHECKPOINT, INDEX, Node, finish
+from tests.cluster.device.hub_server import COMMIT, Failure, FakeHub
 
 _WAIT_S = 60
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with running(a_hub()) as hub:
-        yield hub
 
 
 @pytest.fixture(params=["hf", "modelscope"])
@@ -38,6 +31,16 @@ def _until_report(process: subprocess.Popen[str], words: str) -> str:
         if words in line:
             return str(json.loads(line)["report"])
     raise AssertionError(f"{words!r} was never said")
+
+
+def test_facts_then_weights_and_nothing_else(node: Node, hub: FakeHub) -> None:
+    facts = node.fetch(["facts"])
+    assert facts.files == hub.fetched() == {"config.json", "tokenizer.json", INDEX}
+    whole = node.fetch(["all"])
+    assert whole.files == hub.fetched() == set(CHECKPOINT) and whole.folder == facts.folder
+    assert whole.answer["files"] == {name: content.decode() for name, content in CHECKPOINT.items()}
+    assert all(hub.num_fetches(name) == 1 for name in CHECKPOINT)
+    assert whole.folder.is_relative_to(node.home) and not list(node.home.rglob("outside.json"))
 
 
 def test_several_processes_fetch_once_and_the_others_say_how_far_it_is(node: Node, hub: FakeHub) -> None:

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.device.hub_nodes import CHECKPOINT, INDEX, Node, a_hub
-from tests.cluster.device.hub_server import COMMIT, OTHER_COMMIT, TOKEN, Failure, FakeHub, running
+from tests.cluster.device.hub_nodes import CHECKPOINT, Node
+from tests.cluster.device.hub_server import COMMIT, OTHER_COMMIT, TOKEN, Failure, FakeHub
 
 _LIST = "/repo/files"
 
 
 @pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with running(a_hub()) as hub:
-        yield hub
-
-
-@pytest.fixture
 def node(tmp_path: Path, hub: FakeHub) -> Node:
     return Node(tmp_path, hub, "modelscope")
-
-
-def test_facts_then_weights_and_nothing_else(node: Node, hub: FakeHub) -> None:
-    facts = node.fetch(["facts"])
-    assert facts.files == hub.fetched() == {"config.json", "tokenizer.json", INDEX}
-    whole = node.fetch(["all"])
-    assert whole.files == hub.fetched() == set(CHECKPOINT) and whole.folder == facts.folder
-    assert whole.answer["files"] == {name: content.decode() for name, content in CHECKPOINT.items()}
-    assert all(hub.num_fetches(name) == 1 for name in CHECKPOINT)
-    assert whole.folder.is_relative_to(node.home) and not list(node.home.rglob("outside.json"))
 
 
 def test_a_cut_file_is_continued_where_it_was_cut(node: Node, hub: FakeHub) -> None:
