@@ -25,6 +25,7 @@ from make_checkpoint import SHAPES, Shape, default_dir
 HERE = Path(__file__).parent
 READ_BYTES, READ_PASSES = 1 << 30, 7
 BF16 = 2
+LAST_SERVER_S = 150.0           # before the end; one server takes about a minute
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def main() -> None:
         run("make_checkpoint.py", name, *(["--gguf"] if options.llamacpp else []), budget=budget)
         results[name] = run("engine.py", *engine_arguments(name, options), budget=budget)
         targets += engine_targets(name, results[name], read)
-    served = ["--model", "small", "--threads", str(options.threads), *(["--quick"] if options.quick else []),
+    served = ["--model", "small", "--limit-s", str(int(max(0.0, budget.left_s - LAST_SERVER_S))), "--threads", str(options.threads), *(["--quick"] if options.quick else []),
               *(["--vllm", options.vllm] if options.vllm else [])]
     results["served"] = run("served.py", *served, budget=budget)
     targets += served_targets(results["served"])

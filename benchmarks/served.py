@@ -20,6 +20,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one repeat")
     parser.add_argument("--only", type=lambda text: text.split(","), help="systems: offline, moesaic-N, vllm, demo")
+    parser.add_argument("--limit-s", type=float, default=3600.0, help="no server is brought up after that")
     parser.add_argument("--offline", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.folder = default_dir(options.model)
@@ -208,8 +210,12 @@ def main() -> None:
     runs: dict[Row, list[Figures]] = {}
     facts: dict[str, dict[str, Any]] = {}
     failures: list[str] = []
+    until_s = time.monotonic() + options.limit_s
     for repeat in range(options.repeats):
         for name in systems if repeat % 2 == 0 else reversed(systems):
+            if time.monotonic() > until_s:
+                failures.append(f"{name}: no time was left for repeat {repeat + 1}")
+                continue
             try:
                 found, facts[name] = measure(name, systems[name], options)
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
