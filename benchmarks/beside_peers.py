@@ -157,7 +157,9 @@ def main() -> None:
         run("make_checkpoint.py", name, *(["--gguf"] if options.llamacpp else []), budget=budget)
         results[name] = run("engine.py", *engine_arguments(name, options), budget=budget)
         targets += engine_targets(name, results[name], read)
-    served = ["--model", "small", "--limit-s", str(int(max(0.0, budget.left_s - LAST_SERVER_S))), "--threads", str(options.threads), *(["--quick"] if options.quick else []),
+    limit_s = int(max(0.0, budget.left_s - LAST_SERVER_S))
+    served = ["--model", "small", "--threads", str(options.threads), "--limit-s", str(limit_s),
+              *(["--quick"] if options.quick else []),
               *(["--vllm", options.vllm] if options.vllm else [])]
     results["served"] = run("served.py", *served, budget=budget)
     targets += served_targets(results["served"])
