@@ -29,7 +29,7 @@ _BUDGET_S = 4.0             # for repeats, until they agree
 _LOCK_TIMEOUT_S = 30.0
 _SHORT_S = 50e-6            # of calls shorter than this, the clock and the cache decide the difference
 _WAKING_WEIGHT = 0.25       # in the spread, of points that also measure how a thread wakes up
-_METHOD = 6                 # raise it when what is measured changes: older files are then measured again
+_METHOD = 7                 # raise it when what is measured changes: older files are then measured again
 
 
 def profile_device(args: ModelArgs, dtype: str, kernels: Kernels, pool: PoolConfig, store: ProfileStore,

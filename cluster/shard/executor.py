@@ -58,13 +58,16 @@ class GroupExecutor:
         self._counters = counters
         self._on_switch = on_switch
         self._prepared: PreparedRevision | None = None
+        self._is_unwanted = False           # what is prepared: agreements do not offer it any more
+        self._is_switching = False
         self._settled = asyncio.Event()     # neither an agreement nor a switch is under way
         self._settled.set()
         counters.loads.use(epoch.placement, group.rank)
 
     @property
     def prepared_revision(self) -> int:
-        return self._revision if self._prepared is None else self._prepared.epoch.revision
+        prepared = None if self._is_unwanted else self._prepared
+        return self._revision if prepared is None else prepared.epoch.revision
 
     def offer(self, prepared: PreparedRevision) -> None:
         """Let switch() take it from now on. Nothing else may be on offer."""
@@ -73,9 +76,13 @@ class GroupExecutor:
 
     async def withdraw(self) -> None:
         """Drop what is on offer, unless the agreement under way, where this member has offered it, takes it."""
-        while not self._settled.is_set():       # the end of an agreement may be the beginning of a switch
+        self._is_unwanted = True
+        # Once is enough: steps may follow each other so closely that it is never found settled, but those do not offer
+        # it. The end of the agreement under way may be the beginning of a switch.
+        await self._settled.wait()
+        while self._is_switching:
             await self._settled.wait()
-        self._prepared = None
+        self._prepared, self._is_unwanted = None, False
 
     async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
         if self._group.num_members == 1:
@@ -102,6 +109,7 @@ class GroupExecutor:
         prepared = self._prepared
         assert prepared is not None and prepared.epoch.revision == revision, "only what was offered in the agreement"
         self._settled.clear()
+        self._is_switching = True
         try:
             self._prepared, self._revision = None, revision
             replaced = await asyncio.get_running_loop().run_in_executor(
@@ -109,6 +117,7 @@ class GroupExecutor:
             self._counters.loads.use(prepared.epoch.placement, self._group.rank)
             self._on_switch(prepared, replaced)
         finally:
+            self._is_switching = False
             self._settled.set()
 
     async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
