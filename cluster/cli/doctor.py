@@ -269,4 +269,4 @@ def _memory(config: ServeConfig) -> Iterator[Check]:
     from model.args import read_model_args
 
     args = read_model_args(locate_checkpoint(config.model, "facts"))
-    yield from memory_checks(config, args, this_machine())
+    yield from memory_checks(config, args, this_machine(config.group.backend))

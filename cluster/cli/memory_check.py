@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cluster.cli.doctor import Check, Verdict
-from cluster.device.backend import import_backend
+from cluster.device.backend import import_if_used
 from cluster.device.facts import available_memory_bytes, memory_budget, resident_memory_bytes
 from cluster.launch.interruption import children_unaware
 from cluster.planner.costs.step_costs import Workload, check_workload
@@ -41,20 +41,21 @@ class Machine:
     process_varies_bytes: int = 100 << 20   # how much more a shard's process takes where more of torch is resident
 
 
-def this_machine() -> Machine:
-    """Measure the memory: what a shard's process takes, in a process of its own that imports what a shard imports."""
+def this_machine(backend: str) -> Machine:
+    """Measure the memory: what a shard's process takes, in a process of its own that imports what a shard imports with
+    this `group.backend`."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
         with children_unaware():
-            measuring = processes.submit(_shard_process_bytes)
+            measuring = processes.submit(_shard_process_bytes, backend)
         process_bytes = measuring.result(IMPORT_TIMEOUT_S)
     gpu_free_bytes = torch.cuda.mem_get_info(0)[0] if torch.cuda.is_available() else None
     return Machine(process_bytes, available_memory_bytes(), gpu_free_bytes)
 
 
-def _shard_process_bytes() -> int:
+def _shard_process_bytes(backend: str) -> int:
     for name in ("cluster.deployments", "cluster.shard.shard"):
         importlib.import_module(name)
-    import_backend("cpu")
+    import_if_used(backend, "cpu")
     select_kernels("cpu", 1)
     return resident_memory_bytes()
 

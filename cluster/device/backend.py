@@ -33,5 +33,11 @@ def import_backend(device: str) -> ModuleType:
     return comm
 
 
+def import_if_used(backend: str, device: str) -> None:
+    """Import deepspeed where `group.backend` can need it on such a device: with "auto", CPU members never do."""
+    if backend != "auto" or torch.device(device).type != "cpu":
+        import_backend(device)
+
+
 def _tells_news(record: logging.LogRecord) -> bool:
     return "Setting accelerator to CPU" not in record.getMessage()

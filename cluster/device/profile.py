@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cluster.device.backend import import_backend
 from cluster.device.facts import device_name, return_free_memory
 from cluster.device.profile_store import Facts, ProfileStore
 from cluster.planner.costs.device_curves import scaled
@@ -121,7 +120,6 @@ def spread_of(passes: list[Timings]) -> float:
 def _measure(args: ModelArgs, dtype: str, kernels: Kernels, earlier: Timings) -> tuple[DeviceProfile, Timings]:
     began_s = time.perf_counter()
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    import_backend(str(kernels.device))
     probe = DeviceProbe(args, torch_dtype, kernels)
     steady = measure_until_steady(probe.measure, time.perf_counter, _BUDGET_S - (time.perf_counter() - began_s),
                                   earlier)

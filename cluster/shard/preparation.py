@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 
-from cluster.device.backend import import_backend
+from cluster.device.backend import import_if_used
 from cluster.device.facts import measure_device, num_threads_of
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.profile import profile_device
@@ -28,7 +28,7 @@ class Preparation:
 def prepare(config: ServeConfig, pool: PoolConfig) -> Preparation:
     """Import, read and measure, on the thread that will compute. Raises CheckpointError and other ModelErrors."""
     device = "cpu" if pool.device == "cpu" else "cuda:0"
-    import_backend(device)
+    import_if_used(config.group.backend, device)
     kernels = select_kernels(device, num_threads_of(pool))
     args = read_model_args(locate_checkpoint(config.model, "facts"))
     gc.freeze()     # to look through what imports leave takes a tenth of a second each time

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -159,5 +161,13 @@ def test_local_nodes_share_this_machine() -> None:
 
 
 def test_a_process_like_a_shards_is_measured() -> None:
-    machine = this_machine()
+    machine = this_machine("auto")
     assert 100 * MB < machine.process_bytes < 2000 * MB and machine.available_bytes > 0
+
+
+def test_a_cpu_shard_loads_deepspeed_only_where_gloo_is_asked_for() -> None:
+    script = ("import sys; from cluster.cli import memory_check as check; from cluster.device.backend import *; "
+              "check._shard_process_bytes('auto'); before = 'deepspeed' in sys.modules; import_if_used('gloo', 'cpu'); "
+              "print(before, 'deepspeed' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120.0)
+    assert done.stdout.splitlines()[-1] == "False True", done.stderr
