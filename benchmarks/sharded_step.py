@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import time
@@ -22,8 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe  # noqa: E402
-from benchmarks.transport import TIMEOUT_S, WAYS, join_all, numbers  # noqa: E402
-from cluster.device.node import free_port  # noqa: E402
+from benchmarks.transport import WAYS, end_members, join_all, numbers, start_members  # noqa: E402
 from cluster.shard.process_group import ProcessGroup  # noqa: E402
 from model.args import read_model_args  # noqa: E402
 from model.dispatch.auto import AutoDispatcher  # noqa: E402
@@ -87,18 +85,7 @@ def member(rank: int, folder: Path, rows: list[int], num_steps: int, rendezvous:
 
 
 def run(num_members: int, folder: Path, rows: list[int], num_steps: int) -> list[dict[str, object]]:
-    context, rendezvous = multiprocessing.get_context("spawn"), f"tcp://127.0.0.1:{free_port()}"
-    pipes, processes = [], []
-    for rank in range(num_members):
-        ours, theirs = context.Pipe()
-        processes.append(context.Process(target=member, args=(rank, folder, rows, num_steps, rendezvous, theirs),
-                                         daemon=True))
-        processes[-1].start()
-        theirs.close()
-        pipes.append(ours)
-    told = [pipe.recv() for pipe in pipes]
-    for pipe in pipes:
-        pipe.send({way: tuple(addresses[way] for addresses in told) for way in told[0]})
+    pipes, processes = start_members(member, num_members, folder, rows, num_steps)
     results: list[dict[str, object]] = []
     for num_rows in rows:
         first = [pipe.recv() for pipe in pipes][0]
@@ -106,9 +93,7 @@ def run(num_members: int, folder: Path, rows: list[int], num_steps: int) -> list
             way: round(first[way] * 1e3, 2) for way in WAYS}})
         print(f"| {num_members} | {num_rows} | " + " | ".join(f"{first[way] * 1e3:.2f}" for way in WAYS) + " |",
               flush=True)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send("done")
-        process.join(TIMEOUT_S)
+    end_members(pipes, processes)
     return results
 
 

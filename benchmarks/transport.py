@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -89,18 +90,32 @@ def member(rank: int, sizes: list[int], seconds: float, rendezvous: str, pipe: C
         group.close()
 
 
-def run(num_members: int, sizes: list[int], seconds: float) -> list[dict[str, object]]:
+def start_members(target: Callable[..., None], num_members: int,
+                  *arguments: object) -> tuple[list[Connection], list[BaseProcess]]:
+    """Start target(rank, *arguments, rendezvous, pipe) for each rank, and tell all the addresses of each other."""
     context, rendezvous = multiprocessing.get_context("spawn"), f"tcp://127.0.0.1:{free_port()}"
-    pipes, processes = [], []
+    pipes: list[Connection] = []
+    processes: list[BaseProcess] = []
     for rank in range(num_members):
         ours, theirs = context.Pipe()
-        processes.append(context.Process(target=member, args=(rank, sizes, seconds, rendezvous, theirs), daemon=True))
+        processes.append(context.Process(target=target, args=(rank, *arguments, rendezvous, theirs), daemon=True))
         processes[-1].start()
         theirs.close()
         pipes.append(ours)
     told = [pipe.recv() for pipe in pipes]
     for pipe in pipes:
         pipe.send({way: tuple(addresses[way] for addresses in told) for way in told[0]})
+    return pipes, processes
+
+
+def end_members(pipes: list[Connection], processes: list[BaseProcess]) -> None:
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send("done")
+        process.join(TIMEOUT_S)
+
+
+def run(num_members: int, sizes: list[int], seconds: float) -> list[dict[str, object]]:
+    pipes, processes = start_members(member, num_members, sizes, seconds)
     rows: list[dict[str, object]] = []
     for num_bytes in sizes:
         answers = [pipe.recv() for pipe in pipes]
@@ -108,9 +123,7 @@ def run(num_members: int, sizes: list[int], seconds: float) -> list[dict[str, ob
         rows.append({"members": num_members, "bytes": num_bytes, "median_us_and_cpu_us": figures})
         print(f"| {num_members} | {num_bytes:,} | " + " | ".join(f"{figures[way][0]:,} ({figures[way][1]:,})"
                                                               for way in WAYS) + " |", flush=True)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send("done")
-        process.join(TIMEOUT_S)
+    end_members(pipes, processes)
     return rows
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from model.errors import GroupError
 from model.transport.endpoint import Endpoint
+from model.transport.group import TransportGroup
 from model.transport.peer_error import Reason
 from tests.model.transport.members import LONG_S, Members, OtherProcess, as_json, exchange, exchange_sizes, failure
 
@@ -43,6 +44,16 @@ def all_addresses(endpoint: Endpoint, others: list[OtherProcess]) -> list[object
     return [as_json(endpoint.address), *(as_json(other.address) for other in others)]
 
 
+def joined_group(endpoint: Endpoint, others: list[OtherProcess]) -> tuple[list[object], TransportGroup]:
+    """Open group 1 in all of three processes -> everybody's addresses, and this one's group."""
+    addresses = all_addresses(endpoint, others)
+    for rank, other in enumerate(others, start=1):
+        other.tell("join", 1, addresses, rank)
+    group = endpoint.open_group(1, [endpoint.address, *(other.address for other in others)], 0, LONG_S)
+    assert [other.answer() for other in others] == ["joined", "joined"]
+    return addresses, group
+
+
 def num_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -54,11 +65,7 @@ def shared_segments() -> int:
 def test_a_death_ends_the_wait_of_all_others_and_survivors_go_on(shares_memory: bool) -> None:
     """Killed in the middle of an exchange: the others hear of an end of file, long before their deadline."""
     with group_with_processes(shares_memory) as (endpoint, others):
-        addresses = all_addresses(endpoint, others)
-        for rank, other in enumerate(others, start=1):
-            other.tell("join", 1, addresses, rank)
-        group = endpoint.open_group(1, [endpoint.address, *(other.address for other in others)], 0, LONG_S)
-        assert [other.answer() for other in others] == ["joined", "joined"]
+        addresses, group = joined_group(endpoint, others)
         for other in others:
             other.tell("exchange", 1, ZEROS, 1_000_000)
         exchange(group, [bytes(ZEROS)] * 3, [ZEROS] * 3)
@@ -107,11 +114,7 @@ def test_a_member_that_never_comes_is_named() -> None:
 def test_a_stopped_member_that_comes_back_harms_nobody(shares_memory: bool) -> None:
     """Its group has ended at the others meanwhile: what it still sends is thrown away."""
     with group_with_processes(shares_memory) as (endpoint, others):
-        addresses = all_addresses(endpoint, others)
-        for rank, other in enumerate(others, start=1):
-            other.tell("join", 1, addresses, rank)
-        group = endpoint.open_group(1, [endpoint.address, *(other.address for other in others)], 0, LONG_S)
-        assert [other.answer() for other in others] == ["joined", "joined"]
+        addresses, group = joined_group(endpoint, others)
         os.kill(others[1].pid, signal.SIGSTOP)
         others[1].tell("exchange", 1, ZEROS, 1)
         others[0].tell("exchange", 1, ZEROS, 1)
