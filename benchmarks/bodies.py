@@ -30,16 +30,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe  # noqa: E402
-from benchmarks.make_checkpoint import CheckpointWriter, write_tokenizer  # noqa: E402
+from benchmarks.make_checkpoint import EOS, CheckpointWriter, write_tokenizer  # noqa: E402
 from model.placement import Placement  # noqa: E402
 from model.step import SampledToken, StepHeader, StepPlan, StepResult, TokenLogprob  # noqa: E402
 from serving.config import RouterConfig, SchedulerConfig  # noqa: E402
 from serving.engine.agreement import Agreement  # noqa: E402
 from serving.engine.engine import Engine  # noqa: E402
+from serving.engine.request import Submission  # noqa: E402
 from serving.engine.scheduler import Scheduler  # noqa: E402
 from serving.ingress.body_bounds import MAX_BODY_BYTES  # noqa: E402
-from serving.ingress.http_server import HttpServer  # noqa: E402
-from serving.ingress.openai_http import build_http_app  # noqa: E402
+from serving.ingress.http.app import build_http_app  # noqa: E402
+from serving.ingress.http.server import HttpServer  # noqa: E402
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare  # noqa: E402
 from serving.link.server import ShardLinkServer, start_link_server  # noqa: E402
 from serving.metrics import RouterMetrics  # noqa: E402
@@ -54,6 +55,7 @@ FREE_BYTES = 8e6            # what any request may cost: threads, buffers, what 
 ANSWER_TIMEOUT_S = 120.0
 FILLER = 9                  # a token id
 SHARES = (RequestShare(1.0, 2048),)
+TOOLS_TEMPLATE = "{% if tools %}<tool_call>{{ tools | tojson }}\n{% endif %}"
 ROW = "{:46} {:>9} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}"
 
 
@@ -62,15 +64,21 @@ class OneTokenExecutor:
 
     prepared_revision = 0
 
+    def __init__(self, step_s: float = 0.002) -> None:
+        self._step_s = step_s
+
     async def agree(self, header: StepHeader, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
         agreement = Agreement((header,))
         return agreement, await self.execute(plan, agreement) if agreement.is_step else None
+
+    async def prepare(self, submission: Submission) -> None:
+        """Compile no grammar: what that costs a shard is bounded by its own thread."""
 
     async def switch(self, revision: int) -> None:
         raise AssertionError("there is one revision")
 
     async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(self._step_s)
         tokens = []
         for request in plan.requests:
             scored = None if request.num_prompt_logprobs is None else _scored(request.num_prompt_logprobs)
@@ -164,6 +172,7 @@ def hostile_bodies(context: int) -> Iterator[Body]:
         prompt="a", logit_bias={str(i): 1 for i in range(500_000)}))
     yield of("/tokenize", "tokenize", '{"model":"m","prompt":"', "a~", '"}')
     yield of("/detokenize", "detokenize", '{"model":"m","tokens":[', "300,", "1]}")
+    yield from _hostile_chats(of)
     # What is accepted, at its bounds.
     yield just("accepted: 2,048 prompts", prompt=["a"] * 2048)
     yield just("accepted: 64 prompts, n 32", prompt=["a"] * 64, n=32)
@@ -185,9 +194,84 @@ def hostile_bodies(context: int) -> Iterator[Body]:
         {"model": "m", "tokens": [300] * 2**16}).encode())
 
 
+def _hostile_chats(of: Callable[[str, str, str, str, str], Body]) -> Iterator[Body]:
+    """Bodies of tools, schemas, grammars, and the other APIs of chats."""
+    chats, responses, messages = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+    chat = '{"model":"m","messages":[{"role":"user","content":"a"}],'
+    schema, end = chat + '"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":', "}}}"
+    yield of(chats, "message text: special tokens", '{"model":"m","messages":[{"role":"user","content":"',
+             EOS, '"}]}')
+    yield of(chats, "message text: halves of special tokens", '{"model":"m","messages":[{"role":"user","content":"',
+             EOS[:5], '"}]}')
+    yield of(chats, "tools: descriptions", chat + '"tools":[{"type":"function","function":{"name":"f","description":"',
+             "a", '"}}]}')
+    yield of(chats, "tools: properties", chat + '"tools":[{"type":"function","function":{"name":"f","parameters":{',
+             '"a":{},', '"b":{}}}}]}')
+    yield of(chats, "tools: an enum", chat + '"tools":[{"type":"function","function":{"name":"f","parameters":'
+             '{"enum":[', '"a",', '"b"]}}}]}')
+    yield of(chats, "tool calls", '{"model":"m","messages":[{"role":"assistant","tool_calls":[',
+             '{"function":{"name":"f","arguments":"{}"}},', '{"function":{"name":"f"}}]}]}')
+    yield of(chats, "tool call: arguments", '{"model":"m","messages":[{"role":"assistant","tool_calls":[{"function":'
+             '{"name":"f","arguments":"{\\"a\\":[', "1,", '1]}"}}]}]}')
+    yield of(chats, "tool call: objects", '{"model":"m","messages":[{"role":"assistant","tool_calls":[{"function":'
+             '{"name":"f","arguments":"{\\"a\\":[', "{},", '{}]}"}}]}]}')
+    yield of(chats, "schema: an enum", schema + '{"enum":[', '"a",', '"b"]}' + end)
+    yield of(chats, "schema: deep", schema, '{"items":', "")
+    yield of(chats, "regex", chat + '"guided_regex":"', "(a|b)*", '"}')
+    yield of(chats, "choices", chat + '"guided_choice":[', '"ab",', '"ab"]}')
+    yield of(chats, "grammar", chat + '"guided_grammar":"start: ', "a | ", 'a"}')
+    yield of(responses, "responses: text", '{"model":"m","input":"', "a", '"}')
+    yield of(responses, "responses: items", '{"model":"m","input":[', '{"role":"user","content":"a"},', "{}]}")
+    yield of(responses, "responses: parts", '{"model":"m","input":[{"role":"user","content":[',
+             '{"type":"input_text","text":"a"},', "{}]}]}")
+    yield of(responses, "responses: arguments", '{"model":"m","input":[{"type":"function_call","arguments":"[',
+             "1,", '1]"}]}')
+    yield of(messages, "messages: blocks", '{"model":"m","max_tokens":2,"messages":[{"role":"user","content":[',
+             '{"type":"text","text":"a"},', "{}]}]}")
+    yield of(messages, "messages: results", '{"model":"m","max_tokens":2,"messages":[{"role":"user","content":['
+             '{"type":"tool_result","tool_use_id":"a","content":[', '{"type":"text","text":"a"},', "{}]}]}]}")
+    yield of(messages, "messages: input", '{"model":"m","max_tokens":2,"messages":[{"role":"assistant","content":['
+             '{"type":"tool_use","id":"a","name":"f","input":{"a":[', '{},', "{}]}}]}]}")
+    yield of(messages, "messages: input text", '{"model":"m","max_tokens":2,"messages":[{"role":"assistant","content":['
+             '{"type":"tool_use","id":"a","name":"f","input":{"a":"', "a", '"}}]}]}')
+    yield of(messages, "messages: system", '{"model":"m","max_tokens":2,"messages":[],"system":"', "a", '"}')
+    parameters = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(20)}}
+    yield Body("accepted: 30 tools", chats, lambda: json.dumps(
+        {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": "a"}], "tools": [
+            {"type": "function", "function": {"name": f"f{i}", "description": "a " * 100, "parameters": parameters}}
+            for i in range(30)]}).encode())
+    for name, fields in _hard_formats().items():
+        yield Body(f"format: {name}", chats, lambda fields=fields: json.dumps(       # type: ignore[misc]
+            {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": "a"}], **fields}).encode())
+
+
+def _hard_formats() -> dict[str, dict[str, object]]:
+    """Return formats within the bounds that are hard to compile."""
+    nested: dict[str, object] = {"type": "string"}
+    for _ in range(7):
+        nested = {"anyOf": [nested, {"type": "object", "properties": {"a": nested}}]}
+    return {
+        "an enum of 60 kB": {"guided_json": {"enum": [f"{i:0100d}" for i in range(600)]}},
+        "a thousand properties": {"guided_json": {"properties": {f"p{i}": {"type": "string"} for i in range(1000)}}},
+        "recursive": {"guided_json": {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [
+            {"type": "array", "items": {"$ref": "#/$defs/a"}}, {"type": "null"}]}}}},
+        "alternatives of alternatives": {"guided_json": nested},
+        "huge bounds": {"guided_json": {"type": "string", "minLength": 10**6, "maxLength": 10**9}},
+        "huge arrays": {"guided_json": {"type": "array", "minItems": 10**6, "items": {"type": "integer"}}},
+        "huge numbers": {"guided_json": {"type": "integer", "minimum": 7, "maximum": 10**30, "multipleOf": 123457}},
+        "regex of repeats": {"guided_regex": "((a{0,1000}){0,1000}){0,1000}b"},
+        "regex of many states": {"guided_regex": "(a|b)*a(a|b){20}"},
+        "regex of intersections": {"guided_regex": "(a|aa|aaa)*" * 2000},
+        "an ambiguous grammar": {"guided_grammar": "start: a\na: a a a a | \"x\" | "},
+        "a grammar of many rules": {"guided_grammar": "start: r0\n" + "\n".join(
+            f"r{i}: r{i + 1} r{i + 1} | r{i + 1}" for i in range(1500)) + '\nr1500: "x"'},
+        "a grammar of repeats": {"guided_grammar": 'start: (("a"{1,1000}){1,1000}){1,1000}'},
+    }
+
+
 async def serve_shard(port: Synchronized[float], context: int, block_s: Synchronized[float]) -> None:
     """Run one shard until killed; its link's port goes into `port`."""
-    servicer = ShardLinkServer(time.monotonic)
+    servicer = ShardLinkServer("s0", time.monotonic)
     _, port.value = await start_link_server(servicer, "127.0.0.1:0")
 
     async def ring_nobody(step_index: int) -> None:
@@ -195,7 +279,7 @@ async def serve_shard(port: Synchronized[float], context: int, block_s: Synchron
 
     scheduler = Scheduler(SchedulerConfig(block_size=BLOCK_SIZE), 4 * context // BLOCK_SIZE, context)
     engine = Engine(scheduler, OneTokenExecutor(), 1, time.monotonic, ring_nobody, servicer.deliver)
-    servicer.open_epoch(1, engine)
+    servicer.serve(engine)
     await run_endless(engine=engine.run(), ticker=tick(block_s))
 
 
@@ -209,7 +293,7 @@ async def serve_router(listener: socket.socket, folder: Path, context: int, shar
     metrics, tokenizer = RouterMetrics(), Tokenizer.from_dir(folder)
     service = InferenceService(ModelCard("m", context, 0), tokenizer, RouterConfig(),
                                SchedulerConfig(block_size=BLOCK_SIZE), metrics, time.monotonic)
-    await service.set_epoch(Epoch(1, (member,), Placement(1, ()), "", SHARES))
+    service.set_epoch(Epoch(1, (member,), Placement(1, ()), "", SHARES))
     app = build_http_app(service, tokenizer, RouterConfig(), metrics.render)
     await HttpServer(app).start(listener)
     await run_endless(ticker=tick(block_s))
@@ -299,6 +383,8 @@ def main() -> None:
         folder = Path(name) / "checkpoint"
         writer = CheckpointWriter(folder, 1)
         write_tokenizer(writer)
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        writer.add_json("tokenizer_config.json", config | {"chat_template": TOOLS_TEMPLATE + config["chat_template"]})
         writer.add_json("config.json", {"vocab_size": NUM_EMBEDDINGS, "eos_token_id": 0})
         print(ROW.format("body", "bytes", "status", "peak MB", "x bytes", "block ms", "shard MB", "block ms", "s"))
         for body in hostile_bodies(options.context):

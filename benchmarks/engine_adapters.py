@@ -70,7 +70,7 @@ class MoesaicEngine:
         from serving.config import SchedulerConfig
         from serving.engine.agreement import Agreement
         from serving.engine.engine import Engine
-        from serving.engine.request import TokenEvent
+        from serving.engine.request import Submission, TokenEvent
         from serving.engine.scheduler import Scheduler
 
         args = read_model_args(folder)
@@ -93,6 +93,11 @@ class MoesaicEngine:
                 agreement = Agreement((header,))
                 return agreement, await self.execute(plan, agreement) if agreement.is_step else None
 
+            async def prepare(self, submission: Submission) -> None:
+                assert runner.grammars is not None
+                await asyncio.wrap_future(runner.grammars.prepare(
+                    submission.request_id, submission.sampling.grammar, submission.journal_token_ids))
+
             async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
                 return await asyncio.get_running_loop().run_in_executor(
                     model_thread, runner.execute, plan, agreement.num_tokens_of_member)
@@ -110,6 +115,7 @@ class MoesaicEngine:
             if self._num_open == 0:
                 self._all_ended.set()
 
+        self.runner = runner
         self.vocab_size = args.vocab_size
         self.kernels_name = kernels.name
         self._times: dict[str, list[float]] = {}
@@ -122,8 +128,10 @@ class MoesaicEngine:
         self._loop = asyncio.new_event_loop()
         self._engine_task = self._loop.create_task(self._engine.run())
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float) -> Timing:
-        return self._loop.run_until_complete(self._generate(prompts, num_tokens, time_limit_s, None))
+    def generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float,
+                 grammar: str = "") -> Timing:
+        """See BenchEngine. `grammar`: of llguidance, which all follow; `runner.grammars` must have been set."""
+        return self._loop.run_until_complete(self._generate(prompts, num_tokens, time_limit_s, None, grammar))
 
     def greedy(self, prompts: Sequence[tuple[int, ...]], num_tokens: int) -> Greedy:
         self._loop.run_until_complete(self._generate(prompts, num_tokens, 600.0, num_logprobs=2))
@@ -132,13 +140,13 @@ class MoesaicEngine:
                       [[round(one.top[0][1] - one.top[1][1], 4) for one in sequence] for sequence in drawn])
 
     async def _generate(self, prompts: Sequence[tuple[int, ...]], num_tokens: int, time_limit_s: float,
-                        num_logprobs: int | None) -> Timing:
+                        num_logprobs: int | None, grammar: str = "") -> Timing:
         from model.step import SamplingSpec
         from serving.engine.request import Submission
 
         self._all_ended.clear()
         self._times, self._drawn, self._num_open = {}, {}, len(prompts)
-        sampling = SamplingSpec(temperature=0.0, num_logprobs=num_logprobs)
+        sampling = SamplingSpec(temperature=0.0, num_logprobs=num_logprobs, grammar=grammar)
         start_s = time.perf_counter()
         for prompt in prompts:
             self._num_submitted += 1

@@ -66,6 +66,7 @@ class HybridShape(Shape):
 SHAPES = {
     "tiny": Shape(64, 2, 4, 2, 16, 8, 2, 32, 512),          # seconds on anything: checks of the benchmarks themselves
     "small": Shape(512, 8, 8, 2, 64, 32, 4, 256, 32_000),
+    "small-152k": Shape(512, 8, 8, 2, 64, 32, 4, 256, 151_936),     # with as many tokens as Qwen 3
     "medium": Shape(1024, 16, 16, 4, 128, 64, 8, 384, 65_536),
     "wide": Shape(2048, 3, 32, 4, 128, 128, 8, 768, 16_384),    # three layers of Qwen3-30B-A3B, 3.7 GB
     "vast": Shape(4096, 2, 32, 4, 128, 128, 8, 1536, 8192),     # experts of Qwen3-235B-A22B, half the heads, 9.9 GB

@@ -1,7 +1,8 @@
 """The one client of served.py: closed-loop clients in one process, over HTTP or gRPC, that stream completions.
 
-Every run draws new prompts, so that it meets no prefix cache; where a server says that it found tokens cached, that
-is reported. Times are taken as tokens arrive: `return_token_ids` makes servers send each token, with or without text.
+It shares the machine with what it measures, so while answers come it only notes when which bytes came, and reads them
+when all are there. Every run draws new prompts, so that it meets no prefix cache; where a server says that it found
+tokens cached, that is reported. `return_token_ids` makes servers send each token, with or without text.
 
   python benchmarks/served_client.py --http http://127.0.0.1:8000 --clients 16
   python benchmarks/served_client.py --grpc 127.0.0.1:9000 --clients 1
@@ -16,16 +17,20 @@ import random
 import secrets
 import sys
 import time
+import urllib.parse
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import grpc
+import httptools
+import uvloop
 from load import first_model, percentiles
 
 FIRST_TOKEN_ID = 300            # below are special tokens and bytes
 Ask = Callable[[list[int], "Stream"], Awaitable[None]]
+Read = Callable[["Stream"], None]
 
 
 @dataclass
@@ -33,63 +38,107 @@ class Stream:
     """One answer as it arrived."""
 
     began_s: float = field(default_factory=time.perf_counter)
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)     # when which bytes came
     times_s: list[float] = field(default_factory=list)      # of each token
     num_cached: int = 0                                     # of the prompt's tokens, as the server says
 
-    def arrived(self, num_tokens: int) -> None:
-        self.times_s += [time.perf_counter()] * num_tokens
+
+class HttpConnection(asyncio.Protocol):
+    """The connection of one client, on which one answer follows the other."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    async def ask(self, request: bytes, stream: Stream) -> None:
+        """Return when the whole answer is in `stream`. Raises RuntimeError for another status than 200."""
+        self._stream, self._is_over = stream, asyncio.get_running_loop().create_future()
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport.write(request)
+        await self._is_over
+        status = self._parser.get_status_code()
+        if status != 200:
+            raise RuntimeError(f"HTTP {status}: {b''.join(body for _, body in stream.pieces)!r:.300}")
+
+    def data_received(self, content: bytes) -> None:
+        self._now_s = time.perf_counter()
+        self._parser.feed_data(content)
+
+    def on_body(self, body: bytes) -> None:
+        self._stream.pieces.append((self._now_s, body))
+
+    def on_message_complete(self) -> None:
+        self._is_over.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._is_over.done():
+            self._is_over.set_exception(RuntimeError(f"the connection broke: {exc}"))
 
 
-async def ask_http(session: aiohttp.ClientSession, url: str, body: dict[str, object], stream: Stream) -> None:
-    async with session.post(f"{url}/v1/completions", json=body) as response:
-        if response.status != 200:
-            raise RuntimeError(f"{url}: HTTP {response.status}: {(await response.text())[:300]}")
-        async for line in response.content:
-            if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
-                continue
-            chunk = json.loads(line[5:])
+def read_events(stream: Stream) -> None:
+    """Find the tokens in server-sent events. Raises RuntimeError when one is an error."""
+    unread = b""
+    for time_s, piece in stream.pieces:
+        *events, unread = (unread + piece).split(b"\n\n")
+        for event in events:
+            content = event.partition(b"data:")[2].strip()
+            chunk = {} if content in (b"", b"[DONE]") else json.loads(content)
             if "error" in chunk:
-                raise RuntimeError(f"{url}: {chunk['error']}")
+                raise RuntimeError(chunk["error"])
             for choice in chunk.get("choices") or ():
-                stream.arrived(len(choice.get("token_ids") or ()))
+                stream.times_s += [time_s] * len(choice.get("token_ids") or ())
             details = (chunk.get("usage") or {}).get("prompt_tokens_details") or {}
             stream.num_cached = max(stream.num_cached, details.get("cached_tokens") or 0)
 
 
-async def run_http(options: argparse.Namespace) -> tuple[list[Stream], float]:
-    timeout = aiohttp.ClientTimeout(total=options.timeout_s)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+async def run_http(options: argparse.Namespace) -> tuple[list[Stream], float, float]:
+    url = urllib.parse.urlsplit(options.http)
+    async with aiohttp.ClientSession() as session:
         model = await first_model(session, options.http)
+    connections: list[HttpConnection] = []
+    for _ in range(options.clients):
+        connections.append((await asyncio.get_running_loop().create_connection(
+            HttpConnection, url.hostname, url.port))[1])
 
-        async def ask(prompt: list[int], stream: Stream) -> None:
-            await ask_http(session, options.http, {
-                "model": model, "prompt": prompt, "max_tokens": options.tokens, "temperature": 0, "stream": True,
-                "stream_options": {"include_usage": True}, "ignore_eos": True, "return_token_ids": True}, stream)
+    async def ask(prompt: list[int], stream: Stream) -> None:
+        body = json.dumps({
+            "model": model, "prompt": prompt, "max_tokens": options.tokens, "temperature": 0, "stream": True,
+            "stream_options": {"include_usage": True}, "ignore_eos": True, "return_token_ids": True}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: {url.netloc}\r\ncontent-type: application/json\r\n"
+        connection = connections.pop()      # there are as many as clients
+        async with asyncio.timeout(options.timeout_s):
+            await connection.ask(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body, stream)
+        connections.append(connection)
 
-        return await run_clients(options, ask)
+    return await run_clients(options, ask, read_events)
 
 
-async def run_grpc(options: argparse.Namespace) -> tuple[list[Stream], float]:
+async def run_grpc(options: argparse.Namespace) -> tuple[list[Stream], float, float]:
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from serving.proto import inference_pb2 as pb
     from serving.proto.inference_pb2_grpc import InferenceStub
 
+    def read_messages(stream: Stream) -> None:
+        for time_s, piece in stream.pieces:
+            answer = pb.GenerateResponse.FromString(piece)
+            stream.times_s += [time_s] * len(answer.token_ids)
+            stream.num_cached = max(stream.num_cached, answer.usage.cached_tokens)
+
     async with grpc.aio.insecure_channel(options.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        stub = InferenceStub(channel)
-        model = (await stub.ListModels(pb.ListModelsRequest())).models[0].name
+        model = (await InferenceStub(channel).ListModels(pb.ListModelsRequest())).models[0].name
         sampling = pb.Sampling(max_tokens=options.tokens, ignore_eos=True, temperature=0)
+        generate = channel.unary_stream("/moesaic.v1.Inference/Generate", pb.GenerateRequest.SerializeToString)
 
         async def ask(prompt: list[int], stream: Stream) -> None:
             request = pb.GenerateRequest(model=model, token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
-            async for answer in stub.Generate(request, timeout=options.timeout_s):
-                stream.arrived(len(answer.token_ids))
-                stream.num_cached = max(stream.num_cached, answer.usage.cached_tokens)
+            async for answer in generate(request, timeout=options.timeout_s):
+                stream.pieces.append((time.perf_counter(), answer))
 
-        return await run_clients(options, ask)
+        return await run_clients(options, ask, read_messages)
 
 
-async def run_clients(options: argparse.Namespace, ask: Ask) -> tuple[list[Stream], float]:
-    """Have every client ask one question after the other -> all answers, and the seconds that they took together."""
+async def run_clients(options: argparse.Namespace, ask: Ask, read: Read) -> tuple[list[Stream], float, float]:
+    """Have every client ask one question after the other -> all answers, the seconds that they took together, and those
+    that this process worked meanwhile."""
     draw = random.Random(options.seed)
     streams: list[Stream] = []
 
@@ -98,15 +147,18 @@ async def run_clients(options: argparse.Namespace, ask: Ask) -> tuple[list[Strea
             stream = Stream()
             streams.append(stream)
             await ask(prompt, stream)
-            if len(stream.times_s) != options.tokens:
-                raise RuntimeError(f"an answer has {len(stream.times_s)} tokens, {options.tokens} were asked for")
 
     vocabulary = range(FIRST_TOKEN_ID, options.vocab_size)
     prompts = [[draw.choices(vocabulary, k=options.input_tokens) for _ in range(options.requests)]
                for _ in range(options.clients)]
-    began_s = time.perf_counter()
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
     await asyncio.gather(*map(client, prompts))
-    return streams, time.perf_counter() - began_s
+    wall_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    for stream in streams:
+        read(stream)
+        if len(stream.times_s) != options.tokens:
+            raise RuntimeError(f"an answer has {len(stream.times_s)} tokens, {options.tokens} were asked for")
+    return streams, wall_s, cpu_s
 
 
 def figures(streams: list[Stream], wall_s: float, cpu_s: float) -> dict[str, object]:
@@ -142,10 +194,9 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
-    cpu_before_s = time.process_time()
-    streams, wall_s = asyncio.run(run_http(options) if options.http else run_grpc(options))
+    streams, wall_s, cpu_s = uvloop.run(run_http(options) if options.http else run_grpc(options))
     print(json.dumps({"benchmark": "served_client", "clients": options.clients, "seed": options.seed,
-                      **figures(streams, wall_s, time.process_time() - cpu_before_s)}))
+                      **figures(streams, wall_s, cpu_s)}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Time of a decode step of several shards on this machine, by what carries their headers and rows.
 
 `python benchmarks/sharded_step.py DIR [--members 2,3] [--rows 1,16] [--steps 60]`. DIR: see make_checkpoint.py. Experts
-are spread evenly, all rows are the first member's, every member has one thread. Shared memory, TCP and Gloo take turns,
-ten steps each; a step is the agreement and the forward, figures are medians on the first member.
+are spread evenly, all rows are the first member's, every member has one thread, and the first one borrows the others'
+for its own rows, as shards of one machine do. Shared memory, TCP and Gloo take turns, ten steps each; a step is the
+agreement and the forward, figures are medians on the first member.
 The last line of stdout is one JSON object.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -26,6 +28,7 @@ from cluster.shard.process_group import ProcessGroup  # noqa: E402
 from model.args import read_model_args  # noqa: E402
 from model.dispatch.auto import AutoDispatcher  # noqa: E402
 from model.dispatch.exchange import RowExchange  # noqa: E402
+from model.host_threads import HostThreads  # noqa: E402
 from model.kernels.select import select_kernels  # noqa: E402
 from model.placement import Placement  # noqa: E402
 from model.runner import Runner  # noqa: E402
@@ -45,7 +48,8 @@ def new_runners(folder: Path, rank: int, groups: dict[str, ProcessGroup], num_ro
     placement = even_placement(groups["Gloo"].num_members, args.num_moe_layers, args.num_experts)
     decoder, _ = load_decoder(folder, args, torch.bfloat16, kernels, placement, rank)
     num_blocks = num_rows * (CONTEXT // BLOCK_SIZE + 1) + 1
-    dispatchers = {way: AutoDispatcher(RowExchange(kernels, placement, rank, group.rows))
+    threads = HostThreads((1,) * placement.num_members, rank, os.cpu_count() or 1)
+    dispatchers = {way: AutoDispatcher(RowExchange(kernels, placement, rank, group.rows, threads=threads))
                    for way, group in groups.items()}
     return {way: Runner(decoder, dispatcher, num_blocks, BLOCK_SIZE) for way, dispatcher in dispatchers.items()}
 

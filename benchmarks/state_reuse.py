@@ -25,10 +25,11 @@ from cluster.planner.cache_plan import divide_cache  # noqa: E402
 from model.args import parse_model_args  # noqa: E402
 from model.json_file import read_json_object  # noqa: E402
 from model.step import SampledToken, SamplingSpec, StepPlan, StepResult  # noqa: E402
-from serving.config import ServeConfig, parse_bytes, parse_config  # noqa: E402
+from serving.config import ServeConfig, parse_config  # noqa: E402
 from serving.engine.block_manager import block_hash  # noqa: E402
 from serving.engine.request import Request, Submission  # noqa: E402
 from serving.engine.scheduler import Scheduler  # noqa: E402
+from serving.option_types import parse_bytes  # noqa: E402
 
 TRACE_BLOCK = 512
 OUTPUT_TOKEN = 1 << 60          # in no prompt: what a model answered is not in the trace
@@ -113,7 +114,7 @@ class Simulation:
         assert self.scheduler.add(Request(submission, "router", self.now_s)) is None
 
     def _step(self) -> None:
-        requests = self.scheduler.schedule()
+        requests = self.scheduler.schedule(self.now_s)
         assert requests, "somebody can always run"
         tokens = tuple(SampledToken(one.request_id, None if one.sampling is None else OUTPUT_TOKEN) for one in requests)
         plan = StepPlan(1, self._step_index, requests)

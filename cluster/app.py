@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.deployments import CoordinatorDeployment, RouterDeployment, ShardDeployment
+from cluster.serve_replicas import deployment_of
 from serving.config import PoolConfig, ServeConfig, parse_config
 
 COORDINATOR = "Coordinator"
@@ -27,10 +28,11 @@ def build(config: dict[str, object] | ServeConfig) -> Application:
         # Its calls are questions that wait for news: nothing is lost by ending them.
         graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=0.5).bind(config)
     shards = [_shard(config, pool).bind(config, pool.name, coordinator) for pool in config.pools]
+    options = {"num_cpus": config.router.num_cpus, "resources": dict(config.router.resources)}
     router = serve.deployment(
         RouterDeployment, name=ROUTER, num_replicas=config.router.replicas, max_ongoing_requests=_UNBOUNDED,
-        logging_config=_QUIET, ray_actor_options={"num_cpus": config.router.num_cpus}, health_check_period_s=5.0,
-        health_check_timeout_s=30.0, graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=20.0)
+        logging_config=_QUIET, ray_actor_options=options, health_check_period_s=5.0, health_check_timeout_s=30.0,
+        graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=20.0)
     return router.bind(config, coordinator, *shards)
 
 
@@ -41,6 +43,6 @@ def _shard(config: ServeConfig, pool: PoolConfig) -> serve.Deployment:
     if pool.runtime_env:
         options["runtime_env"] = dict(pool.runtime_env)
     return serve.deployment(
-        ShardDeployment, name=f"Shard-{pool.name}", num_replicas=pool.replicas, max_replicas_per_node=1,
+        ShardDeployment, name=deployment_of(pool.name), num_replicas=pool.replicas, max_replicas_per_node=1,
         max_ongoing_requests=1, ray_actor_options=options, logging_config=_QUIET, health_check_period_s=5.0,
-        health_check_timeout_s=30.0, graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=5.0)
+        health_check_timeout_s=30.0, graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=20.0)

@@ -1,6 +1,6 @@
 """The doors of one router replica: the ports that they take, and how they end without losing a request.
 
-Both doors get their credentials here, once there are any.
+Both doors get their certificate here, where there is one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Awaitable, Callable
 import grpc
 
 from cluster.device.node import PortTakenError, host_and_port, listen, port_fault
-from serving.ingress.http_server import HttpServer
+from serving.ingress.http.server import HttpServer
+from serving.tls.door_context import door_context
+from serving.tls.grpc_credentials import server_credentials
+from serving.tls.identity import RenewedIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +29,14 @@ OpenDoor = Callable[[int], Awaitable[int]]      # opens it at a port, 0 for any 
 class RouterDoors:
     """`open` both, then `refuse`, `drain` and `close`."""
 
-    def __init__(self, http_server: HttpServer, grpc_server: grpc.aio.Server, host: str, node_address: str) -> None:
-        """`node_address` is shown to clients where `host` means every address of the node."""
+    def __init__(self, http_server: HttpServer, grpc_server: grpc.aio.Server, host: str, node_address: str,
+                 identity: RenewedIdentity | None = None) -> None:
+        """`node_address` is shown to clients where `host` means every address of the node. With an `identity` the doors
+        speak TLS only."""
         self._http_server = http_server
         self._grpc_server = grpc_server
         self._host = host
+        self._identity = identity
         self._shown_host = node_address if host in ("0.0.0.0", "::") else host
         self.http_address = ""
         self.grpc_address = ""
@@ -75,10 +81,12 @@ class RouterDoors:
 
     async def _open_http(self, port: int) -> int:
         listener = listen(self._host, port)
-        await self._http_server.start(listener)
+        await self._http_server.start(listener, door_context(self._identity) if self._identity else None)
         return int(listener.getsockname()[1])
 
     async def _open_grpc(self, port: int) -> int:
-        bound: int = self._grpc_server.add_insecure_port(host_and_port(self._host, port))
+        address = host_and_port(self._host, port)
+        bound: int = self._grpc_server.add_insecure_port(address) if self._identity is None \
+            else self._grpc_server.add_secure_port(address, server_credentials(self._identity))
         await self._grpc_server.start()
         return bound

@@ -6,6 +6,7 @@ ModelError
 │   ├── UnsupportedFieldError   a config field that would change the result and is not implemented
 │   └── TensorError             missing, extra, wrong-shaped, truncated or non-finite tensors
 ├── OutOfMemoryError       a budget that cannot hold what it must
+├── GrammarError           a grammar that this model's tokenizer cannot be held to
 └── GroupError             a collective that failed or timed out: the epoch is over
 """
 
@@ -38,6 +39,10 @@ class TensorError(CheckpointError):
 
 
 class OutOfMemoryError(ModelError):
+    pass
+
+
+class GrammarError(ModelError):
     pass
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from model.args import ModelArgs
 
+PAIR_BYTES = 2 * ((1 << 20) + 128)      # that two members of a machine share: transport_segment_bytes of transport.c
+
 
 def expert_bytes(args: ModelArgs, dtype_bytes: int) -> int:
     """Return the bytes of one expert of one layer: gate, up and down."""

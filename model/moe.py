@@ -30,7 +30,7 @@ class LocalExperts:
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, dispatcher: Dispatcher) -> Tensor:
         """Turn x [T, D] and the gate's choice into [T, D]."""
-        computed = dispatcher.compute_here(self.layer, x_TD, weights_TK, expert_ids_TK, self.weights)
+        computed = dispatcher.compute_at_once(self.layer, x_TD, weights_TK, expert_ids_TK, self.weights)
         if computed is not None:
             out_TD, self.num_rows_E = computed
             return out_TD

@@ -49,6 +49,8 @@ class FileTurns:
 class Pace(Protocol):
     """Is told by a runner and its dispatcher where work begins and ends. All methods are called on their thread."""
 
+    is_passing_time: bool       # work is time that passes, and nobody is made to wait
+
     def begin_step(self) -> None:
         """Begin a step, whatever has become of the one before."""
 
@@ -67,6 +69,10 @@ class Pace(Protocol):
     def settle(self) -> None:
         """End to work: a collective comes, or the step is over."""
 
+    def exchanged(self, sent_s: float, arrived_s: float, planned_s: float, left_s: float, returned_s: float) -> None:
+        """Count a layer with experts that C computed: when its rows were sent and had arrived, were planned, when
+        outputs left and had returned, by time.perf_counter. Only where `is_passing_time`."""
+
     def end_step(self) -> StepWork | None:
         """End the step and its work. Return the seconds of work; None where they are not timed."""
 
@@ -74,12 +80,16 @@ class Pace(Protocol):
 class UntimedPace:
     """See Pace. Times nothing, and the member goes as fast as it can."""
 
+    is_passing_time = True
+
     def begin_step(self) -> None: ...
     def begin(self) -> None: ...
     def begin_experts(self) -> None: ...
     def end_planning(self) -> None: ...
     def end_experts(self) -> None: ...
     def settle(self) -> None: ...
+    def exchanged(self, sent_s: float, arrived_s: float, planned_s: float, left_s: float,
+                  returned_s: float) -> None: ...
     def end_step(self) -> None: ...
 
 
@@ -98,6 +108,7 @@ class TimedPace:
         if not 0.0 < speed <= 1.0:
             raise ValueError(f"emulated speed {speed} is not within (0, 1]: nobody computes faster than the device")
         self.speed = speed
+        self.is_passing_time = speed == 1.0 and turns is None and work_clock is time.perf_counter
         self.work_s = 0.0           # since construction, as the device computed it
         self._forget_step()
         self._work_clock = work_clock
@@ -139,8 +150,18 @@ class TimedPace:
     def end_experts(self) -> None:
         self._begin_part(self.own_work_s)
 
-    def _begin_part(self, part_s: list[float]) -> None:
-        self._count()
+    def exchanged(self, sent_s: float, arrived_s: float, planned_s: float, left_s: float, returned_s: float) -> None:
+        assert self.is_passing_time
+        self._count(sent_s)
+        self._counted_work_s = arrived_s
+        self._begin_part(self.planning_work_s, arrived_s)
+        self._begin_part(self.experts_work_s, planned_s)
+        self._count(left_s)
+        self._begin_s = self._begin_work_s = self._counted_work_s = returned_s
+        self._begin_part(self.own_work_s, returned_s)
+
+    def _begin_part(self, part_s: list[float], now_s: float | None = None) -> None:
+        self._count(now_s)
         part_s.append(0.0)
         self._part_s = part_s
 
@@ -167,8 +188,9 @@ class TimedPace:
             self.own_work_s, self.planning_work_s, self.experts_work_s))
         return StepWork(own_s, planning_s, experts_s)
 
-    def _count(self) -> None:
-        now_s = self._work_clock()
+    def _count(self, now_s: float | None = None) -> None:
+        if now_s is None:
+            now_s = self._work_clock()
         work_s, self._counted_work_s = now_s - self._counted_work_s, now_s
         self.work_s += work_s
         self._part_s[-1] += work_s

@@ -42,14 +42,17 @@ class Placement:
             if not (0 <= rate.start_s <= rate.read_s < math.inf and 0 < rate.row_s < math.inf):
                 raise ValueError(f"rank {rank} has {rate}; times must be finite, row_s above zero, and start_s within "
                                  "read_s")
-        for layer, experts in enumerate(self.holders):
-            for expert, ranks in enumerate(experts):
-                if not ranks:
-                    raise ValueError(f"layer {layer}: expert {expert} has no holder; give it at least one rank")
-                if list(ranks) != sorted(set(ranks)) or ranks[0] < 0 or ranks[-1] >= self.num_members:
-                    raise ValueError(
-                        f"layer {layer}: expert {expert} is held by {ranks}; ranks must ascend, "
-                        f"without repeats, within 0..{self.num_members - 1}")
+        for ranks in {ranks for layer in self.holders for ranks in layer}:      # few differ, and experts may be many
+            if not ranks or list(ranks) != sorted(set(ranks)) or ranks[0] < 0 or ranks[-1] >= self.num_members:
+                raise ValueError(self._whats_wrong_with(ranks))
+
+    def _whats_wrong_with(self, ranks: tuple[int, ...]) -> str:
+        layer, expert = next((layer, experts.index(ranks)) for layer, experts in enumerate(self.holders)
+                             if ranks in experts)
+        if not ranks:
+            return f"layer {layer}: expert {expert} has no holder; give it at least one rank"
+        return (f"layer {layer}: expert {expert} is held by {ranks}; ranks must ascend, without repeats, within "
+                f"0..{self.num_members - 1}")
 
     @property
     def num_layers(self) -> int:
@@ -62,4 +65,4 @@ class Placement:
 
     def num_experts_of(self, rank: int) -> int:
         """Return how many expert copies `rank` holds, all layers together."""
-        return sum(len(self.experts_of(layer, rank)) for layer in range(self.num_layers))
+        return sum(layer.count(ranks) for layer in self.holders for ranks in set(layer) if rank in ranks)

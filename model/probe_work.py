@@ -207,9 +207,9 @@ class _WithoutExperts:
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         self._dispatcher.begin_step(num_tokens_of_member)
 
-    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+    def compute_at_once(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
                      experts: ExpertWeights) -> None:
-        """Compute nothing here: rows travel, as one expert of every layer is elsewhere."""
+        """Compute nothing: it is timed piece by piece."""
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         self._rows_RD, self._handle = self._dispatcher.dispatch(layer, x_TD, expert_ids_TK)

@@ -14,6 +14,7 @@ from model.batch import BlockTables, StepBatch, build_batch
 from model.caches import SequenceCaches
 from model.dispatch.dispatcher import Dispatcher
 from model.expert_host import MemberModel
+from model.grammar import GrammarMasks
 from model.kernels.protocol import ExpertWeights
 from model.logprobs import logprobs_of
 from model.pace import UNTIMED, Pace
@@ -24,14 +25,16 @@ _PROMPT_ROWS_AT_ONCE = 64       # of prompt log-probabilities: bounds the logits
 
 
 class Runner:
-    """Runs steps. `dispatcher` belongs to one placement and is replaced with it; the caches and `pace`, which is the
-    dispatcher's too, stay.
+    """Runs steps. `dispatcher` belongs to one placement and is replaced with it, None before the first one; the caches
+    and `pace`, which is the dispatcher's too, stay.
 
     An ExpertHost has no blocks and takes part in every step with an empty plan.
     """
 
-    def __init__(self, decoder: MemberModel, dispatcher: Dispatcher, num_blocks: int, block_size: int,
+    def __init__(self, decoder: MemberModel, dispatcher: Dispatcher | None, num_blocks: int, block_size: int,
                  pace: Pace = UNTIMED, num_state_slots: int = 0) -> None:
+        """`grammars` is set by whoever knows the tokenizer, before a request with one comes."""
+        self.grammars: GrammarMasks | None = None
         self.decoder = decoder
         self.dispatcher = dispatcher
         self._pace = pace
@@ -47,7 +50,10 @@ class Runner:
         be run again. Raises GroupError.
         """
         self._pace.begin_step()
+        if self.grammars is not None:
+            self.grammars.begin(plan.requests)      # what the sampler needs is computed beside the forward
         dispatcher = self.dispatcher
+        assert dispatcher is not None, "steps are those of a group"
         dispatcher.begin_step(num_tokens_of_member)
         caches = self.caches
         batch = build_batch(plan, caches.block_size, caches.num_blocks, caches.num_state_slots, self._block_tables)
@@ -78,7 +84,7 @@ class Runner:
         if len(batch.sampled_rows) < hidden_TD.shape[0]:
             hidden_TD = hidden_TD.index_select(0, torch.tensor(batch.sampled_rows, device=hidden_TD.device))
         requests = [request for request in plan.requests if request.sampling is not None]
-        return sample(self.decoder.logits(hidden_TD), requests)
+        return sample(self.decoder.logits(hidden_TD), requests, self.grammars)
 
     def _token(self, request: ScheduledRequest, first_row: int, hidden_TD: Tensor,
                draws: Iterator[Draw]) -> SampledToken:
@@ -88,7 +94,7 @@ class Runner:
         if request.sampling is None:
             return SampledToken(request.request_id, None, None, prompt_logprobs)
         draw = next(draws)
-        return SampledToken(request.request_id, draw.token_id, draw.logprob, prompt_logprobs)
+        return SampledToken(request.request_id, draw.token_id, draw.logprob, prompt_logprobs, draw.error)
 
     def _prompt_logprobs(self, request: ScheduledRequest, first_row: int,
                          hidden_TD: Tensor) -> tuple[TokenLogprob, ...]:

@@ -2,8 +2,9 @@
 
 Every row is drawn by itself, in numpy on the CPU, by inverting its cumulative distribution at one uniform number of the
 counter-based generator Philox(key=seed, counter=position). Position = index of the new token in its sequence.
-Order, as in vLLM: logit_bias and banned tokens, repetition, frequency and presence penalties, temperature, min_p,
-top_k, top_p. Log-probabilities are those of the raw logits, before all of it (vLLM's default, `raw_logprobs`).
+Order, as in vLLM: logit_bias and banned tokens, repetition, frequency and presence penalties, what a grammar forbids,
+temperature, min_p, top_k, top_p. Log-probabilities are those of the raw logits, before all of it (vLLM's default,
+`raw_logprobs`).
 
 S rows, V vocabulary
 """
@@ -17,6 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from model.arrays import Float32Array, FloatArray
+from model.errors import GrammarError
+from model.grammar import GrammarMasks
 from model.logprobs import logprobs_of
 from model.step import SamplingSpec, ScheduledRequest, TokenLogprob
 
@@ -27,22 +30,27 @@ _GREEDY_BELOW = 1e-5        # temperatures under it mean greedy, as in vLLM
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    token_id: int
-    logprob: TokenLogprob | None
+    token_id: int | None            # None: there is an error
+    logprob: TokenLogprob | None = None
+    error: str = ""                 # why no token could be drawn
 
 
-def sample(logits_SV: Tensor, requests: list[ScheduledRequest]) -> list[Draw]:
-    """Draw once for each row; row i belongs to requests[i], whose `sampling` is set. logits fp32 on any device."""
+def sample(logits_SV: Tensor, requests: list[ScheduledRequest], grammars: GrammarMasks | None = None) -> list[Draw]:
+    """Draw once for each row; row i belongs to requests[i], whose `sampling` is set. logits fp32 on any device.
+
+    A row whose grammar fails has an error; the others are drawn.
+    """
     specs = [request.sampling for request in requests if request.sampling is not None]
     if all(_is_plain_greedy(spec) for spec in specs):
         ids_S = logits_SV.numpy().argmax(axis=1) if logits_SV.device.type == "cpu" else logits_SV.argmax(dim=1)
-        return [Draw(token_id, None) for token_id in ids_S.tolist()]
+        return [Draw(token_id) for token_id in ids_S.tolist()]
     rows_SV = logits_SV.cpu().numpy()
-    return [_draw(row_V, request, spec) for row_V, request, spec in zip(rows_SV, requests, specs, strict=True)]
+    return [_draw_or_say(row_V, request, spec, grammars)
+            for row_V, request, spec in zip(rows_SV, requests, specs, strict=True)]
 
 
 def _is_plain_greedy(spec: SamplingSpec) -> bool:
-    return _is_greedy(spec) and spec.num_logprobs is None and not _changes_logits(spec)
+    return _is_greedy(spec) and spec.num_logprobs is None and not spec.grammar and not _changes_logits(spec)
 
 
 def _is_greedy(spec: SamplingSpec) -> bool:
@@ -52,16 +60,27 @@ def _is_greedy(spec: SamplingSpec) -> bool:
 
 
 def _changes_logits(spec: SamplingSpec) -> bool:
-    return bool(spec.needs_history or spec.logit_bias or spec.banned_token_ids)
+    """Return whether logits change before a grammar is asked."""
+    return bool(spec.has_penalties or spec.logit_bias or spec.banned_token_ids)
 
 
-def _draw(raw_V: Float32Array, request: ScheduledRequest, spec: SamplingSpec) -> Draw:
+def _draw_or_say(raw_V: Float32Array, request: ScheduledRequest, spec: SamplingSpec,
+                 grammars: GrammarMasks | None) -> Draw:
+    try:
+        return _draw(raw_V, request, spec, grammars)
+    except GrammarError as error:
+        return Draw(None, error=str(error))
+
+
+def _draw(raw_V: Float32Array, request: ScheduledRequest, spec: SamplingSpec, grammars: GrammarMasks | None) -> Draw:
     logits_V = adjusted(raw_V, request, spec) if _changes_logits(spec) else raw_V
+    assert grammars is not None or not spec.grammar
+    mask = grammars.mask(request) if grammars is not None and spec.grammar else None
     if _is_greedy(spec):
-        token_id = int(logits_V.argmax())
+        token_id = int(logits_V.argmax()) if mask is None else mask.likeliest(logits_V)
     else:
         position = request.num_computed_tokens + len(request.token_ids)
-        token_id = draw_token(logits_V, spec, uniform(spec.seed, position))
+        token_id = draw_token(logits_V if mask is None else mask.applied(logits_V), spec, uniform(spec.seed, position))
     logprob = None if spec.num_logprobs is None else logprobs_of(raw_V, token_id, spec.num_logprobs)
     return Draw(token_id, logprob)
 

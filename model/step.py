@@ -1,12 +1,14 @@
 """Says what scheduler and runner tell each other: plain values only. Pure: no torch.
 
 A step is one lockstep forward of the group. The scheduler of a shard writes a StepPlan, the runner answers with a
-StepResult. Neither is changed after it was made, so a step that failed can be run again from the same plan.
+StepResult. Neither is changed after it was made, so a step that failed can be run again from the same plan. What there
+is of for every sequence in every step is a named tuple, which is made in a third of the time of a frozen dataclass.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,18 @@ class SamplingSpec:
     banned_token_ids: tuple[int, ...] = ()
     seed: int = 0
     num_logprobs: int | None = None
+    grammar: str = ""           # of llguidance, that the output must follow; empty: none
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
     @property
     def needs_history(self) -> bool:
-        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+        return self.has_penalties or bool(self.grammar)
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(NamedTuple):
     """Says what one sequence computes in one step.
 
     `token_ids` are the tokens at positions num_computed_tokens, num_computed_tokens + 1, ...; their keys and values go
@@ -77,16 +83,15 @@ class StepHeader:
     epoch_number: int
     step_index: int
     num_tokens: int
-    wants_pause: bool = False
     prepared_revision: int = 0      # of the placement: this member could switch to it now
 
-    def to_ints(self) -> tuple[int, int, int, int, int]:
-        return (self.epoch_number, self.step_index, self.num_tokens, int(self.wants_pause), self.prepared_revision)
+    def to_ints(self) -> tuple[int, int, int, int]:
+        return (self.epoch_number, self.step_index, self.num_tokens, self.prepared_revision)
 
     @staticmethod
     def from_ints(ints: tuple[int, ...]) -> StepHeader:
-        epoch_number, step_index, num_tokens, wants_pause, prepared_revision = ints
-        return StepHeader(epoch_number, step_index, num_tokens, bool(wants_pause), prepared_revision)
+        epoch_number, step_index, num_tokens, prepared_revision = ints
+        return StepHeader(epoch_number, step_index, num_tokens, prepared_revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +103,12 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     request_id: str
     token_id: int | None                                # None: this chunk drew nothing (prefill goes on)
     logprob: TokenLogprob | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()      # one for each of prompt_targets
+    error: str = ""                                     # why nothing could be drawn that had to be
 
 
 @dataclass(frozen=True, slots=True)

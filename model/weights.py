@@ -65,6 +65,7 @@ class WeightLoader:
         self.args = args
         self.dtype = dtype
         self.kernels = kernels
+        self.checkpoint_dir = checkpoint_dir
         self._checkpoint = Checkpoint(checkpoint_dir)
         self._names = set(self._checkpoint.tensors)
 

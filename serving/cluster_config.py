@@ -20,7 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from serving.config import Bytes, Options, check_options, parse_bytes, read_keys
+from serving.config import Options, check_options, read_keys
+from serving.option_types import Bytes, parse_bytes
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Part = Annotated[float, Field(gt=0, le=1)]
@@ -68,6 +69,8 @@ class AssumedFigures(Options):
     device_latency_s: Seconds = 20e-6       # of one small collective within a node
     node_latency_s: Seconds = 40e-6         # and between nodes
     memory_part: Part = 0.9                 # of a device's memory, where a node states no memory_budget
+    start_s: Seconds = 20.0                 # of a replica until it begins to load, where a node states no ready_s
+    load_bandwidth: BytesPerSecond = 2e9    # at which it then loads its weights
 
 
 def _device_kind(value: object) -> str:
@@ -85,6 +88,8 @@ class NodesConfig(Options):
     memory_budget: Bytes | None = None      # of each device; None: AssumedFigures.memory_part of its memory
     process_memory: Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)] = 0   # of it, before anything is loaded
     link: LinkFigures | None = None         # leaving one node, shared by its devices; None: the cluster's
+    ready_s: Seconds | None = None          # from the wish for a replica until it serves; None: AssumedFigures
+    cost_per_hour: PositiveFloat = 1.0      # of each device, in any currency
     profile: str | None = None              # file of a device profile that a shard measured; its speeds count instead
 
 

@@ -3,8 +3,8 @@ this model; unknown keys are refused, limits are checked here and nowhere else."
 
 from __future__ import annotations
 
+import ipaddress
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -22,10 +21,8 @@ from pydantic import (
 )
 
 from serving.errors import ServingError
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
+from serving.log_format import LogFormat
+from serving.option_types import AbsolutePath, Bytes, DatabaseUrl, Host, Origin, ToolParserName
 
 MIN_CONTEXT_TOKENS = 2              # a prompt and its answer
 MAX_CONTEXT_TOKENS = 2**31 - 1      # numbers of messages between processes hold it
@@ -33,33 +30,6 @@ MAX_CONTEXT_TOKENS = 2**31 - 1      # numbers of messages between processes hold
 
 class ConfigError(ServingError):
     """The config file cannot be used; the message names the key and what to write instead."""
-
-
-def parse_bytes(text: object) -> int:
-    """Read '1.5GiB', '900 MB' or a plain number as bytes."""
-    if isinstance(text, bool) or not isinstance(text, (int, float, str)):
-        raise ValueError(f"expected a size such as '2GiB' or a number of bytes, got {text!r}")
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(text))
-    if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(f"{text!r} is not a size: write for example 900MB, 2GiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
-
-
-def parse_host(text: object) -> object:
-    """Check an address as sockets take it: brackets and ports belong to URLs."""
-    if isinstance(text, str) and (not text or set(text) & set("[]/ ")):
-        raise ValueError(f"{text!r} is not a host: write for example 0.0.0.0, ::1 or a name, without brackets")
-    return text
-
-
-Host = Annotated[str, BeforeValidator(parse_host)]
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
-
-
-ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$")]     # what can stand behind "Authorization: Bearer "
-
-
-Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]      # as browsers write it: no path
 
 
 class Options(BaseModel):
@@ -101,6 +71,10 @@ class PoolConfig(Options):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = "default"
     device: Literal["cpu", "cuda"] = "cpu"
     replicas: PositiveInt = 1
+    min_replicas: PositiveInt | None = None     # the group may start with so many: group.settle_s; default: replicas
+    # `moesaic scale` and the autoscaler may ask for so many; default: replicas.
+    max_replicas: PositiveInt | None = None
+    cost_per_hour: PositiveFloat = 1.0          # of one shard, in any currency, for the autoscaler
     memory_budget: Bytes | None = None          # per node, for weights + KV cache + buffers + the process itself
     kv_cache: Bytes | None = None               # per shard; default: a share of what the weights leave
     num_threads: PositiveInt | None = None      # CPU threads of one shard; default: num_cpus, at least 1
@@ -108,6 +82,24 @@ class PoolConfig(Options):
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)   # Ray custom resources that select the nodes
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     emulated_speed: Annotated[float, Field(gt=0, le=1)] | None = None   # compute for real, then wait as if slower
+
+    @model_validator(mode="after")
+    def _replicas_are_in_order(self) -> Self:
+        if self.least_replicas > self.replicas:
+            raise ValueError(f"pool {self.name}: min_replicas={self.min_replicas} is above replicas={self.replicas}: "
+                             "correct one of them")
+        if self.most_replicas < self.replicas:
+            raise ValueError(f"pool {self.name}: max_replicas={self.max_replicas} is below replicas={self.replicas}: "
+                             "correct one of them")
+        return self
+
+    @property
+    def least_replicas(self) -> int:
+        return self.min_replicas or self.replicas
+
+    @property
+    def most_replicas(self) -> int:
+        return self.max_replicas or self.replicas
 
 
 class SchedulerConfig(Options):
@@ -137,19 +129,70 @@ class AdmissionConfig(Options):
 class RouterConfig(Options):
     replicas: PositiveInt = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)   # Ray custom resources that select the nodes
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 9000    # each router's own gRPC door; 0: any free port
-    api_keys: tuple[ApiKey, ...] = ()           # empty: no authentication
+    tool_parser: ToolParserName | None = None   # how tool calls are written; default: as the chat template shows
     cors_origins: tuple[Origin, ...] = ()       # pages that browsers let ask: https://host:port, or "*" for all
     admission: AdmissionConfig = AdmissionConfig()
+    log_requests: bool = False                  # one line for each request that has ended, without its content
     # Step messages that a shard may have unacknowledged before it holds back.
     stream_window: Annotated[int, Field(ge=1, le=65536)] = 64
+
+
+class PriceConfig(Options):
+    """What a million tokens cost. A token of the prompt that was served from the cache costs `cached` only."""
+
+    prompt: Annotated[float, Field(ge=0)]
+    cached: Annotated[float, Field(ge=0)]
+    generated: Annotated[float, Field(ge=0)]
+    reasoning: Annotated[float, Field(ge=0)] | None = None      # of the generated; default: as they
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+
+
+class AccessConfig(Options):
+    """Who may ask."""
+
+    keys: bool = False                          # only who has a key: moesaic keys create
+    database: DatabaseUrl | None = None         # of keys and usage; default: SQLite in the state folder
+    keep_requests_days: PositiveInt = 90        # one by one; what older ones have used is kept by day and key
+    open_to_network: bool = False               # without keys, http_host may be reached from other machines
+    prices: PriceConfig | None = None           # for the bill of moesaic usage
+
+
+class TlsConfig(Options):
+    """PEM files of the doors, the key without a password, on every node with a router. Renewed files are taken up by
+    the next connection."""
+
+    certificate: AbsolutePath               # the own one first, then those between it and the root
+    key: AbsolutePath
+
+
+class ClusterTlsConfig(TlsConfig):
+    """Likewise of the links between routers and shards, on every node: each side shows a certificate of `ca`, and
+    shards one for the DNS name moesaic.internal. Use a CA that signs nothing else."""
+
+    ca: AbsolutePath
+
+
+class BatchConfig(Options):
+    """Bounds of files and batches. They are kept in the database of keys: access.database."""
+
+    max_file_bytes: Bytes = 128 * 2**20         # of one uploaded file
+    max_tenant_bytes: Bytes = 2**30             # of all files of one tenant
+    max_lines: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000       # of one batch
+    max_concurrent: PositiveInt = 8             # lines that one router computes at a time
+    keep_days: Annotated[int, Field(ge=2, le=3650)] = 30    # files and batches, from their creation
 
 
 class GroupConfig(Options):
     """The process group of an epoch."""
 
-    members: PositiveInt | None = None          # start when so many shards are there; default: all pools' replicas
+    members: PositiveInt | None = None          # start with so many shards, never have more; default: what pools have
+    # Start with fewer, of every pool its min_replicas, when no other has come for so long and they can hold the model.
+    settle_s: Annotated[float, Field(ge=0)] = 30.0
     collective_timeout_s: PositiveFloat = 60.0
+    # A member that answers no heartbeat for so long is given up: it hangs, or its node cannot be reached.
+    silence_timeout_s: Annotated[float, Field(ge=0.5)] = 0.8
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     dispatch: Literal["auto", "all_to_all", "gather"] = "auto"
     gather_max_rows: PositiveInt | None = None  # auto: gather up to so many agreed rows; default: the cost rule's
@@ -167,6 +210,16 @@ class PlacementConfig(Options):
     load_half_life_s: PositiveFloat = 300.0     # how fast counted expert loads fade
 
 
+class AutoscalingConfig(Options):
+    """Goals by which the pools' replicas follow the load, from min_replicas to max_replicas."""
+
+    ttft_slo_s: PositiveFloat = 5.0             # from a request to its first token
+    itl_slo_s: PositiveFloat = 0.2              # from one token of an answer to the next
+    keep_alive_s: PositiveFloat = 60.0          # a replica that has not been needed for so long goes
+    # Without any request for so long all go; None: never. Only `moesaic plan --trace` does that so far.
+    idle_timeout_s: PositiveFloat | None = None
+
+
 class ServeConfig(Options):
     """The whole file."""
 
@@ -179,8 +232,14 @@ class ServeConfig(Options):
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
     scheduler: SchedulerConfig = SchedulerConfig()
     router: RouterConfig = RouterConfig()
+    access: AccessConfig = AccessConfig()
+    tls: TlsConfig | None = None                # of the HTTP and gRPC doors; None: plain
+    cluster_tls: ClusterTlsConfig | None = None     # of the links between routers and shards; None: plain
+    batch: BatchConfig = BatchConfig()
     group: GroupConfig = GroupConfig()
     placement: PlacementConfig = PlacementConfig()
+    autoscaling: AutoscalingConfig | None = None    # None: pools have `replicas`, or as many as `moesaic scale` says
+    log_format: LogFormat = "text"                  # json: one object a line, on stdout instead of stderr
     local_nodes: tuple[LocalNodeConfig, ...] = ()   # start these Ray nodes on this machine first (demo, tests)
 
     @model_validator(mode="after")
@@ -188,6 +247,13 @@ class ServeConfig(Options):
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pool names {names} repeat: give every pool a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _group_can_follow_the_load(self) -> Self:
+        if self.autoscaling is not None and self.group.members is not None:
+            raise ValueError(f"autoscaling with group.members={self.group.members}: the group could never have more: "
+                             "remove one of them")
         return self
 
     @model_validator(mode="after")
@@ -199,10 +265,27 @@ class ServeConfig(Options):
                                  "set one of them to another port")
         return self
 
+    @model_validator(mode="after")
+    def _strangers_need_keys(self) -> Self:
+        if not self.access.keys and not self.access.open_to_network and not _is_loopback(self.http_host):
+            raise ValueError(f"http_host={self.http_host} can be reached from other machines, and anybody may ask: set "
+                             "access.keys to true, or say that this is meant: access.open_to_network: true")
+        return self
+
+    @property
+    def certificates(self) -> dict[str, TlsConfig]:
+        """Return which files are read, by their keys in the config."""
+        return {key: files for key, files in (("tls", self.tls), ("cluster_tls", self.cluster_tls)) if files}
+
+    @property
+    def proxy_host(self) -> str:
+        """Return where Ray Serve's proxy listens, which is plain: beside doors with TLS for its own machine only."""
+        return "127.0.0.1" if self.tls else self.http_host
+
     @property
     def num_shards_a_machine(self) -> int:
         """Return how many CPU shards share one machine's memory: local nodes are all on the same."""
-        return sum(pool.replicas for pool in self.pools if pool.device == "cpu") if self.local_nodes else 1
+        return sum(pool.most_replicas for pool in self.pools if pool.device == "cpu") if self.local_nodes else 1
 
     @property
     def num_shards(self) -> int:
@@ -211,7 +294,7 @@ class ServeConfig(Options):
 
     @property
     def num_members(self) -> int:
-        """Return how many shards the group starts with, and goes on with."""
+        """Return with how many shards the group starts at once."""
         return self.group.members or self.num_shards
 
 
@@ -225,6 +308,13 @@ class LocalNodeConfig(Options):
 
 
 ServeConfig.model_rebuild()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_config(path: str | os.PathLike[str]) -> ServeConfig:

@@ -5,8 +5,11 @@ ServingError
 │   ├── UnsupportedFieldError    a field of the OpenAI API that is not implemented; never dropped silently
 │   └── ContextLengthError       prompt + max_tokens cannot fit into the context or the KV cache
 ├── UnauthorizedError        no API key, or a wrong one
-├── ModelNotFoundError       the request names a model that is not served here
-├── OverloadedError          admission is full: come back after retry_after_s
+├── ForbiddenError           the API key is right, and not for this
+├── NotFoundError            the request names what is not here
+│   └── ModelNotFoundError       a model that is not served here
+├── OverloadedError          admission is full, or a key's rate: come back after retry_after_s
+│   └── QuotaExceededError       the tokens of the key's day or month are used up
 ├── DeadlineExceededError    the request's own deadline passed
 ├── ClientGoneError          the client went away
 ├── NotReadyError            no epoch yet: shards are starting
@@ -42,7 +45,15 @@ class UnauthorizedError(ServingError):
     pass
 
 
-class ModelNotFoundError(ServingError):
+class ForbiddenError(ServingError):
+    pass
+
+
+class NotFoundError(ServingError):
+    pass
+
+
+class ModelNotFoundError(NotFoundError):
     pass
 
 
@@ -50,6 +61,10 @@ class OverloadedError(ServingError):
     def __init__(self, message: str, *, retry_after_s: float, fix: str = "") -> None:
         super().__init__(message, fix=fix)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceededError(OverloadedError):
+    pass
 
 
 class DeadlineExceededError(ServingError):

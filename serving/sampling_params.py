@@ -47,6 +47,7 @@ class SamplingParams(BaseModel):
     skip_special_tokens: bool = True
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None    # of generated tokens; 0: chosen only
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    grammar: str = ""                           # of llguidance; empty: none
 
     @model_validator(mode="after")
     def _min_tokens_can_be_reached(self) -> Self:
@@ -60,4 +61,4 @@ class SamplingParams(BaseModel):
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
             presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty, logit_bias=tuple(sorted(self.logit_bias.items())),
-            seed=seed, num_logprobs=self.logprobs)
+            seed=seed, num_logprobs=self.logprobs, grammar=self.grammar)

@@ -22,10 +22,9 @@ from typing import Any
 from cluster.shard.process_group import Meeting
 from model.transport.address import EndpointAddress
 from model.transport.endpoint import Endpoint
+from tests.deadlines import PATIENCE_S
 from tests.ports import held_port
 
-LONG_S = 120.0          # for what takes seconds on a machine that has nothing else to do
-JOB_AND_MORE_S = 2 * LONG_S     # a group whose members only notice a loss after this long fails its test
 _PR_SET_PDEATHSIG = 1
 
 
@@ -64,24 +63,24 @@ class ProcessPool:
         for pipe, arguments in zip(self._pipes, arguments_of_worker, strict=False):
             pipe.send((self._job_id, job, arguments))
 
-    def results(self, workers: Sequence[int], timeout_s: float = LONG_S) -> list[Any]:
+    def results(self, workers: Sequence[int]) -> list[Any]:
         """Results of the job last started, one for each of `workers`. Raises JobFailed with a worker's traceback."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         answers: list[Any] = []
         for index in workers:
             job_id = None
             while job_id != self._job_id:           # an earlier job may have been given up
                 if not self._pipes[index].poll(max(deadline - time.monotonic(), 0.0)):
-                    raise JobFailed(f"worker {index} gave no result within {timeout_s:g} s")
+                    raise JobFailed(f"worker {index} gave no result within {PATIENCE_S:g} s")
                 job_id, succeeded, answer = self._pipes[index].recv()
             if not succeeded:
                 raise JobFailed(f"worker {index}:\n{answer}")
             answers.append(answer)
         return answers
 
-    def run(self, job: str, arguments_of_worker: Sequence[tuple[object, ...]], timeout_s: float = LONG_S) -> list[Any]:
+    def run(self, job: str, arguments_of_worker: Sequence[tuple[object, ...]]) -> list[Any]:
         self.start(job, arguments_of_worker)
-        return self.results(range(len(arguments_of_worker)), timeout_s)
+        return self.results(range(len(arguments_of_worker)))
 
     def meeting(self, num_members: int) -> Meeting:
         """Return where workers 0, 1, ... meet for their next group."""

@@ -1,4 +1,4 @@
 """Holds the commands of `moesaic`, their tables and their progress.
 
-May import: launch, whatif, coordinator, shard, planner, planner.costs, planner.layer, device.
+May import: launch, whatif, whatif.trace, coordinator, shard, planner, planner.costs, planner.layer, device.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +12,7 @@ import grpc
 import httpx
 from httpx_sse import EventSource, SSEError
 
+from cluster.launch.door_trust import DoorTrust
 from serving.errors import ServingError
 from serving.link.channel_options import DIRECT
 
@@ -62,16 +64,20 @@ class HttpChatClient:
 
     name = "HTTP"
 
-    def __init__(self, address: str, api_key: str | None = None) -> None:
-        self._url = f"http://{address}/v1/chat/completions"
-        self._models_url = f"http://{address}/v1/models"
+    def __init__(self, address: str, api_key: str | None = None, trust: DoorTrust | None = None) -> None:
+        """`trust`: how the door is known that speaks TLS; None: it is plain."""
+        scheme = "http" if trust is None else "https"
+        self._url = f"{scheme}://{address}/v1/chat/completions"
+        self._models_url = f"{scheme}://{address}/v1/models"
+        self._trust = trust
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
 
     def answer(self, messages: list[Message], limits: Limits) -> Iterator[Piece]:
         timeout = httpx.Timeout(TOKEN_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         try:
             # trust_env: a proxy of the environment is for the world outside.
-            with httpx.Client(headers=self._headers, timeout=timeout, trust_env=False) as client:
+            with httpx.Client(headers=self._headers, timeout=timeout, trust_env=False,
+                              verify=self._trust.context() if self._trust else True) as client:
                 body: dict[str, object] = {
                     "model": self._model(client), "stream": True, "stream_options": {"include_usage": True},
                     "messages": [{"role": message.role, "content": message.content} for message in messages]}
@@ -84,7 +90,7 @@ class HttpChatClient:
                         response.read()
                         raise _refused(response)
                     yield from _pieces(response)
-        except (httpx.HTTPError, httpx.InvalidURL, SSEError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, SSEError) as error:
             raise ChatError(f"no answer from {self._url}: {error or type(error).__name__}",
                             fix="see `moesaic status`") from error
 
@@ -135,8 +141,9 @@ class GrpcChatClient:
 
     name = "gRPC"
 
-    def __init__(self, address: str, api_key: str | None = None) -> None:
+    def __init__(self, address: str, api_key: str | None = None, trust: DoorTrust | None = None) -> None:
         self._address = address
+        self._trust = trust
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
     def answer(self, messages: list[Message], limits: Limits) -> Iterator[Piece]:
@@ -145,7 +152,7 @@ class GrpcChatClient:
 
         num_tokens, finish_reason = 0, ""
         try:
-            with grpc.insecure_channel(self._address, options=DIRECT) as channel:
+            with self._channel() as channel:
                 stub = InferenceStub(channel)
                 models = stub.ListModels(pb.ListModelsRequest(), metadata=self._metadata, timeout=CONNECT_TIMEOUT_S)
                 request = pb.GenerateRequest(
@@ -164,3 +171,13 @@ class GrpcChatClient:
             raise kind(f"gRPC at {self._address}: {error.code().name}: {error.details()}",
                        fix="see `moesaic status`") from error
         yield Piece(num_tokens=num_tokens, finish_reason=finish_reason)
+
+    def _channel(self) -> grpc.Channel:
+        """Raises ChatError."""
+        if self._trust is None:
+            return grpc.insecure_channel(self._address, options=DIRECT)
+        try:
+            return self._trust.channel(self._address)
+        except ValueError as error:
+            raise ChatError(f"{self._trust.certificate} is no certificate: {error}", fix="see tls.certificate in the "
+                            "config of the service") from error

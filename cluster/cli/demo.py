@@ -1,11 +1,14 @@
-"""`moesaic demo`: a real chat model on three local nodes, asked once through each door."""
+"""`moesaic demo`: a real chat model on three local nodes, asked through each door, and while a shard is killed."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
@@ -14,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from cluster.cli.chat import GrpcChatClient, HttpChatClient, Limits, Message
 from cluster.cli.conversation import print_answer
+from cluster.cli.lost_shard import show_a_loss
 from cluster.cli.start_display import StartDisplay
 from cluster.cli.status_table import StatusView
 from cluster.coordinator.view import ClusterStatus
@@ -24,7 +28,9 @@ from serving.config import ConfigError, ServeConfig
 
 _GRPC_QUESTION = "What is a mixture of experts? Answer in two sentences."
 _HTTP_QUESTION = "Write a haiku about three computers that think together."
+_LOSS_QUESTION = "Tell a long story about a lighthouse and its keeper."
 _MAX_TOKENS = 96
+_LOSS_TOKENS = 200      # long enough to be seen, and for its node to be told
 _SETTLE_S = 4.0         # shards report every second
 _STAGES = {"wait": "waiting for another process", "fetch": "fetching", "write": "upcycling"}
 
@@ -40,15 +46,28 @@ def run_demo(console: Console, config: ServeConfig, state_dir: Path, starter_pid
 
 
 def _ask_and_show(console: Console, running: RunningCluster) -> None:
-    for chat, question in ((GrpcChatClient(running.grpc_address), _GRPC_QUESTION),
-                           (HttpChatClient(running.http_address), _HTTP_QUESTION)):
+    for chat, question in ((GrpcChatClient(running.grpc_address, trust=running.trust), _GRPC_QUESTION),
+                           (HttpChatClient(running.http_address, trust=running.trust), _HTTP_QUESTION)):
         console.rule(f"over {chat.name}", align="left")
         console.print(question, style="bold")
         answered = print_answer(console, chat, [Message("user", question)], Limits(_MAX_TOKENS, 0.0))
         console.print(answered.summary(), style="dim")
+    client = ClusterClient(running.application)     # connected since the start
     console.rule("who computed what", align="left")
-    console.print(StatusView(_settled(ClusterClient(running.application))))     # connected since the start
+    console.print(StatusView(_settled(client)))
+    console.rule("a node is lost", align="left")
+    with _without_reports_of_ray(console):
+        show_a_loss(console, GrpcChatClient(running.grpc_address, trust=running.trust), _LOSS_QUESTION, _LOSS_TOKENS,
+                    client.status)
     console.print(_how_to_go_on(running), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _without_reports_of_ray(console: Console) -> Iterator[None]:
+    """Ray writes that a process has died to standard output, in the middle of the answer."""
+    console.file = console.file         # for good: else it is whatever standard output is when it prints
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def prepare_demo(console: Console, config: ServeConfig) -> ServeConfig:

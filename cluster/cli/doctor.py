@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 import importlib.metadata
 import multiprocessing
@@ -52,9 +53,9 @@ def run_checks(config: ServeConfig | None) -> Iterator[Check]:
         ("python", _python), ("packages", _packages), ("CPU kernels", _cpu_kernels), ("address", _address),
         ("limits", _limits), ("shared memory", _shared_memory), ("collective", _collective_round_trip)]
     if config is not None:
-        checks += [("ports", lambda: _ports(config)), ("devices", lambda: _devices(config)),
-                   ("checkpoint", lambda: _checkpoint(config)), ("memory", lambda: _memory(config)),
-                   ("device speed", lambda: _device_speed(config))]
+        checks += [("ports", lambda: _ports(config)), ("certificates", lambda: _certificates(config)),
+                   ("devices", lambda: _devices(config)), ("checkpoint", lambda: _checkpoint(config)),
+                   ("memory", lambda: _memory(config)), ("device speed", lambda: _device_speed(config))]
     for name, check in checks:
         try:
             yield from check()
@@ -177,17 +178,24 @@ def _agree_many_times(other: Connection, rank: int, seconds: object) -> None:
 
 
 def _ports(config: ServeConfig) -> Iterator[Check]:
-    doors = (("HTTP", "http_port", config.http_port), ("gRPC", "router.grpc_port", config.router.grpc_port),
-             ("proxy", "proxy_port", config.proxy_port))
-    for what, key, port in doors:
+    doors = (("HTTP", "http_port", config.http_host, config.http_port),
+             ("gRPC", "router.grpc_port", config.http_host, config.router.grpc_port),
+             ("proxy", "proxy_port", config.proxy_host, config.proxy_port))
+    for what, key, host, port in doors:
         if not port:
             continue
-        fault = port_fault(config.http_host, port)
+        fault = port_fault(host, port)
         if fault is not None:
-            yield Check(f"{what} port", Verdict.FAIL, f"{host_and_port(config.http_host, port)}: {fault}",
+            yield Check(f"{what} port", Verdict.FAIL, f"{host_and_port(host, port)}: {fault}",
                         f"stop what listens there (moesaic down?), or set {key} to another port")
             continue
         yield Check(f"{what} port", Verdict.OK, f"{port} is free")
+
+
+def _certificates(config: ServeConfig) -> Iterator[Check]:
+    from cluster.cli.certificate_check import certificate_checks
+
+    yield from certificate_checks(config, datetime.datetime.now(datetime.UTC))
 
 
 def _devices(config: ServeConfig) -> Iterator[Check]:

@@ -9,36 +9,39 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from cluster.cli.keys_commands import Database, keys_app
 from cluster.cli.placement_commands import placement_app
+from cluster.cli.reaching import Address, Application, StateDir, reached
 from cluster.cli.surroundings import console, notes, ready_process
+from cluster.device.state_dir import default_state_dir, with_database
+from cluster.launch.door_trust import split_address
 from cluster.launch.interruption import ENDING_SIGNALS, Interrupted, interruptible
 from cluster.launch.state_file import (
-    STATE_DIR_VARIABLE,
     NoClusterError,
     RunningCluster,
-    default_state_dir,
     read_state,
     require_alive,
 )
 from cluster.launch.supervision import start_supervised
 from model.errors import ModelError
-from serving.config import ConfigError, load_config
+from serving.config import AccessConfig, ConfigError, ModelConfig, check_options, load_config
 from serving.errors import ServingError
+from serving.tenants.usage_by import UsageBy, UsageFormat
 
 DEMO_CONFIG = Path(__file__).parents[2] / "examples" / "demo.yaml"
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Serve one Mixture-of-Experts language model over a Ray cluster.")
 app.add_typer(placement_app, name="placement")
+app.add_typer(keys_app, name="keys")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML config, for example examples/demo.yaml")]
-Application = Annotated[str | None, typer.Option(help="Which application, when several run")]
-StateDir = Annotated[Path | None, typer.Option(envvar=STATE_DIR_VARIABLE, help="Where running applications are noted")]
 
 
 @app.command()
 def up(config: ConfigPath, state_dir: StateDir = None) -> None:
     """Start the local nodes of CONFIG, if it has any, and serve the model. Returns when it answers."""
-    loaded, directory = load_config(config), state_dir or default_state_dir()
+    directory = state_dir or default_state_dir()
+    loaded = with_database(load_config(config), directory)
     starter_pid = start_supervised(directory, loaded.application)
 
     from cluster.cli.start_display import StartDisplay
@@ -54,13 +57,14 @@ def up(config: ConfigPath, state_dir: StateDir = None) -> None:
 @app.command()
 def status(application: Application = None, as_json: Annotated[bool, typer.Option("--json")] = False,
            experts: Annotated[bool, typer.Option("--experts", help="Also loads of experts, work of members")] = False,
-           state_dir: StateDir = None) -> None:
+           autoscaler: Annotated[bool, typer.Option("--autoscaler", help="Also what it wants, and why")] = False,
+           address: Address = None, state_dir: StateDir = None) -> None:
     """Show nodes, shards, experts and memory, load and health. Exit code 1 when not healthy."""
+    from cluster.cli.autoscaler_view import autoscaler_view
     from cluster.cli.placement_view import experts_view
     from cluster.cli.status_table import StatusView, status_json
-    from cluster.launch.cluster_client import ClusterClient
 
-    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+    with reached(application, state_dir, address) as client:
         found = client.status()
         placement = client.placement() if experts else None
     if as_json:
@@ -69,13 +73,48 @@ def status(application: Application = None, as_json: Annotated[bool, typer.Optio
         console.print(StatusView(found))
         if placement is not None:
             console.print(experts_view(placement))
+        if autoscaler:
+            console.print(autoscaler_view(found), markup=False, highlight=False)
     raise typer.Exit(0 if found.is_ready else 1)
+
+
+@app.command()
+def drain(target: Annotated[str, typer.Argument(help="A shard's id or a node's name; a wrong one lists all")],
+          operation_id: Annotated[str | None, typer.Option(
+              help="Whoever repeats a call with the same id gets the same operation; default: a new one")] = None,
+          wait_s: Annotated[float, typer.Option("--wait", min=0, help="Wait so long for its end")] = 0.0,
+          application: Application = None, address: Address = None, state_dir: StateDir = None) -> None:
+    """Let a shard, or all shards of a node, leave without loss: no new requests, experts move to others. Exit code 0
+    when they may be stopped, 2 while it goes on."""
+    from cluster.cli.drain_command import drained
+
+    with reached(application, state_dir, address) as client:
+        found = drained(client, target, operation_id, wait_s)
+    console.print(f"{found.operation_id}: {', '.join(found.shard_ids)}: {found.detail}", markup=False, soft_wrap=True)
+    raise typer.Exit(0 if found.is_done else 2)
+
+
+@app.command()
+def scale(pool: Annotated[str, typer.Argument(help="A pool of the config")],
+          num: Annotated[int, typer.Argument(min=0, metavar="N", help="Shards from now on: min_ to max_replicas")],
+          shard: Annotated[str | None, typer.Option(help="Who is to leave  [default: who can best be missed]")] = None,
+          wait_s: Annotated[float, typer.Option("--wait", min=0, help="Wait so long for its end")] = 0.0,
+          application: Application = None, address: Address = None, state_dir: StateDir = None) -> None:
+    """Let a pool have N shards; those that are to go leave without loss first. Exit code 0 when it has them, 2 while it
+    goes on. Repeated, it is the same operation."""
+    from cluster.cli.scale_command import scaled
+
+    with reached(application, state_dir, address) as client:
+        found = scaled(client, pool, num, shard, wait_s)
+    console.print(found.detail, markup=False, soft_wrap=True)
+    raise typer.Exit(0 if found.is_done else 2)
 
 
 @app.command()
 def chat(question: Annotated[str | None, typer.Argument(help="Ask this and end; without it, a conversation")] = None,
          grpc: Annotated[bool, typer.Option("--grpc", help="Over gRPC instead of HTTP")] = False,
-         address: Annotated[str | None, typer.Option(help="host:port of a service started elsewhere")] = None,
+         address: Annotated[str | None, typer.Option(
+             help="host:port of a service started elsewhere; https:// before it where it speaks TLS")] = None,
          api_key: Annotated[str | None, typer.Option(envvar="MOESAIC_API_KEY")] = None,
          max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one answer  [default: 512]")] = None,
          temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
@@ -84,14 +123,16 @@ def chat(question: Annotated[str | None, typer.Argument(help="Ask this and end; 
     from cluster.cli.chat import GrpcChatClient, HttpChatClient, Limits, Message
     from cluster.cli.conversation import converse, print_answer, sendable
 
-    if address is None:
+    if address is not None:
+        address, trust = split_address(address)
+    else:
         running = read_state(state_dir or default_state_dir(), application)
         require_alive(running)
-        address = running.grpc_address if grpc else running.http_address
+        address, trust = running.grpc_address if grpc else running.http_address, running.trust
         if not address:
             raise NoClusterError(f"application {running.application!r} is still starting",
                                  fix="wait until `moesaic up` says where it answers")
-    client = GrpcChatClient(address, api_key) if grpc else HttpChatClient(address, api_key)
+    client = (GrpcChatClient if grpc else HttpChatClient)(address, api_key, trust)
     limits = Limits(max_tokens, temperature)
     if question is not None:
         answered = print_answer(console, client, [Message("user", sendable(question))], limits)
@@ -110,6 +151,21 @@ def down(application: Application = None, state_dir: StateDir = None) -> None:
     num_stopped = take_down(running, directory)
     how = f" ({num_stopped} processes)" if num_stopped else ": its processes had ended already"
     console.print(f"{running.application} is stopped" + (how if running.processes else ""), highlight=False)
+
+
+@app.command()
+def usage(by: Annotated[UsageBy, typer.Option(help="Add up so")] = UsageBy.TENANT,
+          since: Annotated[str | None, typer.Option(help="First day, as 2026-11-01, UTC  [default: all]")] = None,
+          until: Annotated[str | None, typer.Option(help="Last day  [default: today]")] = None,
+          form: Annotated[UsageFormat, typer.Option("--format")] = UsageFormat.TABLE,
+          config: Annotated[Path | None, typer.Option(help="Its access.database, and access.prices for a bill")] = None,
+          database: Database = None, state_dir: StateDir = None) -> None:
+    """Show what the owners of keys have used, and what it costs."""
+    from cluster.cli.usage_command import print_usage, usage_between
+
+    access = load_config(config).access if config is not None else AccessConfig()
+    found = usage_between(database or access.database, state_dir or default_state_dir(), by, since, until)
+    print_usage(console, found, by, access.prices, form)
 
 
 @app.command()
@@ -142,13 +198,33 @@ def plan(model: Annotated[Path, typer.Option(help="Folder with config.json, that
          even: Annotated[bool, typer.Option("--even", help="Place the same on every device")] = False,
          fast: Annotated[bool, typer.Option("--fast", help="Greedy instead of exact")] = False,
          as_json: Annotated[bool, typer.Option("--json")] = False,
-         html: Annotated[Path | None, typer.Option(help="Also write a page with pictures here")] = None) -> None:
+         html: Annotated[Path | None, typer.Option(help="Also write a page with pictures here")] = None,
+         trace: Annotated[Path | None, typer.Option(help="CSV of requests: simulate the autoscaler on it")] = None,
+         png: Annotated[Path | None, typer.Option(help="With --trace: also write its picture here")] = None) -> None:
     """Would the model fit on a cluster, where would its bytes be, how fast would it be? Starts nothing."""
-    from cluster.cli.plan_command import run_plan
+    from cluster.cli.plan_command import run_plan, run_trace
     from cluster.whatif.request import PlanRequest
 
     request = PlanRequest(model, cluster, batch, context, dtype, min_copies, max_batch_tokens, expert_load, even, fast)
+    if trace is not None:
+        run_trace(request, trace, console, as_json, html, png)
+        return
+    if png is not None:
+        raise ConfigError("--png draws what a trace does", fix="give --trace FILE too, or use --html")
     raise typer.Exit(0 if run_plan(request, console, as_json, html) else 1)
+
+
+@app.command()
+def fetch(path: Annotated[str, typer.Argument(help="hf://owner/name or modelscope://owner/name")],
+          revision: Annotated[str | None, typer.Option(help="Branch, tag or commit  [default: main]")] = None) -> None:
+    """Fetch a model into the hub's cache on this machine; every new file is compared with its hash. Prints its folder.
+    """
+    from cluster.device.model_store import locate_checkpoint
+
+    config = check_options(ModelConfig, {"path": path, "revision": revision}, "the command line", "model")
+    for part in ("facts", "all"):       # the first asks the hub which commit it is now
+        folder = locate_checkpoint(config, part, lambda line: notes.print(line, markup=False, highlight=False))
+    typer.echo(folder)
 
 
 @app.command()

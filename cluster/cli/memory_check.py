@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -76,15 +76,21 @@ def memory_checks(config: ServeConfig, args: ModelArgs, machine: Machine) -> Ite
                     "memory_budget, and this machine has no GPU", "state it, or run the doctor on a node of that pool")
         return
     yield _budgets(config, rules, machine)
+    if any(pool.least_replicas < pool.most_replicas for pool in config.pools) and config.group.members is None:
+        yield _sizes(config, rules, machine)
     if config.local_nodes:
         yield _local_nodes(config, rules, machine)
 
 
 def shards_of(config: ServeConfig, machine: Machine) -> list[MemberMemory]:
     """Return the memory of every shard, in the order in which the coordinator takes those that are there."""
+    return _shards(config, machine, {pool.name: pool.replicas for pool in config.pools})
+
+
+def _shards(config: ServeConfig, machine: Machine, num_of_pool: Mapping[str, int]) -> list[MemberMemory]:
     return [MemberMemory(pool.name, _budget(config, pool, machine) or 0,
                          machine.process_bytes if pool.device == "cpu" else 0)
-            for pool in _pool_of_shards(config)]
+            for pool in config.pools for _ in range(num_of_pool[pool.name])]
 
 
 def _budget(config: ServeConfig, pool: PoolConfig, machine: Machine) -> int | None:
@@ -110,6 +116,38 @@ def _budgets(config: ServeConfig, rules: PlanRules, machine: Machine) -> Check:
         return Check("memory budgets", Verdict.WARN, f"{found}; only just: a shard's process takes up to "
                      f"{_gib(machine.process_varies_bytes)} more than one like it took here", _fix(fit))
     return Check("memory budgets", Verdict.OK, found)
+
+
+def _sizes(config: ServeConfig, rules: PlanRules, machine: Machine) -> Check:
+    """Judge groups of all sizes that the pools allow: from which one the service starts, with what room for KV."""
+    fits = [members_fit(shards, rules) for shards in _groups(config, machine)]
+    enough = [fit for fit in fits if fit.is_enough]
+    if not enough:
+        return Check("group sizes", Verdict.FAIL, f"the {len(fits[-1].members)} shards of max_replicas cannot hold the "
+                     f"model: {_missing(fits[-1])}", "raise max_replicas, or memory_budget")
+    shown = {len(fit.members): fit for fit in (enough[0], enough[-1])}
+    found = f"starts from {len(enough[0].members)} shards; room for KV caches: " + ", ".join(
+        f"{_gib(_kv_room_bytes(fit))} of {num}" for num, fit in shown.items())
+    if not fits[0].is_enough:
+        return Check("group sizes", Verdict.WARN, f"the {len(fits[0].members)} shards of min_replicas cannot hold the "
+                     f"model: {_missing(fits[0])}; {found}", "raise min_replicas, or memory_budget")
+    return Check("group sizes", Verdict.OK, found)
+
+
+def _groups(config: ServeConfig, machine: Machine) -> Iterator[list[MemberMemory]]:
+    """Yield the groups from min_replicas to max_replicas, one pool growing after the other."""
+    nums = {pool.name: pool.least_replicas for pool in config.pools}
+    yield _shards(config, machine, nums)
+    for pool in config.pools:
+        while nums[pool.name] < pool.most_replicas:
+            nums[pool.name] += 1
+            yield _shards(config, machine, nums)
+
+
+def _kv_room_bytes(fit: MemoryFit) -> int:
+    """Return what the budgets leave for KV caches and states, where no expert has more copies than it must."""
+    least = sum(fit.demand.kv_cache_bytes for one in fit.members if one.takes_requests)
+    return sum(one.memory.budget_bytes for one in fit.members) - _needed_bytes(fit) + least
 
 
 def _local_nodes(config: ServeConfig, rules: PlanRules, machine: Machine) -> Check:

@@ -11,25 +11,23 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.reaching import Address, Application, StateDir, reached
 from cluster.cli.surroundings import console
-from cluster.launch.state_file import STATE_DIR_VARIABLE, default_state_dir, read_state
 from serving.errors import NotReadyError
 
 placement_app = typer.Typer(no_args_is_help=True, help="Which shard holds which experts; change it while requests run.")
 
-Application = Annotated[str | None, typer.Option(help="Which application, when several run")]
-StateDir = Annotated[Path | None, typer.Option(envvar=STATE_DIR_VARIABLE, help="Where running applications are noted")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object")]
 _POLL_S = 0.2
 
 
 @placement_app.command()
-def show(application: Application = None, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+def show(application: Application = None, as_json: AsJson = False, address: Address = None,
+         state_dir: StateDir = None) -> None:
     """Show the placement that runs, what was planned for it, and each member's share of the requests."""
     from cluster.cli.placement_view import placement_json, placement_view
-    from cluster.launch.cluster_client import ClusterClient
 
-    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+    with reached(application, state_dir, address) as client:
         found = client.placement()
     if as_json:
         typer.echo(placement_json(found))
@@ -38,12 +36,12 @@ def show(application: Application = None, as_json: AsJson = False, state_dir: St
 
 
 @placement_app.command()
-def history(application: Application = None, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+def history(application: Application = None, as_json: AsJson = False, address: Address = None,
+         state_dir: StateDir = None) -> None:
     """Show the changes of this epoch, the latest last."""
     from cluster.cli.placement_view import history_content, history_view
-    from cluster.launch.cluster_client import ClusterClient
 
-    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+    with reached(application, state_dir, address) as client:
         changes = client.placement().epoch.changes
     if as_json:
         typer.echo(json.dumps(history_content(changes)))
@@ -58,16 +56,15 @@ def apply(file: Annotated[Path | None, typer.Argument(
               help="Whoever repeats a call with the same id gets the same change; default: a new one")] = None,
           why: Annotated[str, typer.Option(help="Noted in the history")] = "asked for",
           timeout_s: Annotated[float, typer.Option(min=0, help="How long to wait for it; 0: not at all")] = 600.0,
-          application: Application = None, state_dir: StateDir = None) -> None:
+          application: Application = None, address: Address = None, state_dir: StateDir = None) -> None:
     """Change the placement between two steps; no request notices. Exit code 1 when the change failed, 2 when it runs
     still."""
     from cluster.cli.placement_view import history_view, read_placement
     from cluster.coordinator.client import CoordinatorUnavailableError
     from cluster.coordinator.placement_change import find
-    from cluster.launch.cluster_client import ClusterClient
 
     operation_id = operation_id or f"cli-{secrets.token_hex(4)}"
-    with ClusterClient.connected(read_state(state_dir or default_state_dir(), application)) as client:
+    with reached(application, state_dir, address) as client:
         placement = read_placement(file, client.placement().epoch) if file is not None else None
         change = client.change_placement(operation_id, why, placement)
         until_s = time.monotonic() + timeout_s

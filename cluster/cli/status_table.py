@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
@@ -11,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.shard_rows import ShardRow, messages, shard_rows, short_names
-from cluster.coordinator.view import ClusterStatus, PlacementStatus
+from cluster.coordinator.view import ClusterStatus, MembershipChange, PlacementStatus
 
+SHOWN_CHANGES = 5
 _COLOURS = {"ready": "green", "failed": "red"}
 
 
@@ -29,13 +32,35 @@ class StatusView:
         yield Text.assemble("group: ", health, f"   epoch: {number}" if number else "   no epoch yet")
         if view.why:
             yield Text(view.why, style="yellow")
+        if view.leaving:
+            yield Text(f"told to leave: {', '.join(view.leaving)}", style="yellow")
         yield _table_that_fits(shard_rows(status), console, options)
         for message in messages(status):
             yield Text(message, style="red")
+        yield from (Text(line) for line in _change_lines(status.membership_changes))
         for router in status.routers:
             yield Text(f"router {router.router_id} on {router.node_name}: HTTP at {router.http_address}, gRPC at "
                        f"{router.grpc_address}, {'ready' if router.is_ready else 'not ready'}, epoch "
                        f"{router.epoch_number}")
+
+
+def _change_lines(changes: Sequence[MembershipChange]) -> Iterator[str]:
+    """Yield a line for each of the latest changes of members, the newest last."""
+    for change in changes[-SHOWN_CHANGES:]:
+        if not change.epoch_after and not change.epoch_before:
+            continue                # the first start, which the lines above are about
+        when = time.strftime("%H:%M:%S", time.localtime(change.at_s))
+        who = f" {', '.join(change.shard_ids)}" if change.shard_ids and change.cause != "start" else ""
+        steps = [f"{name} {_duration(value)}" for name, value in (
+            ("detected", change.detected_ms), ("regrouped", change.regrouped_ms), ("loaded", change.loaded_ms),
+            ("resumed", change.resumed_ms)) if value is not None]
+        after = f"epoch {change.epoch_before} -> {change.epoch_after or '?'}"
+        moved = f"; moved: {', '.join(f'{num} {way}' for way, num in change.moved.items())}" if change.moved else ""
+        yield f"{when} {after}: {change.cause}{who}{' after: ' if steps else ''}{', '.join(steps)}{moved}"
+
+
+def _duration(num_ms: float) -> str:
+    return f"{num_ms:.0f} ms" if num_ms < 10_000 else f"{num_ms / 1e3:.1f} s"
 
 
 def _table_that_fits(rows: list[ShardRow], console: Console, options: ConsoleOptions) -> Table:

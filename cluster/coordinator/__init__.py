@@ -1,4 +1,4 @@
 """Observes the members, decides each epoch and each change of placement, tells everybody.
 
-May import: planner, planner.costs, planner.layer.
+May import: autoscaler, planner, planner.costs, planner.layer.
 """

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
-from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, RouterReport, View
+from cluster.coordinator.view import NOTHING, ClusterStatus, GroupPhase, PlacementStatus, Remembered, RouterReport, View
 from serving.engine.expert_load import ExpertLoad
 from serving.errors import ServingError
 from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
@@ -33,7 +33,9 @@ class CoordinatorUnavailableError(ServingError):
 class CoordinatorApi(Protocol):
     """`Coordinator` itself, or a handle to it in another process. Handles raise CoordinatorUnavailableError."""
 
-    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool: ...
+    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None,
+                     remembered: Remembered = NOTHING) -> bool: ...
+    async def forget_shard(self, shard_id: str) -> None: ...
     async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None: ...
     async def report_router(self, report: RouterReport) -> PlacementStatus | None: ...
     async def forget_router(self, router_id: str) -> None: ...
@@ -78,6 +80,7 @@ class ViewFollower:
 
     def __init__(self, coordinator: CoordinatorApi) -> None:
         self.view = View(GroupPhase.WAITING, None, "the coordinator has yet to answer")
+        self.remembered = NOTHING       # for a coordinator that begins, and so shows nothing
         self._coordinator = coordinator
         self._changed = asyncio.Event()
         self._key = ""
@@ -92,6 +95,8 @@ class ViewFollower:
                 continue
             if view.key != self._key:
                 self._key, self.view = view.key, view
+                if view.remembered != NOTHING:
+                    self.remembered = view.remembered
                 self._changed.set()
                 self._changed = asyncio.Event()
 

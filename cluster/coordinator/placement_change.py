@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cluster.planner.layer.error import PlacementError
 from model.placement import Placement
 from serving.link.epoch import Epoch, PlacementChange, PlannedPlacement, ShardStatus
 
@@ -131,8 +132,29 @@ def find(epoch: Epoch, operation_id: str) -> PlacementChange | None:
     return next((change for change in epoch.changes if change.operation_id == operation_id), None)
 
 
+def begun(epoch: Epoch, operation_id: str) -> PlacementChange | None:
+    """Return the change of this id that runs or is done. One that has failed may begin anew."""
+    known = find(epoch, operation_id)
+    return known if known is not None and known.state != "failed" else None
+
+
 def running_change(epoch: Epoch) -> PlacementChange | None:
     return next((change for change in epoch.changes if change.state == "running"), None)
+
+
+def refuse_late(epoch: Epoch, planned_for: Epoch) -> None:
+    """Raise PlacementError when another change is under way by now, or the group is another one."""
+    busy = running_change(epoch)
+    if busy is not None:
+        raise PlacementError(f"change {busy.operation_id} is under way", fix="wait until it is done")
+    if (epoch.number, epoch.revision) != (planned_for.number, planned_for.revision):
+        raise PlacementError("the group changed while the placement was planned", fix="try again")
+
+
+def ended_with(epoch: Epoch, detail: str) -> tuple[PlacementChange, ...]:
+    """Return the changes of an epoch that goes no further: one that runs has failed."""
+    return tuple(replace(change, state="failed", detail=detail, target=None) if change.state == "running" else change
+                 for change in epoch.changes)
 
 
 def _updated(epoch: Epoch, change: PlacementChange) -> Epoch:

@@ -6,9 +6,8 @@ command line, which import other files of this folder, do not plan.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cluster.coordinator.membership import GroupPlanned, GroupRules
+from cluster.coordinator.placement_change import ended_with
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.plan_rules import BestChange, PlanRules
 from model.arrays import FloatArray
@@ -21,8 +20,7 @@ def plan_members(members: tuple[Member, ...], rules: GroupRules, before: Epoch |
     from cluster.planner.group_plan import plan_group
 
     shard_ids = tuple(member.shard_id for member in members)
-    changes = tuple(replace(change, state="failed", detail="the epoch ended", target=None)
-                    if change.state == "running" else change for change in before.changes) if before else ()
+    changes = ended_with(before, "the epoch ended") if before else ()
     try:
         return GroupPlanned(shard_ids, plan_group(members, rules.plan, before), changes=changes)
     except PlacementError as error:

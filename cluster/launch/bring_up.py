@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import importlib
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.coordinator.client import CoordinatorUnavailableError
 from cluster.coordinator.view import ClusterStatus, RouterReport, ShardState
 from cluster.device.model_store import locate_checkpoint
 from cluster.device.node import PortTakenError, host_and_port, port_fault
 from cluster.launch.cluster_client import ClusterClient
+from cluster.launch.config_change import changes, what_to_do
+from cluster.launch.door_trust import DoorTrust
 from cluster.launch.local_nodes import LocalNodes
 from cluster.launch.process_marks import are_alive, end_process, mark_of, stop_processes
 from cluster.launch.state_file import (
@@ -38,6 +42,7 @@ from cluster.planner.memory_demand import min_kv_cache_bytes
 from serving.config import ServeConfig
 from serving.errors import ServingError
 from serving.served_model import read_served_model
+from serving.tls.identity import read_identity
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +98,7 @@ class BringUp:
         An error in the block undoes the start too.
         """
         judge_model(self._config)
+        judge_certificates(self._config)
         with only_starter(self._state_dir, self._config.application):
             self._refuse_conflicts()
             try:
@@ -119,12 +125,16 @@ class BringUp:
         if running is not None and are_alive(running.processes):
             require_alive(running)
             where = f", at {running.http_url}" if running.http_url else ""
+            with contextlib.suppress(CoordinatorUnavailableError, NoClusterError), \
+                    ClusterClient.connected(running) as client:
+                refuse_changes(client.running_config(), config)
             raise StartError(f"application {config.application!r} runs already{where}",
                              fix="stop it with `moesaic down`, or set `application` to another name")
-        for key, port in (("http_port", config.http_port), ("proxy_port", config.proxy_port)):
-            fault = port_fault(config.http_host, port)
+        for key, host, port in (("http_port", config.http_host, config.http_port),
+                                ("proxy_port", config.proxy_host, config.proxy_port)):
+            fault = port_fault(host, port)
             if fault is not None:
-                raise PortTakenError(f"nothing can listen at {host_and_port(config.http_host, port)}: {fault}",
+                raise PortTakenError(f"nothing can listen at {host_and_port(host, port)}: {fault}",
                                      fix=f"set {key} to a port that is free, or http_host to an address of this "
                                          "machine")
 
@@ -146,8 +156,18 @@ class BringUp:
         self._deploys_anew = not self._client.is_deployed()
         if self._deploys_anew:
             self._save()        # before the first trace of it
-        self._client.deploy(self._config)
+        if self._deploys_anew or not self._is_as_configured():
+            self._client.deploy(self._config)
         self._save()
+
+    def _is_as_configured(self) -> bool:
+        """Return whether the application runs with this config; one that does not answer is deployed anew. Raises
+        StartError for one that runs with another."""
+        try:
+            refuse_changes(self._client.running_config(), self._config)
+        except CoordinatorUnavailableError:
+            return False
+        return True
 
     def _start_other_nodes(self) -> None:
         def started(name: str) -> None:
@@ -164,6 +184,9 @@ class BringUp:
                 if self._node_errors:
                     raise StartError(f"a Ray node did not start: {self._node_errors[0]}",
                                      fix=f"see the logs in {self._local.log_dir}") from self._node_errors[0]
+                if latest.error is not None:
+                    raise StartError(f"the application could not be followed: {latest.error!r}",
+                                     fix=self._where_logs()) from latest.error
                 if latest.failure:
                     raise StartError(f"the application could not be deployed: {latest.failure}", fix=self._where_logs())
                 if latest.status is not None:
@@ -197,7 +220,7 @@ class BringUp:
                               http_url(config, router.http_address) if router else "",
                               config.model.served_name, router.grpc_address if router else "",
                               self._local.log_dir if is_local else "", self._local.marks() if is_local else (),
-                              self._starter)
+                              self._starter, config.tls.certificate if config.tls else "")
 
     def _save(self) -> None:
         """Note what is known. Both threads call it: the earlier must not overwrite what the later one knows."""
@@ -220,12 +243,28 @@ class BringUp:
         self._client.disconnect()
 
 
+def judge_certificates(config: ServeConfig) -> None:
+    """Raise ConfigError now for what every router and shard would raise later. Files that are not on this machine are
+    the nodes'."""
+    for option, files in config.certificates.items():
+        if config.local_nodes or Path(files.certificate).is_file():
+            read_identity(files, option)
+
+
 def judge_model(config: ServeConfig) -> None:
     """Raise now what every router would raise minutes later. A folder that only the cluster's nodes see is theirs."""
     is_here = (Path(config.model.path).expanduser() / "config.json").is_file()
     if config.local_nodes or is_here:
         served = read_served_model(locate_checkpoint(config.model, "facts"), config.model)
         min_kv_cache_bytes(served.args, config)
+
+
+def refuse_changes(running: ServeConfig, given: ServeConfig) -> None:
+    """Raise StartError when a service that runs is given another config: its members must all compute by one."""
+    changed = changes(running, given)
+    if changed:
+        raise StartError(f"application {given.application!r} runs already, with another config: "
+                         f"{'; '.join(map(str, changed))}", fix=what_to_do(changed))
 
 
 def undo_start(state_dir: Path, application: str, starter_pid: int) -> None:
@@ -255,7 +294,8 @@ def take_down(running: RunningCluster, state_dir: Path) -> int:
 
 
 def http_url(config: ServeConfig, http_address: str) -> str:
-    return f"http://{http_address}{config.route_prefix.rstrip('/')}"
+    scheme = "https" if config.tls else "http"
+    return f"{scheme}://{http_address}{config.route_prefix.rstrip('/')}"
 
 
 def first_router(status: ClusterStatus) -> RouterReport | None:
@@ -266,17 +306,23 @@ def first_router(status: ClusterStatus) -> RouterReport | None:
 def answers(config: ServeConfig, status: ClusterStatus) -> bool:
     """Return whether clients get answers: all routers say so, or one does that is asked. Those on other nodes may have
     addresses that only their nodes reach."""
-    return status.is_ready or any(_is_healthy(http_url(config, router.http_address)) for router in status.routers)
+    return status.is_ready or any(_is_healthy(config, router.http_address) for router in status.routers)
 
 
 def _port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def _is_healthy(url: str) -> bool:
+def _is_healthy(config: ServeConfig, http_address: str) -> bool:
     """Ask /health once."""
-    host = urlsplit(url)
-    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=2.0)
+    host = urlsplit(http_url(config, http_address))
+    name, port, timeout_s = host.hostname or "", host.port, 2.0
+    try:
+        connection = http.client.HTTPConnection(name, port, timeout=timeout_s) if config.tls is None else \
+            http.client.HTTPSConnection(name, port, timeout=timeout_s,
+                                        context=DoorTrust(config.tls.certificate).context())
+    except ssl.SSLError:        # the file holds no certificate
+        return False
     try:
         connection.request("GET", f"{host.path}/health")
         return connection.getresponse().status == 200

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from cluster.coordinator.client import CoordinatorUnavailableError
+from cluster.coordinator.leaving import Drain
+from cluster.coordinator.pool_scale import PoolScale
 from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, View
 from cluster.launch.failure_text import first_error
 from cluster.launch.interruption import signals_kept
@@ -29,6 +31,7 @@ ANSWER_TIMEOUT_S = 5.0
 PLAN_TIMEOUT_S = 300.0      # exact plans of many different layers
 _FAILURE_EVERY = 3
 _CONTROLLER_POLL_S = 0.05
+_SERVE_LOGGER = "ray.serve"
 
 
 def _require_answer(address: str | None) -> None:
@@ -82,6 +85,7 @@ class Latest:
 
     status: ClusterStatus | None = None
     failure: str = ""               # why Serve gave the application up
+    error: Exception | None = None  # that ended the poller
 
     @property
     def is_ready(self) -> bool:
@@ -98,7 +102,8 @@ class ClusterClient:
     @staticmethod
     @contextlib.contextmanager
     def connected(running: RunningCluster) -> Iterator[ClusterClient]:
-        """Yield a client of an application that was started here. Raises NoClusterError, at once when it is gone.
+        """Yield a client of an application; without its name of the only one there. Raises NoClusterError, at once when
+        it is gone.
 
         Ray writes what its nodes say to the standard output of whoever is connected, where JSON may be awaited.
         """
@@ -107,6 +112,7 @@ class ClusterClient:
         with contextlib.redirect_stdout(sys.stderr):
             try:
                 client.connect(None if running.address == "auto" else running.address)
+                client.choose_application()
                 yield client
             finally:
                 client.disconnect()
@@ -127,13 +133,15 @@ class ClusterClient:
                                  fix="look at `ray status` and its logs") from error
         import ray.serve  # sets up its logger
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger(_SERVE_LOGGER).setLevel(logging.WARNING)
 
     def disconnect(self) -> None:
         """End the connection. What runs on the cluster goes on."""
         import ray
 
         if ray.is_initialized():
+            # Serve's handles still wait for answers that nobody needs; Ray's end is an error to them, with a traceback.
+            logging.getLogger(_SERVE_LOGGER).setLevel(logging.CRITICAL)
             ray.shutdown()
 
     def deploy(self, config: ServeConfig) -> None:
@@ -144,13 +152,29 @@ class ClusterClient:
 
         # Nodes on one machine have one set of ports.
         location = "HeadOnly" if config.local_nodes else "EveryNode"
-        options = {"host": config.http_host, "port": config.proxy_port}
+        options = {"host": config.proxy_host, "port": config.proxy_port}
         # serve.start() waits for the HTTP proxy. The application need not: its replicas can start beside it.
         starting = _in_thread(lambda: serve.start(proxy_location=location, http_options=options))
         _wait_for_controller(starting)
-        serve.run_many([serve.RunTarget(build(config), config.application, config.route_prefix)],
+        serve.run_many([serve.RunTarget(build(config), config.application, config.route_prefix,
+                                        external_scaler_enabled=True)],
                        wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         starting.result()
+
+    def choose_application(self) -> None:
+        """Take the only application of ours that Serve has, where none was named. Raises NoClusterError."""
+        if self._application:
+            return
+        from ray import serve
+
+        from cluster.app import COORDINATOR
+
+        names = sorted(name for name, application in serve.status().applications.items()
+                       if COORDINATOR in application.deployments)
+        if len(names) != 1:
+            raise NoClusterError(f"the Ray cluster has {len(names)} applications of Moesaic: {', '.join(names) or '-'}",
+                                 fix="say which with --application" if names else "deploy one: moesaic up CONFIG")
+        self._application = names[0]
 
     def is_deployed(self) -> bool:
         """Return True when Serve has this application now."""
@@ -177,6 +201,10 @@ class ClusterClient:
         """See Coordinator.watch. Raises CoordinatorUnavailableError."""
         return cast(View, self._ask("watch", seen_key, timeout_s))
 
+    def running_config(self) -> ServeConfig:
+        """Return what the application was deployed with. Raises CoordinatorUnavailableError."""
+        return cast(ServeConfig, self._ask("running_config"))
+
     def placement(self) -> PlacementStatus:
         """Return the placement that runs. Raises CoordinatorUnavailableError, NotReadyError."""
         return cast(PlacementStatus, self._ask("placement"))
@@ -185,6 +213,14 @@ class ClusterClient:
         """See Coordinator.change_placement. Raises CoordinatorUnavailableError, PlacementError, NotReadyError."""
         return cast(PlacementChange, self._ask("change_placement", operation_id, why, placement,
                                                timeout_s=PLAN_TIMEOUT_S))
+
+    def drain(self, target: str, operation_id: str) -> Drain:
+        """See Coordinator.drain. Raises CoordinatorUnavailableError, PlacementError."""
+        return cast(Drain, self._ask("drain", target, operation_id, timeout_s=PLAN_TIMEOUT_S))
+
+    def scale(self, pool: str, num: int, shard_id: str | None) -> PoolScale:
+        """See Coordinator.scale. Raises CoordinatorUnavailableError, PlacementError."""
+        return cast(PoolScale, self._ask("scale", pool, num, shard_id))
 
     def _ask(self, method: str, *arguments: object, timeout_s: float = CALL_TIMEOUT_S) -> object:
         from ray import serve
@@ -196,7 +232,7 @@ class ClusterClient:
         try:
             handle = serve.get_deployment_handle(COORDINATOR, self._application)
             return cast(object, getattr(handle, method).remote(*arguments).result(timeout_s=timeout_s))
-        except (TimeoutError, RayError, RayServeException) as error:
+        except (TimeoutError, KeyError, RayError, RayServeException) as error:      # KeyError: Serve has yet to make it
             cause = getattr(error, "cause", None)
             if isinstance(cause, ServingError):     # what the coordinator itself says
                 raise cause from None
@@ -207,13 +243,19 @@ class ClusterClient:
     def polling(self) -> Iterator[Latest]:
         """Follow the coordinator in a thread while the block runs, without taking much from what starts beside it."""
         latest, ended = Latest(), threading.Event()
-        thread = threading.Thread(target=self._poll, args=(latest, ended), name="status", daemon=True)
+        thread = threading.Thread(target=self._poll_or_tell, args=(latest, ended), name="status", daemon=True)
         thread.start()
         try:
             yield latest
         finally:
             ended.set()
             thread.join(CALL_TIMEOUT_S)
+
+    def _poll_or_tell(self, latest: Latest, ended: threading.Event) -> None:
+        try:
+            self._poll(latest, ended)
+        except Exception as error:
+            latest.error = error
 
     def _poll(self, latest: Latest, ended: threading.Event) -> None:
         key, num_asked = "", 0

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock, Timeout
 
+from cluster.device.state_dir import STATE_DIR_VARIABLE
+from cluster.launch.door_trust import DoorTrust
 from cluster.launch.process_marks import ProcessMark, process_of
 from serving.errors import ServingError
 
-STATE_DIR_VARIABLE = "MOESAIC_STATE_DIR"
 _OTHER_FOLDER = f"name a folder that you can write to: --state-dir FOLDER, or {STATE_DIR_VARIABLE}"
 
 
@@ -44,15 +44,17 @@ class RunningCluster:
     log_dir: str = ""
     processes: tuple[ProcessMark, ...] = ()     # of local nodes; none when the Ray cluster was there before
     starter: ProcessMark | None = None      # the `moesaic up` that brings it up; ends when the service answers
+    certificate: str = ""                   # file of its doors' certificate; "": they are plain
 
     @property
     def http_address(self) -> str:
         """Return host:port, and the route prefix if there is one."""
-        return self.http_url.removeprefix("http://")
+        return self.http_url.partition("://")[2]
 
-
-def default_state_dir() -> Path:
-    return platformdirs.user_state_path("moesaic")
+    @property
+    def trust(self) -> DoorTrust | None:
+        """Return how its doors are known; None: they are plain."""
+        return DoorTrust(self.certificate) if self.certificate else None
 
 
 def write_state(cluster: RunningCluster, state_dir: Path) -> None:
@@ -94,7 +96,7 @@ def _parse(content: bytes) -> RunningCluster:
     starter = fields.pop("starter", None)
     cluster = RunningCluster(**fields, processes=marks, starter=starter and ProcessMark(**starter))
     texts = (cluster.application, cluster.address, cluster.http_url, cluster.model, cluster.grpc_address,
-             cluster.log_dir)
+             cluster.log_dir, cluster.certificate)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is not a text")
     return cluster

@@ -6,7 +6,7 @@ It loads SciPy: who does not plan imports plan_rules, memory_plan or measured_pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from cluster.planner.layer.problem import Holders
 from cluster.planner.memory_plan import MemberMemory, RunningMembers
 from cluster.planner.placement import member_costs, plan_placement, predict_running, surviving_holders
 from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
-from cluster.planner.plan_rules import BestChange, PlanRules
+from cluster.planner.plan_rules import BestChange, PlanRules, lacks_copies
 from model.arrays import FloatArray
 from model.placement import ExpertRate, Placement
 from serving.link.epoch import DeviceProfile, Epoch, Member, PlanFigures, PlannedPlacement, RequestShare
@@ -29,37 +29,42 @@ PLAN_TIME_S = 10.0          # of the exact solver, at most, for all layers toget
 def plan_group(members: Sequence[Member], rules: PlanRules, before: Epoch | None = None) -> PlannedPlacement:
     """Plan placement and shares for members that start, in the order of their ranks. Raises PlacementError.
 
-    Members that were in the epoch `before` keep what they held, as far as that is not much worse: then little is
-    loaded, and the answer is there at once.
+    Members that were in the epoch `before` keep their roles and what they held, as far as that is not much worse: then
+    little is loaded, sequences stay, and the answer is there at once.
     """
     shard_ids = [member.shard_id for member in members]
     old_ids = [member.shard_id for member in before.members] if before else []
-    previous = None
-    if before is not None and set(old_ids) & set(shard_ids) and rules.config.policy != "even":
-        previous = surviving_holders(before.placement, old_ids, shard_ids)
-    plan = _plan(members, group_costs(members, rules, None), rules, previous)
+    if before is None or not set(old_ids) & set(shard_ids) or rules.config.policy == "even":
+        plan = _plan(members, group_costs(members, rules, None), rules, _Before())
+    else:
+        ranks = [before.rank_of(shard_id) for shard_id in shard_ids]
+        kept_roles = tuple(None if rank is None else before.takes_requests(rank) for rank in ranks)
+        holders = surviving_holders(before.placement, old_ids, shard_ids)
+        plan = _plan(members, group_costs(members, rules, None), rules, _Before(holders, kept_roles))
     return PlannedPlacement(plan.placement, plan.shares, _figures(rules, plan.prediction, plan.bound_s, plan.solver))
 
 
 def best_change(epoch: Epoch, rules: PlanRules, load_LE: FloatArray | None, slots: tuple[int, ...]) -> BestChange:
     """Find what the running members can change to. Raises PlacementError.
 
-    Where what runs is as good, nothing need be moved: only the rates are new.
+    Where what runs is as good, has its copies and fits, nothing need be moved: only the rates are new.
     load_LE: rows counted by layer and expert, None when nothing is known. slots: copies that each member has room for.
     """
     costs = group_costs(epoch.members, rules, load_LE)
     running = predict_running(costs, epoch.placement, epoch.shares)
     takes_requests = tuple(epoch.takes_requests(rank) for rank in range(len(epoch.members)))
-    plan = _plan(epoch.members, costs, rules, epoch.placement.holders, RunningMembers(takes_requests, slots))
+    before = _Before(epoch.placement.holders, running=RunningMembers(takes_requests, slots))
+    plan = _plan(epoch.members, costs, rules, before)
     slowdown = slowdown_of_rates(costs, epoch.placement, epoch.shares, plan.placement.rates)
-    if plan.prediction.step_s < running.step_s:
+    fits = all(epoch.placement.num_experts_of(rank) <= room for rank, room in enumerate(slots))
+    if plan.prediction.step_s < running.step_s or lacks_copies(epoch, rules) or not fits:
         figures = _figures(rules, plan.prediction, plan.bound_s, plan.solver)
         target = PlannedPlacement(plan.placement, plan.shares, figures)
     else:
         figures = _figures(rules, running, min(plan.bound_s, running.step_s),
                            epoch.figures.solver if epoch.figures else plan.solver)
         target = PlannedPlacement(replace(plan.placement, holders=epoch.placement.holders), epoch.shares, figures)
-    return BestChange(running.step_s * slowdown, target)
+    return BestChange(running.step_s * slowdown, target, lacks_copies(epoch, rules))
 
 
 def slowdown_of_rates(costs: StepCosts, placement: Placement, shares: Sequence[RequestShare],
@@ -105,12 +110,23 @@ def group_costs(members: Sequence[Member], rules: PlanRules, load_LE: FloatArray
     return member_costs(rules.args, rules.dtype_bytes, _planned_members(members), workload)
 
 
-def _plan(members: Sequence[Member], costs: StepCosts, rules: PlanRules, previous: Sequence[Holders] | None,
-          running: RunningMembers | None = None) -> PlacementPlan:
-    is_replan = previous is not None and running is None
-    options = PlanOptions(policy=rules.config.policy, min_copies=rules.num_copies(len(members)), exact=not is_replan,
-                          time_limit_s=PLAN_TIME_S, running=running)
-    return plan_placement(costs, _planned_members(members), rules.demand, rules.max_batch_tokens, options, previous)
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What is there already, by rank of the members that are planned for."""
+
+    holders: Sequence[Holders] | None = None
+    kept_roles: tuple[bool | None, ...] = ()
+    running: RunningMembers | None = None
+
+
+def _plan(members: Sequence[Member], costs: StepCosts, rules: PlanRules, before: _Before) -> PlacementPlan:
+    is_replan = before.holders is not None and before.running is None
+    num_holders = sum(slots > 0 for slots in before.running.slots_M) if before.running else len(members)
+    options = PlanOptions(policy=rules.config.policy, min_copies=rules.num_copies(max(1, num_holders)),
+                          exact=not is_replan, time_limit_s=PLAN_TIME_S, kept_roles=before.kept_roles,
+                          running=before.running)
+    return plan_placement(costs, _planned_members(members), rules.demand, rules.max_batch_tokens, options,
+                          before.holders)
 
 
 def _figures(rules: PlanRules, prediction: StepPrediction, bound_s: float, solver: str) -> PlanFigures:

@@ -41,6 +41,10 @@ def choose_local(planner: MemoryPlanner) -> LocalFit | None:
         step_s = max(costs.own_rows_s(rank, rows) + costs.all_own_experts_s(rank, rows)
                      for rank, rows in enumerate(rows_M))
         fit = LocalFit(takes, rows_M, bound_s * BOUND_PART, step_s * planner.steps_for_all_rows(sum(max_rows_M)))
-        if best is None or fit.effective_s < best.effective_s:
+        if best is None or _worth(planner, fit) < _worth(planner, best):
             best = fit
     return best
+
+
+def _worth(planner: MemoryPlanner, fit: LocalFit) -> float:
+    return fit.effective_s * planner.role_penalty(fit.takes_requests)

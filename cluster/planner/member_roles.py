@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,22 +24,39 @@ WORTH_A_MEMBER = 1.001      # a member without which the step is no longer than 
 
 
 def choose_roles(planner: MemoryPlanner) -> RoleFit:
-    """Start with everything that fits, then take away what makes the predicted step longer, the worst first.
+    """Choose the best roles; those of members that run already stay where that costs little.
 
     There is room by memory_fit: that was asked before.
+    """
+    free = _search(replace(planner, kept_roles=()))
+    assert free is not None, "memory_fit says that the members have room"
+    kept = _search(planner) if planner.role_penalty(free.roles.takes_requests) > 1 else None
+    if kept is None:
+        return free
+    probability_E = mean_probability(planner.costs)
+    return min((free, kept), key=lambda fit: (estimate_step(planner, fit, probability_E)
+                                              * planner.role_penalty(fit.roles.takes_requests)))
+
+
+def _search(planner: MemoryPlanner) -> RoleFit | None:
+    """Start with everything that fits, then take away what makes the predicted step longer, the worst first.
+
+    Kept roles stay whatever they cost; None when nothing fits with them.
     An exchange costs whoever takes part in it, so several may have to leave before any of it is saved: the start is
     also tried with some members alone.
     """
     probability_E = mean_probability(planner.costs)
     ranks = range(len(planner.memories))
     fit = _first_fit(planner, ranks)
-    assert fit is not None, "memory_fit says that the members have room"
+    if fit is None:
+        return None
     now = (fit, estimate_step(planner, fit, probability_E))
     starts = (_first_fit(planner, some) for some in _some_members(planner, probability_E))
     now = _best_of(planner, now, [(one, 1.0) for one in starts if one is not None], probability_E)
     while True:
         fewer = ((planner.fit(roles), limit) for roles, limit in _fewer(planner, now[0].roles))
-        better = _best_of(planner, now, [(one, limit) for one, limit in fewer if one is not None], probability_E)
+        options = [(one, limit) for one, limit in fewer if one is not None and one.roles != now[0].roles]
+        better = _best_of(planner, now, options, probability_E)
         if better is now:
             return now[0]
         now = better

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from cluster.planner.memory_plan import MemoryDemand
 from model.args import ModelArgs
-from model.memory import expert_bytes, kv_block_bytes, shared_bytes, state_slot_bytes
-from serving.config import ConfigError, SchedulerConfig, ServeConfig
+from model.kernels.limits import MAX_GATHERED_ROWS
+from model.memory import PAIR_BYTES, expert_bytes, kv_block_bytes, shared_bytes, state_slot_bytes
+from serving.config import ConfigError, ServeConfig
 from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MIN_CONTEXT_TOKENS = 2048       # a member that cannot cache so many (or the model's whole context) is no use
-PROCESS_GROWTH_BYTES = 48 << 20     # threads' stacks and arenas, gRPC, the store and pairs of the process group
+PROCESS_GROWTH_BYTES = 64 << 20     # stacks and arenas of threads, gRPC, the process group, what output formats need
 
 
 def memory_demand(args: ModelArgs, config: ServeConfig, num_members: int) -> MemoryDemand:
@@ -19,7 +20,7 @@ def memory_demand(args: ModelArgs, config: ServeConfig, num_members: int) -> Mem
         num_moe_layers=args.num_moe_layers, num_experts=args.num_experts,
         expert_bytes=expert_bytes(args, dtype_bytes), shared_bytes=shared_bytes(args, dtype_bytes),
         kv_cache_bytes=min_kv_cache_bytes(args, config),
-        buffer_bytes=buffer_bytes(args, config.scheduler, num_members, dtype_bytes))
+        buffer_bytes=buffer_bytes(args, config, num_members))
 
 
 def max_model_len(args: ModelArgs, config: ServeConfig) -> int:
@@ -58,12 +59,13 @@ def min_kv_cache_bytes(args: ModelArgs, config: ServeConfig) -> int:
     return sequence_bytes(args, num_blocks * block_size, DTYPE_BYTES[config.model.dtype])
 
 
-def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, dtype_bytes: int) -> int:
+def buffer_bytes(args: ModelArgs, config: ServeConfig, num_members: int) -> int:
     """Return the bytes above weights and KV cache: the larger of what a step and what loading needs, and growth.
 
     A step at its worst: every member computes a full batch and every row comes to one member's experts.
     Loading holds the largest tensor as it was read and, in another dtype than the checkpoint's, converted.
     """
+    scheduler, dtype_bytes = config.scheduler, DTYPE_BYTES[config.model.dtype]
     num_rows = scheduler.max_batch_tokens * num_members * max(1, args.num_experts_per_tok)
     rows = num_rows * (3 * args.hidden_size + args.moe_intermediate_size) * dtype_bytes
     gated = args.num_heads if args.gated_attention else 0
@@ -75,4 +77,17 @@ def buffer_bytes(args: ModelArgs, scheduler: SchedulerConfig, num_members: int, 
     logits = scheduler.max_running_requests * args.vocab_size * 4 * 2
     stored_bytes = DTYPE_BYTES[args.dtype]
     loading = args.vocab_size * args.hidden_size * (stored_bytes + (dtype_bytes if stored_bytes != dtype_bytes else 0))
-    return max(rows + local + logits, loading) + PROCESS_GROWTH_BYTES
+    return max(rows + local + logits, loading) + exchange_bytes(args, config, num_members) + PROCESS_GROWTH_BYTES
+
+
+def exchange_bytes(args: ModelArgs, config: ServeConfig, num_members: int) -> int:
+    """Return what a CPU member keeps to exchange rows by the transport; 0 where no member computes on a CPU.
+
+    The rings that it shares with each other member, were all of them on its machine, and the rows of a gather in C:
+    those that arrived, for experts, their outputs, and those that leave.
+    """
+    if num_members == 1 or config.group.backend == "gloo" or all(pool.device != "cpu" for pool in config.pools):
+        return 0
+    num_rows = min(config.scheduler.max_batch_tokens * num_members, MAX_GATHERED_ROWS)
+    gathered = 4 * num_rows * max(1, args.num_experts_per_tok) * args.hidden_size * DTYPE_BYTES[config.model.dtype]
+    return (num_members - 1) * PAIR_BYTES + gathered

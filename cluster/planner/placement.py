@@ -24,6 +24,7 @@ from model.args import ModelArgs
 from model.placement import Placement
 from serving.link.epoch import RequestShare
 
+LEAST_KEPT_ROWS = 1e-3      # of a step, on a member that takes requests already: its role stays, little comes to it
 WORTH_ALL_EXPERTS = 0.998   # every expert on every member must make the step this much shorter
 
 
@@ -40,7 +41,8 @@ def plan_placement(costs: StepCosts, members: Sequence[PlannedMember], demand: M
     `previous`: the holders of now, by rank of the same members; () for an expert that was lost.
     """
     _check_members(members, options)
-    planner = MemoryPlanner(costs, demand, tuple(member.memory for member in members), options.min_copies)
+    planner = MemoryPlanner(costs, demand, tuple(member.memory for member in members), options.min_copies,
+                            options.running.takes_requests if options.running else options.kept_roles)
     if previous is not None:
         _check_previous(previous, costs.args, len(members))
     if options.running is None or options.policy == "even":
@@ -54,7 +56,8 @@ def plan_placement(costs: StepCosts, members: Sequence[PlannedMember], demand: M
         return result
     local = choose_local(planner)
     result_s = result.prediction.step_s * planner.steps_for_all_rows(result.kv_rows)
-    if local is None or local.effective_s >= result_s * WORTH_ALL_EXPERTS:
+    if local is None or (local.effective_s * planner.role_penalty(local.takes_requests)
+                         >= result_s * planner.role_penalty(result.takes_requests) * WORTH_ALL_EXPERTS):
         return result
     return _finish(members, planner, local_layers(planner, local, result.solver), max_batch_tokens, previous)
 
@@ -88,7 +91,7 @@ def _finish(members: Sequence[PlannedMember], planner: MemoryPlanner, layers: Pl
                           None if is_even else collective_bytes([member.profile for member in members]))
     copies = [placement.num_experts_of(rank) for rank in range(len(members))]
     max_rows_M = planner.max_rows(layers.takes_requests, copies)
-    rows_M = layers.rows_M or share_rows(costs, layers.takes_requests, max_rows_M)[0].tolist()
+    rows_M = layers.rows_M or _shared_rows(planner, layers.takes_requests, max_rows_M)
     shares = request_shares(rows_M, max_batch_tokens)
     plans = tuple(
         MemberPlan(member.name, share, memory_use(member.memory, planner.demand, count, share.fraction > 0), count)
@@ -102,6 +105,14 @@ def _finish(members: Sequence[PlannedMember], planner: MemoryPlanner, layers: Pl
                 for layer, of_layer in enumerate(layers.holders) for expert, ranks in enumerate(of_layer))
     return PlacementPlan(placement, layers.splits, plans, prediction, bound_s, sum(max_rows_M),
                          moved * planner.demand.expert_bytes, layers.solver)
+
+
+def _shared_rows(planner: MemoryPlanner, takes_requests: Sequence[bool], max_rows_M: Sequence[float]) -> list[float]:
+    """Share out the step's rows. Who runs and takes requests takes some: without any its role would be another."""
+    rows_M = share_rows(planner.costs, takes_requests, max_rows_M)[0].tolist()
+    kept_roles = planner.kept_roles or (None,) * len(rows_M)
+    return [max(rows, LEAST_KEPT_ROWS) if takes and kept else rows
+            for rows, takes, kept in zip(rows_M, takes_requests, kept_roles, strict=True)]
 
 
 def _check_members(members: Sequence[PlannedMember], options: PlanOptions) -> None:

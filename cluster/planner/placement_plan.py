@@ -29,6 +29,7 @@ class PlanOptions:
     min_copies: int = 1                         # members that every expert is on, at least
     exact: bool = True                          # False: in well under a second, for replans
     time_limit_s: float = 30.0                  # of the exact solver, for all layers together
+    kept_roles: tuple[bool | None, ...] = ()    # who runs and takes requests or not; None: does not run; (): nobody
     running: RunningMembers | None = None       # None: nothing runs yet, so roles and room are the planner's choice
 
 
@@ -55,6 +56,10 @@ class PlacementPlan:
     @property
     def ratio(self) -> float:
         return self.prediction.step_s / self.bound_s
+
+    @property
+    def takes_requests(self) -> tuple[bool, ...]:
+        return tuple(share.fraction > 0 for share in self.shares)
 
     @property
     def shares(self) -> tuple[RequestShare, ...]:

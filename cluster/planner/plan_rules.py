@@ -11,7 +11,7 @@ from cluster.planner.memory_demand import DTYPE_BYTES, memory_demand
 from cluster.planner.memory_plan import MemoryDemand
 from model.args import ModelArgs
 from serving.config import PlacementConfig, ServeConfig
-from serving.link.epoch import PlannedPlacement
+from serving.link.epoch import Epoch, PlannedPlacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,13 @@ class BestChange:
 
     running_s: float
     target: PlannedPlacement
+    restores_copies: bool = False   # experts that run have fewer than they should: members that held some are gone
+
+
+def lacks_copies(epoch: Epoch, rules: PlanRules) -> bool:
+    """Return whether an expert that runs has fewer copies than it should."""
+    wanted = rules.num_copies(len(epoch.members))
+    return any(len(ranks) < wanted for layer in epoch.placement.holders for ranks in set(layer))
 
 
 def plan_rules(args: ModelArgs, config: ServeConfig) -> PlanRules:

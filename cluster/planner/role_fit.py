@@ -14,6 +14,7 @@ from cluster.planner.memory_demand import sequence_bytes
 from cluster.planner.memory_plan import MemberMemory, MemoryDemand, free_bytes, max_slots
 from cluster.planner.request_shares import share_rows
 
+WORTH_A_ROLE_CHANGE = 1.1   # a step that is so many times as long is better than to reload a member in another role
 KV_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)      # of the KV cache that the workload asks for: the most that leaves room
 
 
@@ -29,6 +30,11 @@ class Roles:
 
     def without_anything(self, rank: int) -> Roles:
         return Roles(_off(self.takes_requests, rank), _off(self.holds_experts, rank))
+
+    def with_kept(self, kept_roles: Sequence[bool | None]) -> Roles:
+        """Return the roles where who runs takes requests as before; None: does not run yet."""
+        return self if not kept_roles else replace(self, takes_requests=tuple(
+            takes if kept is None else kept for takes, kept in zip(self.takes_requests, kept_roles, strict=True)))
 
 
 def _off(flags: tuple[bool, ...], rank: int) -> tuple[bool, ...]:
@@ -52,6 +58,13 @@ class MemoryPlanner:
     demand: MemoryDemand
     memories: tuple[MemberMemory, ...]
     min_copies: int
+    kept_roles: tuple[bool | None, ...] = ()    # who takes requests already; None: does not run yet; (): nobody runs
+
+    def role_penalty(self, takes_requests: Sequence[bool]) -> float:
+        """Return by what to multiply the time of a step with these roles: a running member in a new one reloads."""
+        changes = (kept is not None and kept != takes
+                   for kept, takes in zip(self.kept_roles, takes_requests, strict=bool(self.kept_roles)))
+        return WORTH_A_ROLE_CHANGE if any(changes) else 1.0
 
     @property
     def num_wanted(self) -> int:
@@ -73,7 +86,11 @@ class MemoryPlanner:
         return [max(0, one) / per_row if takes else 0.0 for one, takes in zip(left, takes_requests, strict=True)]
 
     def fit(self, roles: Roles) -> RoleFit | None:
-        """Find the slots with the largest of KV_PARTS that leaves room for the experts. None: none does."""
+        """Find the slots with the largest of KV_PARTS that leaves room for the experts. None: none does.
+
+        Kept roles stay.
+        """
+        roles = roles.with_kept(self.kept_roles)
         if not any(roles.takes_requests):
             return None
         wanted_M, _ = share_rows(self.costs, roles.takes_requests,

@@ -12,11 +12,13 @@ from cluster.shard.loaded_model import LoadedModel
 from cluster.shard.process_group import ProcessGroup
 from cluster.shard.work_meter import WorkMeter
 from model.dispatch.dispatcher import Dispatcher
+from model.errors import GrammarError
 from model.kernels.protocol import ExpertWeights
 from model.runner import Runner
 from model.step import StepHeader, StepPlan, StepResult, StepStats
 from serving.engine.agreement import Agreement
 from serving.engine.expert_load import ExpertLoadCounter
+from serving.engine.request import Submission
 from serving.link.epoch import Epoch
 
 
@@ -63,6 +65,14 @@ class GroupExecutor:
         self._settled = asyncio.Event()     # neither an agreement nor a switch is under way
         self._settled.set()
         counters.loads.use(epoch.placement, group.rank)
+
+    async def prepare(self, submission: Submission) -> None:
+        grammars = self._runner.grammars
+        if grammars is None:
+            raise GrammarError("the model's tokenizer cannot be used for output formats",
+                               fix="ask for free text; the shard's log says why")
+        await asyncio.wrap_future(grammars.prepare(submission.request_id, submission.sampling.grammar,
+                                                   submission.journal_token_ids))
 
     @property
     def prepared_revision(self) -> int:

@@ -9,13 +9,15 @@ from serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
 
+_ENDS = frozenset({ShardState.WAITING, ShardState.BROKEN, ShardState.FAILED})       # of an epoch, at any moment of it
 NEXT: dict[ShardState, frozenset[ShardState]] = {
     ShardState.STARTING: frozenset({ShardState.WAITING, ShardState.FAILED}),
     ShardState.WAITING: frozenset({ShardState.LOADING, ShardState.FAILED}),
-    ShardState.LOADING: frozenset({ShardState.LOADED, ShardState.WAITING, ShardState.FAILED}),
-    ShardState.LOADED: frozenset({ShardState.JOINING, ShardState.WAITING, ShardState.FAILED}),
-    ShardState.JOINING: frozenset({ShardState.READY, ShardState.WAITING, ShardState.FAILED}),
-    ShardState.READY: frozenset({ShardState.WAITING, ShardState.FAILED}),
+    ShardState.LOADING: frozenset({ShardState.LOADED, *_ENDS}),
+    ShardState.LOADED: frozenset({ShardState.JOINING, *_ENDS}),
+    ShardState.JOINING: frozenset({ShardState.READY, *_ENDS}),
+    ShardState.READY: _ENDS,
+    ShardState.BROKEN: frozenset({ShardState.LOADING, ShardState.WAITING, ShardState.FAILED}),
     ShardState.FAILED: frozenset(),
 }
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from cluster.device.facts import return_free_memory, used_memory_bytes
 from cluster.planner.cache_plan import CacheSizes, divide_cache
 from cluster.planner.memory_demand import (
-    DTYPE_BYTES,
     PROCESS_GROWTH_BYTES,
     buffer_bytes,
     least_cache_bytes,
@@ -24,13 +23,17 @@ from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
 from model.dispatch.exchange import RowExchange
 from model.errors import OutOfMemoryError
 from model.expert_host import MemberModel
+from model.grammar import GrammarMasks, GrammarTokenizer
+from model.host_threads import HostThreads
 from model.kernels.protocol import Kernels
 from model.pace import UNTIMED, FileTurns, Pace, TimedPace, work_clock_of
 from model.placement import Placement
 from model.runner import Runner
 from model.weights import Progress, WeightLoader
 from serving.config import PoolConfig, ServeConfig
+from serving.errors import ServingError
 from serving.link.epoch import Epoch, Member
+from serving.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +82,17 @@ def cache_sizes(config: ServeConfig, pool: PoolConfig, model: LoadedModel, budge
     state slots.
     """
     return_free_memory()        # the KV cache of the epoch before
+    used = used_memory_bytes(str(model.decoder.kernels.device))
+    return cache_sizes_beside(used, config, pool, model, budget_bytes, num_members)
+
+
+def cache_sizes_beside(used: int, config: ServeConfig, pool: PoolConfig, model: LoadedModel, budget_bytes: int,
+                       num_members: int) -> CacheSizes:
+    """Return the same beside `used` bytes. Raises OutOfMemoryError."""
     if not model.takes_requests:
         return CacheSizes(0, 0)
     args = model.decoder.args
-    buffers = buffer_bytes(args, config.scheduler, num_members, DTYPE_BYTES[config.model.dtype])
-    used = used_memory_bytes(str(model.decoder.kernels.device))
+    buffers = buffer_bytes(args, config, num_members)
     left = budget_bytes - used - buffers
     least = min_kv_cache_bytes(args, config)
     # The process has grown since the plan was made, by pages of libraries above all: that part of the buffers is used.
@@ -116,15 +125,33 @@ def new_pace(member: Member, kernels: Kernels) -> Pace:
 
 
 def new_dispatcher(kernels: Kernels, placement: Placement, group: ProcessGroup, config: ServeConfig,
-                   pace: Pace) -> Dispatcher:
+                   pace: Pace, threads: HostThreads | None = None) -> Dispatcher:
     if group.num_members == 1:
         return LocalDispatcher(kernels, placement, pace)
-    exchange = RowExchange(kernels, placement, group.rank, group.rows, pace)
+    exchange = RowExchange(kernels, placement, group.rank, group.rows, pace, threads)
     return AutoDispatcher(exchange, config.group.dispatch, config.group.gather_max_rows)
 
 
-def new_runner(model: LoadedModel, dispatcher: Dispatcher, sizes: CacheSizes, block_size: int, pace: Pace) -> Runner:
+def read_grammars(model: LoadedModel) -> GrammarMasks | None:
+    """Read the tokenizer, for what requests may ask of their form; None for a member that takes none, and where it
+    cannot be used. No other Python code runs meanwhile: not for members of a group."""
+    if not model.takes_requests:
+        return None
     began_s = time.perf_counter()
-    runner = Runner(model.decoder, dispatcher, sizes.num_blocks, block_size, pace, sizes.num_state_slots)
+    try:
+        tokenizer = Tokenizer.from_dir(model.loader.checkpoint_dir)
+        grammars = GrammarMasks(GrammarTokenizer(tokenizer.to_json(), tokenizer.eos_token_ids),
+                                model.decoder.args.vocab_size)
+    except (ServingError, ValueError) as error:         # who asks for free text is served all the same
+        logger.warning("grammars_unavailable error=%s", error)
+        return None
+    logger.info("grammars_ready took_s=%.2f", time.perf_counter() - began_s)
+    return grammars
+
+
+def new_runner(model: LoadedModel, sizes: CacheSizes, block_size: int, pace: Pace) -> Runner:
+    """Return a runner with its caches, in no group yet. To write zeros into all of them takes seconds."""
+    began_s = time.perf_counter()
+    runner = Runner(model.decoder, None, sizes.num_blocks, block_size, pace, sizes.num_state_slots)
     logger.info("runner_made num_blocks=%d took_s=%.2f", sizes.num_blocks, time.perf_counter() - began_s)
     return runner

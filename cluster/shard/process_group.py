@@ -120,6 +120,12 @@ class ProcessGroup:
                     fix="all members must join the next epoch")
         return headers
 
+    def check(self) -> None:
+        """Raise PeerError when the connection with a member has ended; from any thread, and while nothing is exchanged.
+        Torch's connections cannot be looked at."""
+        if self._transport is not None:
+            self._transport.check()
+
     def abort(self) -> None:
         """End what waits for other members, from any thread: the epoch is over. Torch's collectives cannot be told."""
         if self._transport is not None:

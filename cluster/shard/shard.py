@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from cluster.coordinator.client import CoordinatorApi, ViewFollower
 from cluster.device.file_limit import raise_file_limit
 from cluster.device.node import NodeIdentity, host_and_port
+from cluster.shard.block_exchange import BlockExchange
 from cluster.shard.executor import StepCounters
+from cluster.shard.heartbeats import Heartbeats
 from cluster.shard.parts import ShardParts
 from cluster.shard.preparation import Preparation, prepare
 from cluster.shard.registered_shard import RegisteredShard
@@ -22,7 +24,9 @@ from model.transport.endpoint import Endpoint
 from serving.config import PoolConfig, ServeConfig
 from serving.engine.expert_load import ExpertLoadCounter
 from serving.link.epoch import Member
+from serving.link.security import link_security
 from serving.link.server import ShardLinkServer, start_link_server
+from serving.supervision import first_end, owned_tasks
 
 
 class Shard:
@@ -37,21 +41,27 @@ class Shard:
         self._ready = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises what makes this process useless; then start another."""
+        """Serve until cancelled; then the group has a moment to go on without this member. Returns when it was
+        dismissed. Raises what makes this process useless; then start another."""
         raise_file_limit()
+        security = link_security(self._config)
         endpoint = Endpoint(self._node.address)
-        link = ShardLinkServer(time.monotonic)
-        server, port = await start_link_server(link, host_and_port(self._node.address, 0))
+        heartbeats = Heartbeats(endpoint.address, self._config.group.silence_timeout_s)
+        link, blocks = ShardLinkServer(self.shard_id, time.monotonic), BlockExchange(endpoint.address, security)
+        server, port = await start_link_server(link, host_and_port(self._node.address, 0), blocks=blocks.sender,
+                                               own=endpoint.address, security=security)
         thread = ThreadPoolExecutor(1, "model")
         try:
             prepared = await asyncio.get_running_loop().run_in_executor(thread, prepare, self._config, self._pool)
-            parts = ShardParts(self._config, self._pool, link, endpoint, thread, ViewFollower(self._coordinator),
-                               self._new_counters(prepared))
-            await self._registered(parts, prepared, port).run()
+            parts = ShardParts(self._config, self._pool, link, security, endpoint, heartbeats, blocks,
+                               thread, ViewFollower(self._coordinator), self._new_counters(prepared))
+            await _until_left(self._registered(parts, prepared, port))
         finally:
-            link.close_epoch("the shard stops")
+            link.stop("the shard stops")
             await server.stop(grace=None)
             endpoint.close()        # whoever waits for this member learns it
+            heartbeats.close()
+            blocks.close()
             thread.shutdown(wait=False, cancel_futures=True)
 
     async def until_ready(self) -> None:
@@ -61,10 +71,26 @@ class Shard:
     def _registered(self, parts: ShardParts, prepared: Preparation, port: int) -> RegisteredShard:
         node = self._node
         member = Member(self.shard_id, self._pool.name, node.node_id, node.name, host_and_port(node.address, port),
-                        prepared.facts, profile=prepared.profile, endpoint=parts.endpoint.address)
+                        prepared.facts, profile=prepared.profile, endpoint=parts.endpoint.address,
+                        heartbeat_port=parts.heartbeats.port, digest=prepared.digest)
         return RegisteredShard(parts, node, member, prepared, self._coordinator, self._ready.set)
 
     def _new_counters(self, prepared: Preparation) -> StepCounters:
         half_life_s, now_s, args = self._config.placement.load_half_life_s, time.monotonic(), prepared.args
         return StepCounters(ExpertLoadCounter(args.num_moe_layers, args.num_experts, half_life_s, now_s),
                             WorkMeter(prepared.profile, args, half_life_s, now_s))
+
+
+async def _until_left(shard: RegisteredShard) -> None:
+    """Serve until dismissed, or until cancelled and the group goes on without it. Raises what ended it before."""
+    is_cancelled = False
+    async with owned_tasks(serving=shard.run(), dismissal=shard.until_dismissed()) as tasks:
+        try:
+            await first_end(tasks.values())
+        except asyncio.CancelledError:
+            is_cancelled = True
+            async with owned_tasks(leaving=shard.leave()) as leaving:
+                await first_end((*tasks.values(), *leaving.values()))
+    await shard.be_forgotten()
+    if is_cancelled:
+        raise asyncio.CancelledError

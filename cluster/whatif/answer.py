@@ -13,6 +13,7 @@ from cluster.planner.placement import member_costs, plan_placement
 from cluster.planner.placement_plan import PlacementPlan, PlannedMember, PlanOptions
 from cluster.whatif.cluster_file import with_more_nodes
 from cluster.whatif.question import PlanQuestion
+from cluster.whatif.start_sizes import StartSizes, start_sizes
 from serving.cluster_config import ClusterConfig
 
 MAX_MORE_NODES = 64
@@ -45,6 +46,7 @@ class PlanAnswer:
     members: tuple[PlannedMember, ...]
     plan: PlacementPlan | None      # None: it does not fit
     missing_bytes: int              # so much more memory, in all, would hold it
+    start_sizes: StartSizes | None = None       # None: it does not fit
     even: Outlook | None = None     # None: it was asked for, or nothing fits
     held: Outlook | None = None     # with num_held_rows, when the KV caches do not hold the workload
     one_more: tuple[Outlook, ...] = ()
@@ -91,7 +93,8 @@ def answer_question(question: PlanQuestion, say: Say) -> PlanAnswer:
                            fits_with_one_copy=not missing_bytes(question, cluster, min_copies=1),
                            fitting_batch_tokens=_fitting_batch_tokens(question))
     say("placement")
-    answer = PlanAnswer(question, demand, members, _plan(question, cluster, question.options), 0)
+    answer = PlanAnswer(question, demand, members, _plan(question, cluster, question.options), 0,
+                        start_sizes([member.memory for member in members], demand, question.options))
     held = even = None
     if 0 < answer.num_held_rows < question.workload.num_rows:
         say("fewer sequences")

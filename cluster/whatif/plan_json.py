@@ -25,6 +25,7 @@ def plan_json(answer: PlanAnswer) -> str:
                        "fp8_block_size": question.args.weight_block_size},
         "state_slots": answer.num_state_slots, "state_slot_bytes": answer.question.state_slot_bytes,
         "kv_cache_tokens": answer.kv_tokens, "kv_cache_tokens_asked": answer.wanted_kv_tokens,
+        "start_sizes": asdict(answer.start_sizes) if answer.start_sizes else None,
         "plan": _plan(answer, answer.plan) if answer.plan else None,
         "held": _outlook(answer.held) | {"batch": answer.num_held_rows} if answer.held else None,
         "even": _outlook(answer.even) if answer.even else None,

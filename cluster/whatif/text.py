@@ -16,6 +16,7 @@ from cluster.whatif.answer import MAX_MORE_NODES, Outlook, PlanAnswer
 from cluster.whatif.cluster_file import cluster_name
 from cluster.whatif.member_groups import MemberGroup, experts_a_layer, mean, member_groups
 from cluster.whatif.notes import notes
+from cluster.whatif.start_sizes import StartSizes
 from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT
 
 STEP_PARTS = (("attention", "attention_s"), ("experts", "experts_s"), ("exchange", "exchange_s"), ("head", "head_s"),
@@ -83,7 +84,18 @@ def _figures_table(answer: PlanAnswer, plan: PlacementPlan) -> Padding:
     table.add_row("KV cache", _kv_text(answer))
     if answer.num_state_slots:
         table.add_row("states", _states_text(answer))
+    if answer.start_sizes is not None and len(answer.members) > 1:
+        table.add_row("starts", _starts_text(answer.start_sizes, len(answer.members)))
     return Padding(table, (1, 0, 0, 1))
+
+
+def _starts_text(sizes: StartSizes, num_devices: int) -> str:
+    """Say from how few devices the service can start and grow."""
+    if sizes.of_any == num_devices:
+        few = f" (the {sizes.of_largest} largest hold it)" if sizes.of_largest < num_devices else ""
+        return f"with all {num_devices} devices: fewer do not hold the model{few}"
+    return (f"with any {sizes.of_any} of the {num_devices} devices, or the {sizes.of_largest} largest, and grows as "
+            "others join: min_replicas")
 
 
 def _weights_text(answer: PlanAnswer) -> str:

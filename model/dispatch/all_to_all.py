@@ -43,14 +43,12 @@ class AllToAllDispatcher:
             self._num_tokens_M = list(num_tokens_of_member)
             self._owner_S = np.repeat(np.arange(len(num_tokens_of_member)), num_tokens_of_member)
 
-    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+    def compute_at_once(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
                      experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
         return self._exchange.compute_here(layer, x_TD, weights_TK, expert_ids_TK, experts)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         exchange = self._exchange
-        if not exchange.travels(layer):
-            return exchange.stay(layer, x_TD, expert_ids_TK)
         plan = exchange.plan(layer, self._exchange_ids(expert_ids_TK), self._owner_S, self._num_tokens_M)
         sent_SD = exchange.sent.take(len(plan.token_S), x_TD.shape[1], x_TD.dtype)
         received_SD = exchange.received.take(sum(plan.num_received_M), x_TD.shape[1], x_TD.dtype)

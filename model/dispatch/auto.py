@@ -24,12 +24,13 @@ from model.dispatch.gather import GatherDispatcher
 from model.dispatch.row_plan import expected_shares, reach_of
 from model.kernels.protocol import ExpertWeights
 
-# Measured over loopback gloo, see benchmarks/results/2026-11-23_dispatch_epyc-milan-2c.md
-COLLECTIVE_BYTES = 1 << 20
+# Before links are measured. Of a library (Gloo, NCCL), from benchmarks/results/2026-11-23_dispatch_epyc-milan-2c.md; of
+# the transport, from the times of 4 KB, 64 KB and 1 MB in 2026-11-28_transport_epyc-turin-2c.md.
+LIBRARY_COLLECTIVE_BYTES, TRANSPORT_COLLECTIVE_BYTES = 1 << 20, 64 << 10
 
 
 def prefers_gather(num_tokens_of_member: tuple[int, ...], reach_of_member: tuple[float, ...], row_bytes: int,
-                   fixed_shapes: bool, collective_bytes: int = COLLECTIVE_BYTES) -> bool:
+                   fixed_shapes: bool, collective_bytes: int) -> bool:
     """Return whether the cost rule above says gather. Pure. With fixed shapes every member sends as many rows as the
     one that has the most."""
     others = len(num_tokens_of_member) - 1
@@ -51,7 +52,9 @@ class AutoDispatcher:
         self._mode = mode
         self._gather_max_rows = gather_max_rows
         measured_bytes = exchange.placement.collective_bytes
-        self._collective_bytes = COLLECTIVE_BYTES if measured_bytes is None else measured_bytes
+        unmeasured_bytes = (LIBRARY_COLLECTIVE_BYTES if self._collectives.transport is None
+                            else TRANSPORT_COLLECTIVE_BYTES)
+        self._collective_bytes = unmeasured_bytes if measured_bytes is None else measured_bytes
         # Known before the first step, which is not to wait for it.
         self._shares_LMM = [expected_shares(planner.routing) for planner in exchange.planners]
         self._num_tokens_M: tuple[int, ...] = ()
@@ -71,19 +74,24 @@ class AutoDispatcher:
         self._num_tokens_M = num_tokens_of_member
         self._chosen = None
 
-    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+    def compute_at_once(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
                      experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
-        return self._exchange.compute_here(layer, x_TD, weights_TK, expert_ids_TK, experts)
+        if not self._exchange.travels(layer):
+            return self._exchange.compute_here(layer, x_TD, weights_TK, expert_ids_TK, experts)
+        return self._of_step(x_TD, expert_ids_TK).compute_at_once(layer, x_TD, weights_TK, expert_ids_TK, experts)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
-        if self._chosen is None:
-            self._chosen = self._choose(x_TD.shape[1] * x_TD.element_size(), expert_ids_TK.shape[1])
-            self._chosen.begin_step(self._num_tokens_M)
-        return self._chosen.dispatch(layer, x_TD, expert_ids_TK)
+        return self._of_step(x_TD, expert_ids_TK).dispatch(layer, x_TD, expert_ids_TK)
 
     def combine(self, layer: int, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
         assert self._chosen is not None
         return self._chosen.combine(layer, rows_RD, weights_TK, handle)
+
+    def _of_step(self, x_TD: Tensor, expert_ids_TK: Tensor) -> Dispatcher:
+        if self._chosen is None:
+            self._chosen = self._choose(x_TD.shape[1] * x_TD.element_size(), expert_ids_TK.shape[1])
+            self._chosen.begin_step(self._num_tokens_M)
+        return self._chosen
 
     def _choose(self, row_bytes: int, num_experts_per_token: int) -> Dispatcher:
         if self._mode != "auto":

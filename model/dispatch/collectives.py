@@ -11,6 +11,7 @@ from model.dispatch.carriers import RowGroup, carrier_of
 from model.dispatch.silent_group import SilentGroup
 from model.errors import GroupError
 from model.pace import UNTIMED, Pace
+from model.transport.group import TransportGroup
 
 FIX = "a member died or is too slow: wait for the next epoch, or raise group.collective_timeout_s"
 
@@ -23,6 +24,7 @@ class Collectives:
         self.num_collectives = 0
         self.bytes_sent = 0             # payload that left this member
         self._carrier = carrier_of(group)
+        self.transport = group if isinstance(group, TransportGroup) else None
         self.uses_nccl = self._carrier.is_nccl or (isinstance(group, SilentGroup) and device.type == "cuda")
         # Others move host memory: a cuda member of a mixed group stages its rows there.
         self.wire_device = device if self.uses_nccl else torch.device("cpu")
@@ -45,12 +47,19 @@ class Collectives:
         self._run("all_gather", lambda: self._carrier.all_gather(
             gathered.view(torch.uint8), own.view(torch.uint8), self._rank))
 
+    def count(self, num_collectives: int, bytes_sent: int) -> None:
+        """Count collectives that C has run."""
+        self.num_collectives += num_collectives
+        self.bytes_sent += bytes_sent
+
+    def failed(self, name: str, error: Exception) -> GroupError:
+        return GroupError(f"rank {self._rank}: {name} of MoE rows failed: {getattr(error, 'message', error)}", fix=FIX)
+
     def _run(self, name: str, collective: Callable[[], None]) -> None:
         self.num_collectives += 1
         self._pace.settle()
         try:
             collective()
         except (RuntimeError, GroupError) as error:
-            raise GroupError(f"rank {self._rank}: {name} of MoE rows failed: {getattr(error, 'message', error)}",
-                             fix=FIX) from error
+            raise self.failed(name, error) from error
         self._pace.begin()

@@ -15,9 +15,9 @@ from model.dispatch.row_plan import Arrivals, LayerRouting, Returns, RowPlan
 from model.dispatch.row_split import LayerCopies
 from model.errors import OutOfMemoryError
 from model.kernels.packed_cpu_library import KernelLibrary
+from model.kernels.packed_rows import BAD_ID
 
 _ID_BYTES = 2
-_BAD_ID = 2
 
 
 class CompiledRowPlanner:
@@ -32,7 +32,7 @@ class CompiledRowPlanner:
             "Routing", copies=None if self._copies is None else ctypes.addressof(self._copies.struct),
             holder_of=self._holder_of_X.ctypes.data, slot_of=self._slot_of_X.ctypes.data, rank=routing.rank,
             num_members=routing.num_members, num_experts=routing.padding_id, num_slots=routing.num_slots)
-        self._address = ctypes.addressof(self._struct)
+        self.address = ctypes.addressof(self._struct)
         self._at = library.new_struct("RowPlanOffsets")         # of plans of this shape
         self._shape: tuple[int, int, int] | None = None
 
@@ -46,13 +46,12 @@ class CompiledRowPlanner:
         num_own = own.stop - own.start
         if (num_rows, num_per_row, num_own) != self._shape:
             self._shape = num_rows, num_per_row, num_own
-            self._row_plan_offsets(self._address, *self._shape, ctypes.addressof(self._at))
+            self._row_plan_offsets(self.address, *self._shape, ctypes.addressof(self._at))
         numbers = np.empty(self._at.end, dtype=np.int64)
-        status = self._row_plan(self._address, _address(expert_ids_SK), step_bytes // _ID_BYTES, num_rows, num_per_row,
+        status = self._row_plan(self.address, _address(expert_ids_SK), step_bytes // _ID_BYTES, num_rows, num_per_row,
                                 _address(owner_S), own.start, num_own, _address(numbers))
-        if status == _BAD_ID:
-            raise ValueError(f"expert ids {expert_ids_SK.min()}..{expert_ids_SK.max()} of a layer with "
-                             f"{self.routing.padding_id} experts: the members do not run the same model")
+        if status == BAD_ID:
+            raise foreign_ids(self.routing)
         if status:
             raise OutOfMemoryError("no memory to plan the rows of a layer", fix="lower max_batch_tokens")
         return self._read(numbers, num_own, num_per_row)
@@ -72,6 +71,11 @@ class CompiledRowPlanner:
                      numbers[departure:departure + num_arrived], departures_M),
             Returns(numbers[row_of:row_of + num_own * num_per_row].reshape(num_own, num_per_row), returns_M),
             numbers[sent_row:sent_row + sum(sent_M)], sent_M, numbers[place:place + num_arrived], received_M)
+
+
+def foreign_ids(routing: LayerRouting) -> ValueError:
+    return ValueError(f"an expert id that none of the layer's {routing.padding_id} experts has: the members do not run "
+                      "the same model")
 
 
 def _address(array: npt.NDArray[np.generic]) -> int:

@@ -29,8 +29,8 @@ class DispatchHandle:
 class Dispatcher(Protocol):
     """Brings rows to the members that hold their experts, and the experts' outputs back.
 
-    Every member calls begin_step once a step, then for every MoE layer in the same order, with T = 0 too, compute_here,
-    and dispatch and combine where that computed nothing. Raises GroupError when a collective fails.
+    Every member calls begin_step once a step, then for every MoE layer in the same order, with T = 0 too,
+    compute_at_once, and dispatch and combine where that computed nothing. Raises GroupError when a collective fails.
     """
 
     @property
@@ -44,13 +44,16 @@ class Dispatcher(Protocol):
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
         """Take the agreed row counts of the step, index = rank."""
 
-    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+    def compute_at_once(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
                      experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
-        """Compute a layer of this step whose rows all stay on their members, by the experts of this one -> (weighted
-        sums [T, D], rows of each local slot). None where rows travel, for all members alike."""
+        """Compute a layer of this step with the experts of this member, where one call does it all -> (weighted sums
+        [T, D], rows of each local slot). None, with nothing done: by dispatch and combine. Other members need not do
+        the same."""
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         """Return the rows [R, D] for this member's experts, sorted by local slot. expert_ids int64, ascending along K.
+
+        Only where compute_at_once has computed nothing.
 
         `layer` counts MoE layers only. D and the dtype of x are the same on all members, also where T = 0.
         """
@@ -83,9 +86,9 @@ class LocalDispatcher:
         self._pace = pace
 
     def begin_step(self, num_tokens_of_member: tuple[int, ...]) -> None:
-        pass
+        self._kernels.run_on(self._kernels.num_threads)
 
-    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+    def compute_at_once(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
                      experts: ExpertWeights) -> tuple[Tensor, list[int]]:
         return compute_experts(self._kernels, self._pace, x_TD, weights_TK, expert_ids_TK, experts)
 

@@ -16,8 +16,9 @@ from model.arrays import IdArray, IntArray
 from model.dispatch.carriers import RowGroup
 from model.dispatch.collectives import Collectives
 from model.dispatch.dispatcher import DispatchHandle, compute_experts
-from model.dispatch.row_plan import RowPlan, plan_arrivals
+from model.dispatch.row_plan import RowPlan
 from model.dispatch.row_planner import row_planners
+from model.host_threads import HostThreads
 from model.kernels.protocol import ExpertWeights, Kernels
 from model.pace import UNTIMED, Pace
 from model.placement import Placement
@@ -25,11 +26,11 @@ from model.placement import Placement
 
 @dataclass(slots=True)
 class ExchangeHandle(DispatchHandle):
-    """Says what comes back. `departure_R` None: nothing left this member, so nothing does."""
+    """Says what goes back to others, and what comes back."""
 
-    departure_R: Tensor | None = None
-    num_departures_M: list[int] | None = None
-    num_returns_M: list[int] | None = None
+    departure_R: Tensor
+    num_departures_M: list[int]
+    num_returns_M: list[int]
 
 
 class Scratch:
@@ -60,7 +61,8 @@ class RowExchange:
     travel. The dispatchers of a member share it; in a step one of them uses it."""
 
     def __init__(self, kernels: Kernels, placement: Placement, rank: int, group: RowGroup,
-                 pace: Pace = UNTIMED) -> None:
+                 pace: Pace = UNTIMED, threads: HostThreads | None = None) -> None:
+        """`threads`: None for a member that shares its machine with no other, or goes at an emulated speed."""
         self.rank = rank
         self.placement = placement
         self.num_members = placement.num_members
@@ -68,9 +70,11 @@ class RowExchange:
         self.planners = row_planners(placement, rank)
         self.sent = Scratch(collectives.wire_device)
         self.received = Scratch(collectives.wire_device)
-        self._kernels = kernels
-        self._pace = pace
+        self.kernels = kernels
+        self.pace = pace
         self._on_cpu = kernels.device.type == "cpu"
+        self._host_threads = threads
+        self._num_threads = kernels.num_threads         # for own rows
         self._num_tokens_M: tuple[int, ...] = (0,) * self.num_members
         self._lacks_LM = np.array(
             [[len(placement.experts_of(layer, member)) < len(placement.holders[layer])
@@ -83,6 +87,9 @@ class RowExchange:
             self._num_tokens_M = num_tokens_of_member
             with_rows_M = np.array(num_tokens_of_member) > 0
             self._travels_L = [bool((lacks_M & with_rows_M).any()) for lacks_M in self._lacks_LM]
+            if self._host_threads is not None:
+                self._num_threads = self._host_threads.for_own_rows(num_tokens_of_member)
+        self.kernels.run_on(self._num_threads)
 
     def travels(self, layer: int) -> bool:
         """Return whether rows of the layer leave their members: the same answer on all."""
@@ -93,25 +100,15 @@ class RowExchange:
         """See Dispatcher. Where rows stay, a member that has any holds every expert, in the slot of its id."""
         if self._travels_L[layer]:
             return None
-        return compute_experts(self._kernels, self._pace, x_TD, weights_TK, expert_ids_TK, experts)
-
-    def stay(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, ExchangeHandle]:
-        """Dispatch a layer whose rows do not travel: this member holds all that its rows need."""
-        self._pace.begin_experts()
-        ids_TK: IntArray = expert_ids_TK.cpu().numpy()
-        here_TK = np.full(ids_TK.shape, self.rank, dtype=np.int16)
-        arrivals = plan_arrivals(self.planners[layer].routing, ids_TK, here_TK, np.full(len(ids_TK), self.rank))
-        self._pace.end_planning()
-        rows_RD = x_TD.index_select(0, self._index(arrivals.source_row_R))
-        # Departures name the sorted row of each (token, k) in that order: just where the outputs are to be found.
-        return rows_RD, ExchangeHandle(arrivals.num_rows_E, self._index(arrivals.departure_R.reshape(ids_TK.shape)))
+        return compute_experts(self.kernels, self.pace, x_TD, weights_TK, expert_ids_TK, experts)
 
     def plan(self, layer: int, ids_SK: IdArray, owner_S: IntArray, num_rows_M: list[int]) -> RowPlan:
         """Plan a layer. From here on this member works for experts, until `combine` has what comes back. num_rows_M:
         see `own`."""
-        self._pace.begin_experts()
+        self.kernels.run_on(self.kernels.num_threads)
+        self.pace.begin_experts()
         plan = self.planners[layer].plan(ids_SK, owner_S, self.own(num_rows_M))
-        self._pace.end_planning()
+        self.pace.end_planning()
         return plan
 
     def own(self, num_rows_M: list[int]) -> slice:
@@ -123,30 +120,28 @@ class RowExchange:
         """Pick this member's pairs from what arrived -> rows [R, D] sorted by slot, and the handle for the way back."""
         rows_RD = received_SD.index_select(0, torch.from_numpy(received_row_R).to(received_SD.device))
         arrivals, returns = plan.arrivals, plan.returns
-        return rows_RD if self._on_cpu else rows_RD.to(self._kernels.device), ExchangeHandle(
+        return rows_RD if self._on_cpu else rows_RD.to(self.kernels.device), ExchangeHandle(
             arrivals.num_rows_E, self._index(returns.row_of_TK), self._index(arrivals.departure_R),
             arrivals.num_departures_M, returns.num_returns_M)
 
     def combine(self, rows_RD: Tensor, weights_TK: Tensor, handle: DispatchHandle) -> Tensor:
-        """Send every output to the owner of its row, which adds up its own. One collective, none if nothing left."""
+        """Send every output to the owner of its row, which adds up its own. One collective."""
         assert isinstance(handle, ExchangeHandle)
-        returned_ND = rows_RD
-        if handle.departure_R is not None:
-            returned_ND = self._send_back(rows_RD, weights_TK.numel(), handle, handle.departure_R)
-        self._pace.end_experts()
+        returned_ND = self._send_back(rows_RD, weights_TK.numel(), handle)
+        self.pace.end_experts()
+        self.kernels.run_on(self._num_threads)
         if weights_TK.shape[0] == 0:
             return rows_RD.new_empty(0, rows_RD.shape[1])
-        return self._kernels.combine(returned_ND, handle.row_of_TK, weights_TK)
+        return self.kernels.combine(returned_ND, handle.row_of_TK, weights_TK)
 
-    def _send_back(self, rows_RD: Tensor, num_returns: int, handle: ExchangeHandle, departure_R: Tensor) -> Tensor:
-        assert handle.num_departures_M is not None and handle.num_returns_M is not None
+    def _send_back(self, rows_RD: Tensor, num_returns: int, handle: ExchangeHandle) -> Tensor:
         num_rows, hidden_size = rows_RD.shape
         returned_ND = self.received.take(num_returns, hidden_size, rows_RD.dtype)
         leaving_RD = self.sent.take(num_rows, hidden_size, rows_RD.dtype)
-        pick_rows(rows_RD, departure_R, leaving_RD)
+        pick_rows(rows_RD, handle.departure_R, leaving_RD)
         self.collectives.all_to_all(returned_ND, leaving_RD, handle.num_returns_M, handle.num_departures_M)
         return returned_ND if self._on_cpu else returned_ND.to(rows_RD.device)
 
     def _index(self, numbers: IntArray) -> Tensor:
         index = torch.from_numpy(numbers)
-        return index if self._on_cpu else index.to(self._kernels.device)
+        return index if self._on_cpu else index.to(self.kernels.device)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from model.arrays import IdArray, IntArray
+from model.dispatch.compiled_gather import compiled_gather_of
 from model.dispatch.dispatcher import DispatchHandle
 from model.dispatch.exchange import RowExchange, Scratch
+from model.kernels.limits import MAX_GATHERED_ROWS
 from model.kernels.protocol import ExpertWeights
 
 _ID_BYTES = 2
@@ -68,6 +70,7 @@ class GatherDispatcher:
         self._num_rows_M: list[int] = []        # rows that arrive from each member, padding included
         self._owner_S: IntArray = np.empty(0, dtype=np.int64)
         self._buffers: _Buffers | None = None   # of this step; its layers use them one after the other
+        self._compiled = None if self.fixed_shapes else compiled_gather_of(exchange)
 
     @property
     def num_collectives(self) -> int:
@@ -86,15 +89,19 @@ class GatherDispatcher:
                 self._num_rows_M = [max(num_tokens_of_member)] * len(num_tokens_of_member)
             self._owner_S = np.repeat(np.arange(len(self._num_rows_M)), self._num_rows_M)
             self._buffers = None
+            if self._compiled is not None:
+                self._compiled.begin_step(num_tokens_of_member)
 
-    def compute_here(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
+    def compute_at_once(self, layer: int, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor,
                      experts: ExpertWeights) -> tuple[Tensor, list[int]] | None:
+        # With more rows calls cost nothing beside the work, and C would keep more memory.
+        if (self._compiled is not None and self._exchange.travels(layer)
+                and len(self._owner_S) <= MAX_GATHERED_ROWS):
+            return self._compiled.compute(layer, x_TD, weights_TK, expert_ids_TK, experts)
         return self._exchange.compute_here(layer, x_TD, weights_TK, expert_ids_TK, experts)
 
     def dispatch(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor) -> tuple[Tensor, DispatchHandle]:
         exchange = self._exchange
-        if not exchange.travels(layer):
-            return exchange.stay(layer, x_TD, expert_ids_TK)
         buffers = self._buffers_for(x_TD, expert_ids_TK.shape[1])
         buffers.sent_rows_CTD.copy_(x_TD)
         buffers.sent_ids_CTK.copy_(expert_ids_TK)

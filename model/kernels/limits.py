@@ -7,6 +7,7 @@ MAX_HEAD_DIM = 256          # of attention; packed_attention.h
 MAX_KEY_HEAD_DIM = 256      # of gated DeltaNet; packed_delta_net.h
 MAX_CONV_KERNEL = 16        # tokens that its convolution looks at; packed_delta_net.h
 MAX_EXPERTS = 32_767        # of a layer; dispatch/row_plan.py
+MAX_GATHERED_ROWS = 256     # of a step whose layers are one call each; packed_scratch.h keeps memory for them
 BLOCK_SIZES = "1, 2, 4, 8 or a multiple of 16"      # tokens of a KV block
 
 

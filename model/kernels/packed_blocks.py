@@ -10,6 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from model.kernels.call_threads import CallThreads
 from model.kernels.packed_cpu_library import KernelLibrary
 from model.kernels.packed_rows import DTYPE_CODES, check, rows_of
 from model.kernels.packed_weights import PackedExperts, PackedLinear
@@ -21,8 +22,8 @@ _NO_WINDOW = 1 << 40
 class PackedMoe:
     """Is the part of PackedCpuKernels that chooses experts, and computes those that are all here."""
 
-    def __init__(self, library: KernelLibrary, num_threads: int) -> None:
-        self._num_threads = num_threads
+    def __init__(self, library: KernelLibrary, threads: CallThreads) -> None:
+        self._threads = threads
         long = library.long
         self._choose_experts, self._local_experts = long.packed_choose_experts, long.packed_local_experts
         self._add_shared_expert = long.packed_add_shared_expert
@@ -36,7 +37,7 @@ class PackedMoe:
         weights_TK = torch.empty((num_rows, num_choices), dtype=torch.float32)
         ids_TK = torch.empty((num_rows, num_choices), dtype=torch.int64)
         status = self._choose_experts(weight.address, x_TD.data_ptr(), step, num_rows, num_choices, normalizes, rounds,
-                                      weights_TK.data_ptr(), ids_TK.data_ptr(), self._num_threads)
+                                      weights_TK.data_ptr(), ids_TK.data_ptr(), self._threads.now)
         if status:
             check(status)
         return weights_TK, ids_TK
@@ -54,7 +55,7 @@ class PackedMoe:
         counts_E = experts.counts()
         status = self._local_experts(experts.address, x_TD.data_ptr(), step, num_rows, num_choices,
                                      weights_TK.data_ptr(), expert_ids_TK.data_ptr(), out_TD.data_ptr(),
-                                     ctypes.addressof(counts_E), self._num_threads)
+                                     ctypes.addressof(counts_E), self._threads.now)
         if status:
             check(status)
         return out_TD, counts_E[:]
@@ -67,7 +68,7 @@ class PackedMoe:
         assert gate.out_features == 1
         x_TD, step = rows_of(x_TD)
         status = self._add_shared_expert(expert.address, gate.address, x_TD.data_ptr(), step, num_rows,
-                                         sum_TD.data_ptr(), self._num_threads)
+                                         sum_TD.data_ptr(), self._threads.now)
         if status:
             check(status)
         return sum_TD
@@ -77,7 +78,7 @@ class PackedAttention:
     """See AttentionBlock. Gives the bits of ComposedAttention on the same kernels."""
 
     def __init__(self, weights: AttentionWeights, steps: AttentionSteps, library: KernelLibrary,
-                 num_threads: int) -> None:
+                 threads: CallThreads) -> None:
         qkv, out = weights.qkv, weights.out
         assert isinstance(qkv, PackedLinear) and isinstance(out, PackedLinear) and qkv.dtype is out.dtype
         self._weights = weights         # the struct points into them
@@ -97,7 +98,7 @@ class PackedAttention:
             sliding_window=_NO_WINDOW if weights.sliding_window is None else weights.sliding_window,
             scale=weights.scale, eps=weights.eps)
         self._address = ctypes.addressof(self._struct)
-        self._steps, self._num_threads = steps, num_threads
+        self._steps, self._threads = steps, threads
         self._attention_block = library.long.packed_attention_block
 
     def __call__(self, x_TD: Tensor, cos_sin: tuple[Tensor, Tensor], batch: AttentionBatch, cache: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class PackedAttention:
         x_TD, step = rows_of(x_TD)
         out_TD = torch.empty((num_rows, self._out_features), dtype=self._dtype)
         status = self._attention_block(self._address, self._steps.address(cos_sin, batch, num_rows, block_size),
-                                       x_TD.data_ptr(), step, cache.data_ptr(), out_TD.data_ptr(), self._num_threads)
+                                       x_TD.data_ptr(), step, cache.data_ptr(), out_TD.data_ptr(), self._threads.now)
         if status:
             check(status)
         return out_TD

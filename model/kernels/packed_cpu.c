@@ -15,7 +15,7 @@
 #include "shared_structs.h"
 
 #define EXPORT __attribute__((visibility("default")))
-enum { OK = 0, NO_MEMORY = 1, BAD_ID = 2 };
+enum { OK = 0, NO_MEMORY = 1, BAD_ID = 2, EXCHANGE_FAILED = 3 };
 
 // ---- packing: rows [n, K] of a weight into panels; panel p lands at place p * panel_stride + panel_first
 
@@ -317,13 +317,15 @@ EXPORT long row_plan(const Routing *routing, const int16_t *ids, long ids_step, 
     return OK;
 }
 
+#include "gathered_experts.h"
+
 // ---- what Python must know of the structs above: packed_cpu_library.py
 
 EXPORT const char *shared_structs(void) {
     return DESCRIBE_STRUCT(Linear, LINEAR_FIELDS) DESCRIBE_STRUCT(Experts, EXPERTS_FIELDS)
         DESCRIBE_STRUCT(Attention, ATTENTION_FIELDS) DESCRIBE_STRUCT(Copies, COPIES_FIELDS)
         DESCRIBE_STRUCT(Routing, ROUTING_FIELDS) DESCRIBE_STRUCT(RowPlanOffsets, ROW_PLAN_FIELDS)
-        DESCRIBE_STRUCT(Sequences, SEQUENCES_FIELDS) DESCRIBE_STRUCT(Conv, CONV_FIELDS)
+        DESCRIBE_STRUCT(GatherStep, GATHER_STEP_FIELDS) DESCRIBE_STRUCT(Sequences, SEQUENCES_FIELDS) DESCRIBE_STRUCT(Conv, CONV_FIELDS)
         DESCRIBE_STRUCT(DeltaRule, DELTA_RULE_FIELDS) DESCRIBE_STRUCT(AttentionBlock, ATTENTION_BLOCK_FIELDS)
         DESCRIBE_STRUCT(AttentionStep, ATTENTION_STEP_FIELDS) DESCRIBE_STRUCT(DeltaNetBlock, DELTA_NET_BLOCK_FIELDS);
 }

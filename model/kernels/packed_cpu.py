@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.kernels.call_threads import CallThreads
 from model.kernels.limits import BLOCK_SIZES, MAX_HEAD_DIM, fits_block
 from model.kernels.packed_blocks import AttentionSteps, PackedAttention, PackedMoe
 from model.kernels.packed_cpu_library import KernelLibrary
@@ -46,24 +47,32 @@ class PackedCpuKernels:
         if num_threads < 1:
             raise ValueError(f"num_threads={num_threads}: kernels run on one thread at least")
         self.name = "packed-cpu"
+        self.kv_block_dim = 0
         self.device = torch.device("cpu")
-        self.num_threads = num_threads
-        self._library = KernelLibrary()
-        short, long = self._library.short, self._library.long
+        self._threads = threads = CallThreads(num_threads)
+        self.library = KernelLibrary()
+        short, long = self.library.short, self.library.long
         self._rms_norm, self._rope, self._combine = short.packed_rms_norm, short.packed_rope, short.packed_combine
         self._write_kv = short.packed_write_kv
         self._add_rms_norm = short.packed_add_rms_norm
-        self._times_sigmoid, self._delta_net = short.packed_times_sigmoid, PackedDeltaNet(self._library, num_threads)
-        self._moe, self._attention_steps = PackedMoe(self._library, num_threads), AttentionSteps(self._library)
+        self._times_sigmoid, self._delta_net = short.packed_times_sigmoid, PackedDeltaNet(self.library, threads)
+        self._moe, self._attention_steps = PackedMoe(self.library, threads), AttentionSteps(self.library)
         self.choose_experts, self.local_experts = self._moe.choose_experts, self._moe.local_experts
         self.add_shared_expert = self._moe.add_shared_expert
         self._linear, self._experts, self._attention = long.packed_linear, long.packed_experts, long.packed_attention
+
+    @property
+    def num_threads(self) -> int:
+        return self._threads.own
+
+    def run_on(self, num_threads: int) -> None:
+        self._threads.now = num_threads
 
     def on_one_thread(self) -> PackedCpuKernels:
         return PackedCpuKernels(1)
 
     def new_linear(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLinear:
-        return PackedLinear(out_features, in_features, dtype, self._library, self.num_threads)
+        return PackedLinear(out_features, in_features, dtype, self.library, self.num_threads)
 
     def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None,
                out_dtype: torch.dtype | None = None) -> Tensor:
@@ -75,12 +84,12 @@ class PackedCpuKernels:
         x_TK, step = rows_of(x_TK)
         out_TN = torch.empty((num_rows, weight.out_features), dtype=out_dtype)
         self._linear(weight.address, x_TK.data_ptr(), step, num_rows, None if bias_N is None else bias_N.data_ptr(),
-                     out_TN.data_ptr(), DTYPE_CODES[out_dtype], self.num_threads)
+                     out_TN.data_ptr(), DTYPE_CODES[out_dtype], self._threads.now)
         return out_TN
 
     def new_experts(self, num_experts: int, intermediate_size: int, hidden_size: int,
                     dtype: torch.dtype) -> PackedExperts:
-        return PackedExperts(num_experts, intermediate_size, hidden_size, dtype, self._library, self.num_threads)
+        return PackedExperts(num_experts, intermediate_size, hidden_size, dtype, self.library, self.num_threads)
 
     def experts(self, rows_RD: Tensor, num_rows_E: Sequence[int], weights: ExpertWeights) -> Tensor:
         assert isinstance(weights, PackedExperts) and rows_RD.dtype == weights.dtype
@@ -91,7 +100,7 @@ class PackedCpuKernels:
         out_RD = torch.empty((num_rows, hidden_size), dtype=weights.dtype)
         counts = weights.counts(*num_rows_E)
         status = self._experts(weights.address, rows_RD.data_ptr(), step, num_rows, ctypes.addressof(counts),
-                               out_RD.data_ptr(), self.num_threads)
+                               out_RD.data_ptr(), self._threads.now)
         check(status)
         return out_RD
 
@@ -103,7 +112,7 @@ class PackedCpuKernels:
         num_tokens, num_choices = row_of_TK.shape
         out_TD = torch.empty((num_tokens, rows_RD.shape[1]), dtype=rows_RD.dtype)
         self._combine(rows_RD.data_ptr(), step, row_of_TK.data_ptr(), weights_TK.data_ptr(), num_tokens, num_choices,
-                      rows_RD.shape[1], out_TD.data_ptr(), DTYPE_CODES[rows_RD.dtype], self.num_threads)
+                      rows_RD.shape[1], out_TD.data_ptr(), DTYPE_CODES[rows_RD.dtype], self._threads.now)
         return out_TD
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -116,7 +125,8 @@ class PackedCpuKernels:
         assert weight_D.dtype in (dtype, torch.float32)
         normed_TD = torch.empty((num_rows, size), dtype=dtype)
         self._add_rms_norm(x_TD.data_ptr(), delta_TD.data_ptr(), num_rows, size, weight_D.data_ptr(),
-                           DTYPE_CODES[weight_D.dtype], eps, normed_TD.data_ptr(), DTYPE_CODES[dtype], self.num_threads)
+                           DTYPE_CODES[weight_D.dtype], eps, normed_TD.data_ptr(), DTYPE_CODES[dtype],
+                           self._threads.now)
         return x_TD, normed_TD
 
     def gated_rms_norm(self, x_THd: Tensor, gate_THd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
@@ -132,7 +142,7 @@ class PackedCpuKernels:
         out_TD = torch.empty(shape, dtype=dtype)
         self._rms_norm(x_TD.data_ptr(), step, shape[0], shape[1] if len(shape) == 3 else 1, shape[-1],
                        weight_D.data_ptr(), DTYPE_CODES[weight_D.dtype], None if gate is None else gate.data_ptr(),
-                       gate_step, eps, out_TD.data_ptr(), DTYPE_CODES[dtype], self.num_threads)
+                       gate_step, eps, out_TD.data_ptr(), DTYPE_CODES[dtype], self._threads.now)
         return out_TD
 
     def times_sigmoid(self, x_TN: Tensor, gate_TN: Tensor) -> Tensor:
@@ -140,7 +150,7 @@ class PackedCpuKernels:
         (x_TN, step), (gate_TN, gate_step) = rows_of(x_TN), rows_of(gate_TN)
         out_TN = torch.empty(x_TN.shape, dtype=x_TN.dtype)
         self._times_sigmoid(x_TN.data_ptr(), step, x_TN.shape[0], x_TN.shape[1], gate_TN.data_ptr(), gate_step,
-                            gate_TN.shape[1], out_TN.data_ptr(), DTYPE_CODES[x_TN.dtype], self.num_threads)
+                            gate_TN.shape[1], out_TN.data_ptr(), DTYPE_CODES[x_TN.dtype], self._threads.now)
         return out_TN
 
     def new_delta_net_states(self, num_layers: int, num_slots: int, num_value_heads: int, key_head_dim: int,
@@ -157,10 +167,10 @@ class PackedCpuKernels:
         return self._delta_net.gated_delta_rule(qkv_TC, ba_TJ, gates, state, batch)
 
     def new_attention_block(self, weights: AttentionWeights) -> PackedAttention:
-        return PackedAttention(weights, self._attention_steps, self._library, self.num_threads)
+        return PackedAttention(weights, self._attention_steps, self.library, self._threads)
 
     def new_delta_net_block(self, weights: DeltaNetWeights) -> PackedDeltaNetBlock:
-        return PackedDeltaNetBlock(weights, self._delta_net, self._library, self.num_threads)
+        return PackedDeltaNetBlock(weights, self._delta_net, self.library, self._threads)
 
     def rope(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         assert cos_Td.dtype is torch.float32 and sin_Td.dtype is torch.float32
@@ -172,7 +182,7 @@ class PackedCpuKernels:
         assert cos_Td.shape[0] == num_tokens
         out_THd = torch.empty((num_tokens, num_heads, head_dim), dtype=x_THd.dtype)
         self._rope(x_THd.data_ptr(), step, num_tokens, num_heads, head_dim, rotary_dim, cos_Td.data_ptr(),
-                   sin_Td.data_ptr(), out_THd.data_ptr(), DTYPE_CODES[x_THd.dtype], self.num_threads)
+                   sin_Td.data_ptr(), out_THd.data_ptr(), DTYPE_CODES[x_THd.dtype], self._threads.now)
         return out_THd
 
     def new_kv_cache(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
@@ -203,11 +213,11 @@ class PackedCpuKernels:
         assert tables_SM.dtype is torch.int32 and lens_S.dtype is torch.int32 and starts_S1.dtype is torch.int32
         assert tables_SM.is_contiguous() and lens_S.is_contiguous() and starts_S1.is_contiguous()
         out_THd = torch.empty((num_tokens, num_heads, head_dim), dtype=q_THd.dtype)
-        call = self._library.new_struct(
+        call = self.library.new_struct(
             "Attention", q=q_THd.data_ptr(), cache=cache.data_ptr(), out=out_THd.data_ptr(),
             query_starts=starts_S1.data_ptr(), context_lens=lens_S.data_ptr(), block_tables=tables_SM.data_ptr(),
             q_step=step, num_seqs=lens_S.shape[0], table_width=tables_SM.shape[1], num_heads=num_heads,
             num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=DTYPE_CODES[q_THd.dtype],
             sliding_window=_NO_WINDOW if sliding_window is None else sliding_window, scale=scale)
-        check(self._attention(ctypes.addressof(call), self.num_threads))
+        check(self._attention(ctypes.addressof(call), self._threads.now))
         return out_THd

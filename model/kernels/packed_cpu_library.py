@@ -49,13 +49,15 @@ _LONG_FUNCTIONS: _Functions = {
     "packed_choose_experts": [c_void_p, c_void_p, c_long, c_long, c_long, c_long, c_long, c_void_p, c_void_p, c_long],
     "packed_local_experts": [c_void_p, c_void_p, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_void_p,
                              c_long],
+    "packed_gathered_experts": [c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p,
+                                c_void_p, c_long],
     "packed_add_shared_expert": [c_void_p, c_void_p, c_void_p, c_long, c_long, c_void_p, c_long],
     "packed_delta_net_block": [c_void_p, c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_long],
     "packed_attention_block": [c_void_p, c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_long],
     "packed_gated_delta_rule": [c_void_p, c_long],
 }
 _RETURNS_LONG = {"packed_weight_bytes", "packed_experts", "packed_attention", "row_plan",
-                 "packed_choose_experts", "packed_local_experts", "packed_attention_block",
+                 "packed_choose_experts", "packed_local_experts", "packed_attention_block", "packed_gathered_experts",
                  "packed_add_shared_expert", "packed_delta_net_block"}
 
 

@@ -10,6 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from model.kernels.call_threads import CallThreads
 from model.kernels.limits import MAX_CONV_KERNEL, MAX_KEY_HEAD_DIM
 from model.kernels.packed_cpu_library import KernelLibrary
 from model.kernels.packed_rows import DTYPE_CODES, check, rows_of
@@ -45,8 +46,8 @@ def panel_widths(value_dim: int) -> list[int]:
 class PackedDeltaNet:
     """The part of PackedCpuKernels that is gated DeltaNet's own."""
 
-    def __init__(self, library: KernelLibrary, num_threads: int) -> None:
-        self._library, self._num_threads = library, num_threads
+    def __init__(self, library: KernelLibrary, threads: CallThreads) -> None:
+        self._library, self._threads = library, threads
         self._causal_conv = library.short.packed_causal_conv
         self._gated_delta_rule = library.long.packed_gated_delta_rule
         self._sequences_of: tuple[AttentionBatch, ctypes.Structure] | None = None
@@ -61,7 +62,7 @@ class PackedDeltaNet:
             "Conv", x=x_TC.data_ptr(), weight=weight_KC.data_ptr(), slots=slots.data_ptr(), out=out_TC.data_ptr(),
             step=step, width=x_TC.shape[1], kernel=weight_KC.shape[0], dtype=DTYPE_CODES[x_TC.dtype],
             seqs=ctypes.addressof(seqs))
-        self._causal_conv(ctypes.addressof(call), self._num_threads)
+        self._causal_conv(ctypes.addressof(call), self._threads.now)
         return out_TC
 
     def gated_delta_rule(self, qkv_TC: Tensor, ba_TJ: Tensor, gates: DeltaNetGates, state: DeltaNetState,
@@ -80,7 +81,7 @@ class PackedDeltaNet:
             bias=gates.bias_H.data_ptr(), slots=slots.data_ptr(), out=out_THv.data_ptr(), qkv_step=qkv_step,
             ba_step=ba_step, num_key_heads=num_key_heads, num_heads=num_heads, key_dim=key_dim, value_dim=value_dim,
             dtype=DTYPE_CODES[qkv_TC.dtype], seqs=ctypes.addressof(seqs))
-        self._gated_delta_rule(ctypes.addressof(call), self._num_threads)
+        self._gated_delta_rule(ctypes.addressof(call), self._threads.now)
         return out_THv
 
     def sequences(self, batch: AttentionBatch) -> ctypes.Structure:
@@ -104,7 +105,7 @@ class PackedDeltaNetBlock:
     """See DeltaNetBlock. Gives the bits of ComposedDeltaNet on the same kernels."""
 
     def __init__(self, weights: DeltaNetWeights, delta_net: PackedDeltaNet, library: KernelLibrary,
-                 num_threads: int) -> None:
+                 threads: CallThreads) -> None:
         projections, out, conv_KC = weights.projections, weights.out, weights.conv_weight_KC
         assert isinstance(projections, PackedLinear) and isinstance(out, PackedLinear)
         assert projections.dtype is out.dtype is conv_KC.dtype is weights.norm_v.dtype
@@ -123,7 +124,7 @@ class PackedDeltaNetBlock:
             num_key_heads=weights.num_key_heads, num_heads=weights.num_value_heads, key_dim=weights.key_head_dim,
             value_dim=weights.value_head_dim, conv_kernel=conv_KC.shape[0], eps=weights.eps)
         self._address = ctypes.addressof(self._struct)
-        self._delta_net, self._num_threads = delta_net, num_threads
+        self._delta_net, self._threads = delta_net, threads
         self._delta_net_block = library.long.packed_delta_net_block
 
     def __call__(self, x_TD: Tensor, batch: AttentionBatch, state: DeltaNetState) -> Tensor:
@@ -137,7 +138,7 @@ class PackedDeltaNetBlock:
         out_TD = torch.empty((num_rows, self._out_features), dtype=self._dtype)
         status = self._delta_net_block(
             self._address, ctypes.addressof(self._delta_net.sequences(batch)), x_TD.data_ptr(), step,
-            conv_NcC.data_ptr(), recurrent_NHkv.data_ptr(), out_TD.data_ptr(), self._num_threads)
+            conv_NcC.data_ptr(), recurrent_NHkv.data_ptr(), out_TD.data_ptr(), self._threads.now)
         if status:
             check(status)
         return out_TD

@@ -10,7 +10,7 @@ from model.errors import OutOfMemoryError
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}     # `Dtype` of packed_simd.h
 DTYPE_SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
-_BAD_ID = 2
+BAD_ID, EXCHANGE_FAILED = 2, 3                                             # answers, as in packed_cpu.c
 
 
 def rows_of(x: Tensor) -> tuple[Tensor, int]:
@@ -24,7 +24,7 @@ def rows_of(x: Tensor) -> tuple[Tensor, int]:
 
 def check(status: int) -> None:
     """Raise what a kernel's answer says."""
-    if status == _BAD_ID:
+    if status == BAD_ID:
         raise ValueError("an expert id that none of the experts here has: the rows of this layer do not stay")
     if status:
         raise OutOfMemoryError("no memory for the intermediate rows of a kernel", fix="lower max_batch_tokens")

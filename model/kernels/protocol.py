@@ -139,10 +139,14 @@ class DeltaNetBlock(Protocol):
 class Kernels(Protocol):
     name: str                   # bit-identical numbers are promised between members whose name and dtype agree
     device: torch.device
+    kv_block_dim: int           # of one layer's KV cache: the dimension that counts blocks
 
     @property
     def num_threads(self) -> int:
-        """Return the threads of the CPU that a call runs on."""
+        """Return the threads of the CPU that a call runs on, unless `run_on` has said otherwise."""
+
+    def run_on(self, num_threads: int) -> None:
+        """Let the next calls run on so many threads; where there is a choice. Results stay the same."""
 
     def on_one_thread(self) -> Kernels:
         """Return the same for who gives way to calls on other threads: weights made by it are packed on one thread."""

@@ -1,7 +1,7 @@
 """Computes in plain torch, for any device: the oracle of the packed kernels, and what CUDA runs.
 
 On the CPU every row's result is independent of the rows beside it, which torch alone does not promise:
-* GEMMs run on a multiple of 4 rows (below, MKL picks kernels that add up in another order);
+* GEMMs run on tiles of a fixed number of rows, because by that number MKL and oneDNN choose how they add up;
 * exp and silu run on pieces that torch neither splits over threads nor ends with scalar code, because its vector and
   scalar code differ in the last bit;
 * attention goes over key blocks of fixed places.
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from model.kernels.composed_attention import ComposedAttention
 from model.kernels.composed_delta_net import ComposedDeltaNet
-from model.kernels.pieces import in_pieces
+from model.kernels.pieces import in_pieces, linear_in_tiles
 from model.kernels.protocol import (
     AttentionBatch,
     AttentionWeights,
@@ -33,7 +33,6 @@ from model.kernels.protocol import (
 from model.kernels.torch_attention import attend_in_blocks, attend_with_sdpa
 from model.kernels.torch_delta_net import causal_conv, gated_delta_rule
 
-ROW_MULTIPLE = 4
 _VOCABULARY_PIECE = 4096
 
 
@@ -82,12 +81,16 @@ class TorchKernels:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.name = f"torch-{self.device.type}"
+        self.kv_block_dim = 1
         self._on_cpu = self.device.type == "cpu"
         self._slots_of: tuple[AttentionBatch, Tensor] | None = None
 
     @property
     def num_threads(self) -> int:
         return torch.get_num_threads()
+
+    def run_on(self, num_threads: int) -> None:
+        """Change nothing: torch's threads wait by spinning, so more of them cost whoever computes beside them."""
 
     def on_one_thread(self) -> TorchKernels:
         return self             # torch counts them for each thread: whoever gives way sets its own
@@ -108,11 +111,8 @@ class TorchKernels:
         return y_TN if bias_N is None else y_TN + bias_N.to(out_dtype)
 
     def _matmul(self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-        num_rows = x_TK.shape[0]
-        extra = -num_rows % ROW_MULTIPLE if self._on_cpu else 0
-        if extra:
-            x_TK = functional.pad(x_TK, (0, 0, 0, extra))
-        return functional.linear(x_TK, weight_NK, bias_N)[:num_rows]
+        multiply = linear_in_tiles if self._on_cpu else functional.linear
+        return multiply(x_TK, weight_NK, bias_N)
 
     def new_experts(self, num_experts: int, intermediate_size: int, hidden_size: int,
                     dtype: torch.dtype) -> TorchExperts:

@@ -11,6 +11,7 @@ import ctypes
 import logging
 import os
 import secrets
+import select
 import socket
 import threading
 import time
@@ -55,7 +56,9 @@ class Endpoint:
         self._handle = self._library.transport_new(round(yield_s * 1e9))
         if not self._handle:
             raise OSError("out of file descriptors or memory")
+        self.hangups = select.epoll()       # has an event when a connection has ended: TransportGroup.check says whose
         self._arrived = threading.Condition()
+        self._aborted_id = 0        # groups up to this one need not form any more
         self._is_closed = False
         self._doorman = Doorman(self.address, listeners, self._library.transport_bell(self._handle),
                                 self._library.transport_segment_bytes(), self._add)
@@ -71,7 +74,7 @@ class Endpoint:
         deadline_s = time.monotonic() + timeout_s
         for peer_rank, peer in enumerate(members):
             if peer_rank != rank:
-                self._connect(peer, peer_rank, deadline_s, timeout_s)
+                self._connect(peer, peer_rank, group_id, deadline_s, timeout_s)
         peer_ids = b"".join(bytes.fromhex(member.peer_id) for member in members)
         failed_rank = ctypes.c_int()
         failure = self._library.transport_open(self._handle, group_id, len(members), rank, peer_ids,
@@ -81,6 +84,8 @@ class Endpoint:
                              fix="number groups in the order in which they are opened")
         if failure:
             raise PeerError(Reason(failure), failed_rank.value, timeout_s)
+        if group_id <= self._aborted_id:
+            self._library.transport_abort(self._handle, group_id)
         group = TransportGroup(self._library, self._handle, group_id, len(members), rank, timeout_s, self._flush)
         try:
             group.confirm(peer_ids, max(deadline_s - time.monotonic(), 0.0))
@@ -95,16 +100,28 @@ class Endpoint:
             self._is_closed = True
             self._doorman.close()
             self._library.transport_close(self._handle)
+            self.hangups.close()
 
-    def _connect(self, peer: EndpointAddress, rank: int, deadline_s: float, timeout_s: float) -> None:
+    def abort_groups(self, up_to_id: int) -> None:
+        """End the groups up to this one, from any thread, also one that has yet to form: what waits in them raises
+        PeerError at once."""
+        self._aborted_id = max(self._aborted_id, up_to_id)
+        self._library.transport_abort(self._handle, up_to_id)
+        with self._arrived:
+            self._arrived.notify_all()
+
+    def _connect(self, peer: EndpointAddress, rank: int, group_id: int, deadline_s: float, timeout_s: float) -> None:
         """Have a connection with `peer`, by dialing or by waiting for its call."""
         peer_id, dials, why = bytes.fromhex(peer.peer_id), self.address.peer_id < peer.peer_id, "it did not call"
         while not self._library.transport_is_connected(self._handle, peer_id):
             if self._is_closed:
                 raise PeerError(Reason.ENDPOINT_OVER, None, timeout_s)
+            if group_id <= self._aborted_id:
+                raise PeerError(Reason.ABORTED, None, timeout_s)
             if time.monotonic() >= deadline_s:
                 raise GroupError(f"no connection with rank {rank} at {peer.host}:{peer.port} in {timeout_s:g} s: {why}",
-                                 fix="check that it runs, and that nodes reach each other's TCP ports")
+                                 fix="check that it runs, and that nodes reach each other's TCP ports"
+                                 ) from PeerError(Reason.DEADLINE, rank, timeout_s)
             if dials:
                 try:
                     self._add(peer_id, self._dial(peer, deadline_s))
@@ -123,6 +140,8 @@ class Endpoint:
         """Use a connection from now on, for every group that is opened."""
         segment, bell = -1 if pair.segment is None else pair.segment, -1 if pair.bell is None else pair.bell
         is_first = bytes.fromhex(self.address.peer_id) < peer_id
+        with contextlib.suppress(ValueError):       # the endpoint is closed
+            self.hangups.register(pair.socket, select.EPOLLRDHUP | select.EPOLLET)
         taken = self._library.transport_add(self._handle, peer_id, pair.socket, segment, bell, is_first)
         for fd in (segment, *((pair.socket, bell) if taken != 0 else ())):
             if fd >= 0:
@@ -138,6 +157,7 @@ class Endpoint:
         """Let go of everything in the child of a fork: it would keep connections open that the parent's death ends."""
         self._is_closed = True
         self._doorman.forget()
+        self.hangups.close()
         self._library.transport_forget(self._handle)
 
 

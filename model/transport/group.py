@@ -57,6 +57,22 @@ class TransportGroup:
             if received.raw[rank * _CONFIRMATION_BYTES:(rank + 1) * _CONFIRMATION_BYTES] != own.raw:
                 raise PeerError(Reason.OUT_OF_STEP, rank, self.timeout_s)
 
+    def exchange_call(self) -> dict[str, int | None]:
+        """Return what C needs to make this group's exchanges itself: the function, and its arguments that stay."""
+        function = ctypes.cast(self._library.transport_exchange, ctypes.c_void_p).value
+        return {"exchange": function, "endpoint": self._endpoint, "group": self._group_id,
+                "timeout_ns": self._timeout_ns}
+
+    def error_of(self, failure: int, rank: int) -> PeerError:
+        """Return what an exchange's answer says."""
+        return PeerError(Reason(failure), None if rank in (self.rank, -1) else rank, self.timeout_s)
+
+    def check(self) -> None:
+        """Raise PeerError when the connection with a member has ended. From any thread; nothing waits for it."""
+        rank = self._library.transport_lost(self._endpoint, self._group_id)
+        if rank >= 0:
+            raise PeerError(Reason.CLOSED, rank, self.timeout_s)
+
     def abort(self) -> None:
         """End the exchange that runs, from any thread, and all later ones: they raise PeerError at once."""
         self._library.transport_abort(self._endpoint, self._group_id)
@@ -78,5 +94,4 @@ class TransportGroup:
             self._endpoint, self._group_id, sent, self._sent_rows_M, received, self._received_rows_M, row_bytes,
             same_to_all, timeout_ns, self._failed_rank)
         if failure:
-            rank = self._failed_rank.value
-            raise PeerError(Reason(failure), None if rank in (self.rank, -1) else rank, self.timeout_s)
+            raise self.error_of(failure, self._failed_rank.value)

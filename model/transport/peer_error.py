@@ -34,6 +34,19 @@ _FIX = {
 }
 
 
+_LOST = (Reason.CLOSED, Reason.DEADLINE)
+
+
+def lost_rank(error: BaseException) -> int | None:
+    """Return the member that is gone or does not answer, if an error says or was caused by that."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PeerError) and cause.reason in _LOST:
+            return cause.rank
+        cause = cause.__cause__
+    return None
+
+
 class PeerError(GroupError):
     """`rank` is the member that failed, None when it is none of the others."""
 

@@ -1,6 +1,8 @@
-// The functions that Python calls: see model/transport/library.py. One endpoint a process.
+// The functions that Python calls: see model/transport/library.py. One endpoint a process. Those of heartbeats stand
+// with them.
 #define _GNU_SOURCE
 #include "endpoint.h"
+#include "heartbeats.h"
 
 Endpoint *transport_new(long yield_ns) {
     Endpoint *endpoint = calloc(1, sizeof *endpoint);
@@ -131,6 +133,20 @@ int transport_open(Endpoint *endpoint, uint64_t id, int num_members, int rank, c
     pthread_mutex_unlock(&endpoint->lock);
     if (failure) free_group(group);
     return failure;
+}
+
+// Returns the rank of a member whose connection with this process has ended, -1 if there is none
+int transport_lost(Endpoint *endpoint, uint64_t id) {
+    int lost = -1;
+    pthread_mutex_lock(&endpoint->lock);
+    const Group *group = find_group(endpoint, id);
+    for (int rank = 0; group && rank < group->num_members && lost < 0; rank++) {
+        Connection *c = group->connections[rank];
+        if (c) look_if_alive(c);
+        if (c && c->is_closed) lost = rank;
+    }
+    pthread_mutex_unlock(&endpoint->lock);
+    return lost;
 }
 
 enum { LARGE_BYTES = 256 << 10 };

@@ -13,14 +13,9 @@ class Agreement:
     headers: tuple[StepHeader, ...]     # by rank
 
     @property
-    def is_pause(self) -> bool:
-        """Return whether the group stops until all have taken back the wish to pause."""
-        return any(header.wants_pause for header in self.headers)
-
-    @property
     def is_step(self) -> bool:
-        """Return whether the members now run their plans; if not, the group pauses or sleeps."""
-        return not self.is_pause and any(header.num_tokens for header in self.headers)
+        """Return whether the members now run their plans; if not, the group sleeps."""
+        return any(header.num_tokens for header in self.headers)
 
     @property
     def num_tokens_of_member(self) -> tuple[int, ...]:

@@ -61,15 +61,20 @@ class BlockManager:
     def allocate(self, num_new: int, prefix: Sequence[int] = (), num_spare: int = 0) -> list[int] | None:
         """Hold the `prefix` blocks once more and `num_new` others. None, and nothing has changed, when fewer than
         `num_spare` blocks would stay free."""
+        if self.num_lacking(num_new, prefix, num_spare) > 0:
+            return None
         num_holders = self._num_holders
         revived = [block for block in prefix if not num_holders[block]]
-        if num_new + len(revived) + num_spare > self.num_free:
-            return None
         for block in revived:
             del self._cached[block]
         for block in prefix:
             num_holders[block] += 1
         return [*prefix, *(self._take() for _ in range(num_new))]
+
+    def num_lacking(self, num_new: int, prefix: Sequence[int] = (), num_spare: int = 0) -> int:
+        """Return how many more blocks would have to be free for allocate(); 0 or less: it would succeed."""
+        num_revived = sum(not self._num_holders[block] for block in prefix)
+        return num_new + num_revived + num_spare - self.num_free
 
     def _take(self) -> int:
         block = self._empty.pop() if self._empty else self._evict()
@@ -109,6 +114,32 @@ class BlockManager:
         if self._prefix_caching and name not in self._block_of and block not in self._hash_of:
             self._block_of[name] = block
             self._hash_of[block] = name
+
+    @property
+    def num_held(self) -> int:
+        """Return how many blocks sequences hold."""
+        return self.num_blocks - self.num_free
+
+    def resize(self, num_blocks: int) -> dict[int, int]:
+        """Go on with another number of blocks, at least those that are held, and return the new number of every block
+        whose content is kept: of those that nobody holds, the most recently used."""
+        held = [block for block, holders in enumerate(self._num_holders) if holders]
+        assert len(held) <= num_blocks, "preempt before who holds them"
+        while len(held) + len(self._cached) > num_blocks:
+            self._empty.append(self._evict())
+        kept = sorted((*held, *self._cached))
+        free = iter(sorted(set(range(num_blocks)) - set(kept)))
+        new_number_of = {block: block if block < num_blocks else next(free) for block in kept}
+        num_holders = [0] * num_blocks
+        for block in held:
+            num_holders[new_number_of[block]] = self._num_holders[block]
+        self._num_holders = num_holders
+        self._hash_of = {new_number_of[block]: name for block, name in self._hash_of.items()}
+        self._block_of = {name: block for block, name in self._hash_of.items()}
+        self._cached = OrderedDict.fromkeys(new_number_of[block] for block in self._cached)
+        self._empty = sorted(set(range(num_blocks)) - set(new_number_of.values()), reverse=True)
+        self.num_blocks = num_blocks
+        return new_number_of
 
     def free(self, block_table: Sequence[int]) -> None:
         """Let a sequence's blocks go. A prefix's end is evicted before its beginning, which more will ask for."""

@@ -11,7 +11,7 @@ An epoch begins awake: its agreement 0 is the barrier after which every peer is 
 
 The placement may change within an epoch. Each member prepares the next revision in the background and tells so in its
 headers, in an idle group by entering one agreement for it. The agreement in which all have told the same revision is
-where all switch, before the step that it is about. Members that pause or sleep switch there too.
+where all switch, before the step that it is about. Members that then sleep switch there too.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.step import ScheduledRequest, StepHeader, StepPlan, StepResult
+from model.step import StepHeader, StepPlan, StepResult
 from serving.engine.agreement import Agreement
+from serving.engine.block_transfers import BlockTransfers
 from serving.engine.request import Request, Submission, TokenEvent
 from serving.engine.scheduler import Scheduler
+from serving.engine.transfer_choice import PrefillRate
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,9 @@ class Executor(Protocol):
     async def execute(self, plan: StepPlan, agreement: Agreement) -> StepResult:
         """Run the agreed step; an empty plan takes part with zero rows."""
 
+    async def prepare(self, submission: Submission) -> None:
+        """Make ready what a request with a grammar needs, beside the steps. Raises what ends that request only."""
+
     @property
     def prepared_revision(self) -> int:
         """Return the placement that switch() would take; that of the steps when none waits. Call Engine.tell_prepared()
@@ -74,6 +79,14 @@ class Executor(Protocol):
 
     async def switch(self, revision: int) -> None:
         """Let the next steps use the prepared placement."""
+
+
+class BlockSource(Protocol):
+    """Takes over KV blocks from other members, into the prefix cache of an engine."""
+
+    async def receive(self, shard_id: str, names: tuple[bytes, ...], engine: Engine) -> int:
+        """Return the tokens whose blocks the member has sent: 0 where computing them is done sooner, or all went wrong.
+        Raises nothing."""
 
 
 class WorkRate:
@@ -114,6 +127,9 @@ class Engine:
                  deliver: Callable[[str, int, list[TokenEvent]], None]) -> None:
         self.scheduler = scheduler
         self.executor = executor
+        self.transfers = BlockTransfers(scheduler.blocks, scheduler.states)
+        self.prefill_rate = PrefillRate()
+        self.block_source: BlockSource | None = None    # set by whoever knows the other members
         self.epoch_number = epoch_number
         self.num_steps = 0                  # steps in which anybody computed anything
         self.num_tokens_computed = 0        # by this member
@@ -125,11 +141,10 @@ class Engine:
         self._router_of: dict[str, str] = {}                # of every open request
         self._outbox: dict[str, list[TokenEvent]] = {}      # by router, until the loop comes by
         self._wake = asyncio.Event()
+        self._preparations: dict[str, asyncio.Task[None]] = {}      # by request
         self._ring_tasks: set[asyncio.Task[None]] = set()
         self._run_task: asyncio.Task[None] | None = None
         self._is_stopping = False
-        self._wants_pause = False
-        self._pause_changed = asyncio.Event()
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -138,15 +153,17 @@ class Engine:
         self._step_index = 0                # the next agreement
         self._rung_step_index = -1          # the latest agreement that a peer is known to wait in
         self._is_awake = True               # the group goes on to the next agreement unasked
-        self._is_group_paused = False
-        self._is_resuming = False
 
     # Requests.
 
     def submit(self, router_id: str, submission: Submission) -> None:
         """Queue a sequence. Raises InvalidRequestError; ContextLengthError when it can never fit."""
-        ended = self.scheduler.add(Request(submission, router_id, self._clock()))
+        is_ready = not submission.sampling.grammar and not submission.source_shard_id
+        request = Request(submission, router_id, self._clock(), is_ready=is_ready)
+        ended = self.scheduler.add(request)
         self._router_of[submission.request_id] = router_id
+        if ended is None and not request.is_ready:
+            self._preparations[submission.request_id] = asyncio.create_task(self._prepare(request))
         self._queue([ended] if ended else [])
         self._wake.set()
 
@@ -160,7 +177,7 @@ class Engine:
         """Cancel everything of a router that is gone. Nobody is left to be told."""
         for request_id in [request_id for request_id, owner in self._router_of.items() if owner == router_id]:
             self.scheduler.cancel(request_id)
-            del self._router_of[request_id]
+            self._forget(request_id)
         self._outbox.pop(router_id, None)
         self.hold(router_id, False)
 
@@ -190,27 +207,20 @@ class Engine:
         """Enter an agreement, if need be, to say that the executor can switch to another revision."""
         self._wake.set()
 
-    async def pause(self) -> None:
-        """Stop the whole group between two steps. Returns when no step runs and none will before resume()."""
-        self._wants_pause = True
-        self._wake.set()
-        while self._run_task is not None and self._wants_pause and not self._is_group_paused:
-            self._pause_changed.clear()
-            await self._pause_changed.wait()
-
-    def resume(self) -> None:
-        """Take the wish to pause back; the group goes on when no other member wants to pause."""
-        self._wants_pause = False
-        self._is_resuming = self._is_group_paused
-        self._wake.set()
-        self._pause_changed.set()
-
     def change_epoch(self, epoch_number: int, executor: Executor, ring_peers: Callable[[int], Awaitable[None]]) -> None:
         """Go on with another group, between two runs. Sequences keep their tokens and their KV blocks."""
         if self._run_task is not None:
             raise RuntimeError(f"epoch {self.epoch_number} still runs: end it with stop() before epoch {epoch_number}")
         self.epoch_number, self.executor, self._ring_peers = epoch_number, executor, ring_peers
         self._begin_epoch()
+
+    def resize(self, num_blocks: int) -> dict[int, int]:
+        """Go on with another number of KV blocks, between two runs and transfers, and return the new number of every
+        block whose content is kept. See Scheduler.resize."""
+        assert self._run_task is None, "a step may use the blocks"
+        new_number_of, ended = self.scheduler.resize(num_blocks)
+        self._queue(ended)
+        return new_number_of
 
     async def run(self) -> None:
         """Step until stop(). Raises what the executor raises, with everything as it was before the failed step."""
@@ -223,13 +233,12 @@ class Engine:
                 await self.step()       # what it delivered is sent while the next one runs
         finally:
             self._run_task = None
-            self._pause_changed.set()
             for ring_task in self._ring_tasks:
                 ring_task.cancel()
 
     async def stop(self) -> None:
-        """End run() between two steps and wait for that; an agreement under way ends first. pause() a live group
-        before, or the others wait for this member until their timeout."""
+        """End run() between two steps and wait for that; an agreement under way ends first: abort the
+        group before, or it may wait for a member that will never come."""
         self._is_stopping = True
         self._wake.set()
         if self._run_task is not None:
@@ -261,10 +270,8 @@ class Engine:
 
     def _is_needed(self) -> bool:
         """Return whether to enter the next agreement."""
-        if self._is_awake or self._is_resuming or self._rung_step_index >= self._step_index:
-            return True
-        return not self._is_group_paused and (self._wants_pause or self.scheduler.has_work()
-                                              or self.executor.prepared_revision != self._told_revision)
+        return (self._is_awake or self._rung_step_index >= self._step_index or self.scheduler.has_work()
+                or self.executor.prepared_revision != self._told_revision)
 
     async def _sleep(self) -> None:
         """Wait until something happens to this member, or the deadline of a sequence passes that cannot run."""
@@ -274,22 +281,20 @@ class Engine:
                 await self._wake.wait()
 
     def _plan(self) -> StepPlan:
-        requests: tuple[ScheduledRequest, ...] = () if self._wants_pause else self.scheduler.schedule()
-        return StepPlan(self.epoch_number, self._step_index, requests)
+        return StepPlan(self.epoch_number, self._step_index, self.scheduler.schedule(self._clock()))
 
     async def _agree(self, plan: StepPlan) -> tuple[Agreement, StepResult | None]:
-        """Enter the agreement and learn from it whether the group steps, pauses or falls asleep. A step at once is made
+        """Enter the agreement and learn from it whether the group steps or falls asleep. A step at once is made
         by then."""
         if not self._is_awake and self._rung_step_index < plan.step_index:
             ring_task = asyncio.create_task(self._ring(plan.step_index))
             self._ring_tasks.add(ring_task)
             ring_task.add_done_callback(self._ring_tasks.discard)
         self._told_revision = self.executor.prepared_revision
-        header = StepHeader(plan.epoch_number, plan.step_index, plan.num_tokens, self._wants_pause, self._told_revision)
+        header = StepHeader(plan.epoch_number, plan.step_index, plan.num_tokens, self._told_revision)
         agreement, result = await self.executor.agree(header, plan)
         self._step_index += 1
-        self._is_group_paused, self._is_awake, self._is_resuming = agreement.is_pause, agreement.is_step, False
-        self._pause_changed.set()
+        self._is_awake = agreement.is_step
         return agreement, result
 
     async def _switch_if_all_can(self, agreement: Agreement) -> None:
@@ -311,7 +316,34 @@ class Engine:
             router_id = self._router_of[event.request_id]
             self._outbox.setdefault(router_id, []).append(event)
             if event.finish_reason is not None:
-                del self._router_of[event.request_id]
+                self._forget(event.request_id)
+
+    def _forget(self, request_id: str) -> None:
+        del self._router_of[request_id]
+        if preparation := self._preparations.pop(request_id, None):
+            preparation.cancel()
+
+    async def _prepare(self, request: Request) -> None:
+        """Let a request be scheduled when the executor is ready for it. A failure ends that request only."""
+        try:
+            if request.submission.sampling.grammar:
+                await self.executor.prepare(request.submission)
+            await self._receive_blocks(request)
+        except Exception as error:
+            logger.warning("request_not_prepared request_id=%s error=%s", request.request_id, error)
+            ended = self.scheduler.fail(request, str(error))
+            self._preparations.pop(request.request_id, None)
+            self._queue([ended] if ended else [])
+        else:
+            self._preparations.pop(request.request_id, None)
+            self.scheduler.set_ready(request)
+        self._wake.set()
+
+    async def _receive_blocks(self, request: Request) -> None:
+        """Have the blocks in the prefix cache that a member is said to have, as far as that is worth it."""
+        shard_id, names = request.submission.source_shard_id, self.scheduler.reusable_names(request)
+        if shard_id and names and self.block_source is not None:
+            request.num_received_tokens = await self.block_source.receive(shard_id, names, self)
 
     def _deliver(self, events: Iterable[TokenEvent], step_index: int) -> None:
         """Hand over these events and those that gathered since, one call for each router."""
@@ -326,3 +358,5 @@ class Engine:
         self.num_expert_rows += result.stats.num_expert_rows
         if plan.requests:
             self._rate.add(plan.num_tokens, step_s)
+            if (num_prefilled := plan.num_tokens - len(plan.requests)) > 0:
+                self.prefill_rate.add(num_prefilled, step_s)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from model.step import SamplingSpec, TokenLogprob
 from serving.errors import ServingError
+from serving.priority import DEFAULT_PRIORITY, aged_arrival_s
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +64,14 @@ class Submission:
     journal_token_ids: tuple[int, ...] = ()
     num_prompt_logprobs: int | None = None
     deadline_s: float | None = None             # on the engine's clock; past it the engine fails the request
+    source_shard_id: str = ""                   # the member that has its KV blocks; "": none is known
+    priority: int = DEFAULT_PRIORITY            # the lower the earlier
+    tenant: int = 0                             # whose it is, as a number that says nothing else
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """Says what one step did for one sequence. `finish_reason` is set in its last event, once."""
+class TokenEvent(NamedTuple):
+    """Says what one step did for one sequence. `finish_reason` is set in its last event, once. (A named tuple: one is
+    made for every token, at both ends of the link.)"""
 
     request_id: str
     token_ids: tuple[int, ...] = ()
@@ -76,6 +81,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None                    # which stop token ended it; it is not among token_ids' text
     error: str = ""                                     # with FAILED
+    num_received_tokens: int = 0                        # whose KV blocks another member has sent; in the first event
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +92,7 @@ class Request:
     router_id: str
     arrival_s: float
     status: RequestStatus = RequestStatus.WAITING
+    is_ready: bool = True                                       # False: what it needs is being prepared
     output_token_ids: list[int] = field(default_factory=list)   # starts as the journal
     num_computed_tokens: int = 0
     block_table: tuple[int, ...] = ()                           # a step's plan holds it too
@@ -93,7 +100,9 @@ class Request:
     arrival_index: int = 0                                      # order in which the scheduler accepted it
     block_hashes: list[bytes] = field(default_factory=list)     # chained, of its full blocks, as far as known
     snapshot_positions: tuple[int, ...] = ()                    # where its prompt's state is worth keeping
+    num_received_tokens: int = 0                                # whose KV blocks another member has sent
     num_cached_tokens: int = 0                                  # prompt tokens that the prefix cache served at first
+    num_charged_tokens: int = 0                                 # known ones that its tenant was charged for
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)   # until the first token takes them along
 
     @property
@@ -101,8 +110,51 @@ class Request:
         return self.submission.request_id
 
     @property
+    def tenant(self) -> int:
+        return self.submission.tenant
+
+    @property
+    def priority(self) -> int:
+        return self.submission.priority
+
+    @property
+    def turn(self) -> tuple[float, int]:
+        """Return what orders those that run: whose is lowest gives its blocks back last."""
+        return aged_arrival_s(self.arrival_s, self.priority), self.arrival_index
+
+    @property
     def num_tokens(self) -> int:
         return len(self.submission.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Return whether they are still due: they travel with the first token, also with one of the journal."""
+        return self.submission.num_prompt_logprobs is not None and not self.output_token_ids
+
+    def next_sampling(self) -> SamplingSpec:
+        """Return how its next token is drawn: too few so far, and no stop token may be."""
+        submission = self.submission
+        if len(self.output_token_ids) >= submission.min_tokens or not submission.stop_token_ids:
+            return submission.sampling
+        banned = submission.sampling.banned_token_ids + submission.stop_token_ids
+        return replace(submission.sampling, banned_token_ids=banned)
+
+    def finish_reason(self) -> FinishReason | None:
+        """Judge the last output token. max_tokens ends it within max_model_len: CacheRoom.check has made sure."""
+        submission, num_output = self.submission, len(self.output_token_ids)
+        if self.output_token_ids[-1] in submission.stop_token_ids and num_output > submission.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if num_output >= submission.max_tokens else None
+
+    def stop_token_id(self, reason: FinishReason | None) -> int | None:
+        """Return the token that ended it, where one did."""
+        return self.output_token_ids[-1] if reason is FinishReason.STOP else None
+
+    def token_ids(self, start: int, end: int) -> tuple[int, ...]:
+        """Return known tokens at positions start to end - 1, without building the whole sequence."""
+        prompt = self.submission.prompt_token_ids
+        output = self.output_token_ids[max(0, start - len(prompt)):max(0, end - len(prompt))]
+        return (*prompt[start:end], *output)
 
     def advance(self, to: RequestStatus, why: str) -> None:
         if to not in NEXT[self.status]:

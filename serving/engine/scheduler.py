@@ -9,55 +9,52 @@ succeeded. So a step that failed is simply scheduled again.
 from __future__ import annotations
 
 import bisect
-import dataclasses
-import itertools
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import replace
+from operator import attrgetter
 
-from model.step import SampledToken, SamplingSpec, ScheduledRequest, StepPlan, StepResult
+from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult
 from serving.config import SchedulerConfig
-from serving.engine.block_manager import BlockManager, block_hash
 from serving.engine.cache_room import CacheRoom
 from serving.engine.request import FinishReason, Request, RequestStatus, TokenEvent
-from serving.engine.state_slots import SLOTS_WITH_SNAPSHOT, StateSlots, snapshot_positions
-from serving.errors import InvalidRequestError
+from serving.engine.sequence_caches import SequenceCaches
+from serving.engine.tenant_shares import Room, TenantShares, last_to_keep, who_gives_way
+from serving.errors import InvalidRequestError, ServingError
+from serving.fair_queue import FairQueue
+from serving.token_counters import CACHED_WEIGHT, OUTPUT_WEIGHT, PROMPT_WEIGHT
 
 _END = {FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
         FinishReason.CANCELLED: RequestStatus.CANCELLED, FinishReason.FAILED: RequestStatus.FAILED}
 _STARTED_BLOCKS = 1 << 15       # of a step's newcomers: to find and hold them takes some 5 ms, and all else waits
 
 
-def _arrival(request: Request) -> int:
-    return request.arrival_index
-
-
 class Scheduler:
-    """Continuous batching: decodes first, then chunks of prefill, then newcomers in order of arrival.
+    """Continuous batching: decodes first, then chunks of prefill of those that run and of newcomers, in the order of
+    serving/fair_queue.py: by priority, then by what tenants were served, then by arrival.
 
     A sequence gets the blocks of all its known tokens when it starts to run, and one more whenever it outgrows them.
-    When none is free, the last arrived sequence gives its blocks back and is recomputed later; sequences whose router
-    does not listen (held) give theirs first.
+    When none is free, the last in turn gives its blocks back and is recomputed later, of a tenant that has more than
+    its part; sequences whose router does not listen (held) give theirs first.
     """
 
     def __init__(self, config: SchedulerConfig, num_blocks: int, max_model_len: int, num_state_slots: int = 0,
                  block_bytes: int = 0, slot_bytes: int = 0) -> None:
         """`num_state_slots`: of models with layers that keep a state. `block_bytes` and `slot_bytes`, of one each, are
         told to whom they refuse."""
-        if 0 < num_state_slots < SLOTS_WITH_SNAPSHOT:
-            raise ValueError(f"num_state_slots={num_state_slots}: a sequence that starts from a snapshot needs "
-                             f"{SLOTS_WITH_SNAPSHOT}; give more, or 0 for a model without states")
         self.config = config
         self.room = CacheRoom(max_model_len, num_blocks, config.block_size, block_bytes, slot_bytes)
         self.token_budget = config.max_batch_tokens     # of a step, at least 1; may change between two steps
         self.num_preemptions = 0
         self.num_cached_tokens = 0                      # not computed, as the prefix cache had them
-        self.states = StateSlots(num_state_slots)
-        self.blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching, self.states.forget)
+        self._caches = SequenceCaches(config, num_blocks, num_state_slots)
+        self.blocks, self.states = self._caches.blocks, self._caches.states
         self._requests: dict[str, Request] = {}
-        self._waiting: list[Request] = []       # both in order of arrival
-        self._running: list[Request] = []
+        self._waiting: FairQueue[Request] = FairQueue()
+        self._running: list[Request] = []       # in the order of their turns
+        self._num_of: Counter[tuple[int, int]] = Counter()      # requests, by tenant and priority
+        self._now_s = 0.0                       # as last told
         self._in_flight: dict[str, Request] = {}
         self._held_routers: set[str] = set()
-        self._last_hashed: Request | None = None
         self._num_arrived = 0
 
     @property
@@ -70,7 +67,18 @@ class Scheduler:
 
     def has_work(self) -> bool:
         """Return whether schedule() would return something."""
-        return any(request.router_id not in self._held_routers for request in self._requests.values())
+        return any(self._may_run(request) for request in self._requests.values())
+
+    @property
+    def num_tokens_to_compute(self) -> int:
+        """Return the known tokens of all requests that are ready and have more than one to compute."""
+        left = (request.num_tokens - request.num_computed_tokens for request in self._requests.values()
+                if self._may_run(request))
+        return sum(num_tokens for num_tokens in left if num_tokens > 1)
+
+    def reusable_names(self, request: Request) -> tuple[bytes, ...]:
+        """Return the names of all blocks of a request that a cached prefix may replace, were they all here."""
+        return tuple(self._caches.reusable_names(request))
 
     def next_deadline_s(self) -> float | None:
         deadlines = (request.submission.deadline_s for request in self._requests.values())
@@ -90,13 +98,14 @@ class Scheduler:
         self._num_arrived += 1
         request.output_token_ids = list(submission.journal_token_ids)
         self._requests[request.request_id] = request
-        bisect.insort(self._waiting, request, key=_arrival)
-        reason = self._finish_reason(request) if submission.journal_token_ids else None
+        self._num_of[request.tenant, request.priority] += 1
+        self._waiting.add(request, request.arrival_s)
+        reason = request.finish_reason() if submission.journal_token_ids else None
         if reason is None:
             return None
         request.advance(RequestStatus.RUNNING, "journal is complete")
         return self._end(request, TokenEvent(request.request_id, finish_reason=reason,
-                                             stop_token_id=self._stop_token_id(request, reason)))
+                                             stop_token_id=request.stop_token_id(reason)))
 
     def cancel(self, request_id: str) -> TokenEvent | None:
         """End a request now and free its blocks. None when it is not open: it may just have ended."""
@@ -114,6 +123,16 @@ class Scheduler:
             error=f"the deadline passed after {len(request.output_token_ids)} of {request.submission.max_tokens} tokens"
                   "; allow more time or ask for fewer tokens")) for request in late]
 
+    def set_ready(self, request: Request) -> None:
+        """Schedule a request from now on that was added before it was ready."""
+        request.is_ready = True
+
+    def fail(self, request: Request, error: str) -> TokenEvent | None:
+        """End a request that cannot go on. None when it is not open any more."""
+        if self._requests.get(request.request_id) is not request:
+            return None
+        return self._end(request, TokenEvent(request.request_id, finish_reason=FinishReason.FAILED, error=error))
+
     def hold(self, router_id: str, held: bool) -> None:
         """Do not schedule the sequences of a router that does not listen. They keep blocks that others can spare."""
         if held:
@@ -121,27 +140,43 @@ class Scheduler:
         else:
             self._held_routers.discard(router_id)
 
+    def resize(self, num_blocks: int) -> tuple[dict[int, int], list[TokenEvent]]:
+        """Go on with another number of KV blocks, between two steps and transfers.
+
+        Returns the new number of every block whose content is kept, and the ends of the sequences that can never fit
+        any more: they are given up, for another shard may hold them. Of those that run the last arrived give their
+        blocks back where there are too few.
+        """
+        self._in_flight = {}
+        while self.blocks.num_held > num_blocks:
+            self._preempt(self._victim())
+        new_number_of = self.blocks.resize(num_blocks)
+        for request in self._running:
+            request.block_table = tuple(new_number_of[block] for block in request.block_table)
+        self.room = replace(self.room, num_blocks=num_blocks)
+        ended = []
+        for request in list(self._requests.values()):
+            try:
+                self.room.check(request.submission)
+            except ServingError:
+                ended.append(self._end(request, TokenEvent(request.request_id, finish_reason=FinishReason.CANCELLED)))
+        return new_number_of, ended
+
     # One step.
 
-    def schedule(self) -> tuple[ScheduledRequest, ...]:
+    def schedule(self, now_s: float) -> tuple[ScheduledRequest, ...]:
         """Return what to compute next. A plan that was not applied is simply forgotten: call again."""
-        plan: list[ScheduledRequest] = []
-        budget = self.token_budget
+        self._now_s = now_s
         had_preemptions = self.num_preemptions
-        for request in self._ready(decoding=True):
-            if request.status is RequestStatus.RUNNING and self._grow(request):
-                plan.append(self._scheduled(request, 1))
-                budget -= 1
-        for request in self._ready(decoding=False):
-            if budget > 0:
-                plan.append(self._scheduled(request, budget))
-                budget -= len(plan[-1].token_ids)
-        if self.num_preemptions == had_preemptions:     # else the blocks are needed by those who run
-            newcomers, num_blocks = self._admitted(must_admit=not plan), 0
-            while budget > 0 and num_blocks < _STARTED_BLOCKS and (newcomer := next(newcomers, None)) is not None:
-                plan.append(self._scheduled(newcomer, budget))
-                budget -= len(plan[-1].token_ids)
-                num_blocks += len(newcomer.block_table)
+        decoding, prefilling = self._ready()
+        for request in decoding:
+            if request.status is RequestStatus.RUNNING:
+                self._grow(request)
+        may_start = self.num_preemptions == had_preemptions     # else the blocks are needed by those who run
+        may_start = self._make_room() or may_start
+        plan = [self._scheduled(request, 1) for request in decoding if request.status is RequestStatus.RUNNING]
+        prefilling = [request for request in prefilling if request.status is RequestStatus.RUNNING]     # still
+        self._add_prompts(plan, self.token_budget - len(plan), prefilling, may_start)
         self._in_flight = {scheduled.request_id: self._requests[scheduled.request_id] for scheduled in plan}
         return tuple(plan)
 
@@ -164,24 +199,27 @@ class Scheduler:
 
     # Choosing.
 
-    def _ready(self, decoding: bool) -> list[Request]:
-        """Running requests that are not held: those with one token to compute, or those with more."""
-        return [request for request in self._running if request.router_id not in self._held_routers
-                and (request.num_tokens - request.num_computed_tokens == 1) is decoding]
+    def _may_run(self, request: Request) -> bool:
+        return request.is_ready and request.router_id not in self._held_routers
 
-    def _grow(self, request: Request) -> bool:
-        """Give a running request the block of its next token. False: it was the one to give its blocks back."""
-        num_tokens = request.num_tokens
-        while len(request.block_table) * self.config.block_size < num_tokens:
-            block_table = self.blocks.allocate(1)
-            if block_table is not None:
-                request.block_table += tuple(block_table)
-                continue
-            victim = self._held_victim() or self._running[-1]
+    def _ready(self) -> tuple[list[Request], list[Request]]:
+        """Running requests that are not held: those with one token to compute, and those with more."""
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
+        held = self._held_routers
+        for request in self._running:
+            if request.router_id not in held:
+                is_decoding = request.num_tokens - request.num_computed_tokens == 1
+                (decoding if is_decoding else prefilling).append(request)
+        return decoding, prefilling
+
+    def _grow(self, request: Request) -> None:
+        """Give a running request the block of its next token, unless it is the one to give its blocks back."""
+        while not self._caches.has_block_of_next_token(request):
+            victim = self._victim()
             self._preempt(victim)
             if victim is request:
-                return False
-        return True
+                return
 
     def _held_victim(self) -> Request | None:
         return next((request for request in reversed(self._running) if request.router_id in self._held_routers), None)
@@ -191,181 +229,158 @@ class Scheduler:
         request.num_preemptions += 1
         self.num_preemptions += 1
         self._running.remove(request)
-        self._release(request)
+        self._caches.release(request)
         request.num_computed_tokens = 0
         request.prompt_logprobs.clear()
-        bisect.insort(self._waiting, request, key=_arrival)
+        self._waiting.add(request, self._now_s)
 
-    def _admitted(self, must_admit: bool) -> Iterator[Request]:
-        """Waiting requests that may start, in order of arrival; the first that does not fit holds back the later ones,
-        so that nobody is overtaken for ever. With `must_admit` held requests make room for the first."""
-        for request in [request for request in self._waiting if request.router_id not in self._held_routers]:
-            while not self._start(request):
-                victim = self._held_victim() if must_admit else None
-                if victim is None:
-                    return
-                self._preempt(victim)
-            must_admit = False
-            yield request
+    def _victim(self) -> Request:
+        """Return who must give its blocks back."""
+        return self._held_victim() or (last_to_keep(self._running, self._shares()) if len(self._num_of) > 1
+                                       else self._running[-1])
+
+    def _shares(self) -> TenantShares:
+        return TenantShares(self._running, len({tenant for tenant, _ in self._num_of}),
+                            Room(self.room.num_blocks, self._max_running))
+
+    @property
+    def _max_running(self) -> int:
+        """A lowered budget does not end who runs, so decodes may exceed it until some have ended."""
+        return min(self.config.max_running_requests, self.token_budget)
+
+    def _add_prompts(self, plan: list[ScheduledRequest], budget: int, prefilling: list[Request],
+                     may_start: bool) -> None:
+        """Add chunks of prompts to a step, of those that run and of newcomers, whose turn it is first.
+
+        A newcomer that does not fit holds back those after it, so that nobody is overtaken for ever."""
+        begun = sorted(prefilling, key=self._rank, reverse=True)
+        num_blocks = 0      # of newcomers
+        while budget > 0:
+            newcomer = self._next_waiting() if may_start and num_blocks < _STARTED_BLOCKS else None
+            if newcomer is None and not begun:
+                return
+            if newcomer is None or (begun and self._rank(begun[-1]) < self._rank(newcomer)):
+                request = begun.pop()
+            elif self._admit(newcomer, must_admit=not plan and not begun):
+                request = newcomer
+                num_blocks += len(request.block_table)
+            else:
+                may_start = False
+                continue
+            self._waiting.served(request.priority, self._now_s)
+            plan.append(self._scheduled(request, budget))
+            budget -= len(plan[-1].token_ids)
+            self._charge(request, request.num_computed_tokens + len(plan[-1].token_ids), PROMPT_WEIGHT)
+
+    def _charge(self, request: Request, end: int, weight: float) -> None:
+        """Charge a tenant for known tokens up to a position, each once, however often it is computed. Drawn ones cost
+        when they are drawn."""
+        end = min(end, len(request.submission.prompt_token_ids) + len(request.submission.journal_token_ids))
+        if end > request.num_charged_tokens:
+            self._waiting.charge(request, weight * (end - request.num_charged_tokens))
+            request.num_charged_tokens = end
+
+    def _rank(self, request: Request) -> tuple[float, int, float, int]:
+        return self._waiting.rank(request, self._now_s)
+
+    def _next_waiting(self) -> Request | None:
+        return next((request for queue in self._waiting.queues(self._now_s) for request in queue
+                     if self._may_run(request)), None)
+
+    def _admit(self, request: Request, must_admit: bool) -> bool:
+        """Start a waiting request if it fits. With `must_admit` held requests make room for it."""
+        while not self._start(request):
+            victim = self._held_victim() if must_admit else None
+            if victim is None:
+                return False
+            self._preempt(victim)
+        return True
+
+    def _make_room(self) -> bool:
+        """Let those give way to the next newcomer that are less urgent, or go beyond their tenant's part. Return
+        whether anybody did."""
+        if len(self._num_of) < 2 or not self._running or (newcomer := self._next_waiting()) is None:
+            return False
+        lacking = self._lacking(newcomer)
+        if lacking.num_blocks <= 0 and lacking.num_places <= 0:
+            return False
+        num_blocks = self.blocks.num_blocks_for(newcomer.num_tokens)
+        giving = who_gives_way(newcomer, num_blocks, self._running, self._shares(), lacking)
+        for request in giving:
+            self._preempt(request)
+        return bool(giving)
+
+    def _lacking(self, request: Request) -> Room:
+        """Return what must be given back before a waiting request can start; 0 or less: nothing."""
+        num_places = len(self._running) + 1 - self._max_running
+        if not self._caches.has_state_room:
+            num_places = max(num_places, 1)
+        return Room(self._caches.num_lacking_blocks(request, num_spare=len(self._running)), num_places)
 
     def _start(self, request: Request) -> bool:
         """Give a waiting request the blocks of its known tokens, cached ones first. False: it does not fit."""
-        # A lowered budget does not end who runs, so decodes may exceed it until some have ended.
-        if len(self._running) >= min(self.config.max_running_requests, self.token_budget):
+        if len(self._running) >= self._max_running:
             return False
-        prefix = self.blocks.cached_prefix(self._reusable_hashes(request))
-        hashes = request.block_hashes
-        num_shared = len(prefix) * self.config.block_size
-        prefix = prefix[:self.states.num_reusable(hashes[:len(prefix)])]
-        num_new = self.blocks.num_blocks_for(request.num_tokens) - len(prefix)
         # Those who run may each need a block soon: without that spare the newcomer would be preempted at once.
-        block_table = self.blocks.allocate(num_new, prefix, num_spare=len(self._running))
-        if block_table is None:
-            return False
-        if not self.states.start(request.request_id, hashes[len(prefix) - 1] if prefix else None):
-            self.blocks.free(block_table)
+        if not self._caches.start(request, num_spare=len(self._running)):
             return False
         request.advance(RequestStatus.RUNNING, "fits")
         self._waiting.remove(request)
-        bisect.insort(self._running, request, key=_arrival)
-        request.block_table = tuple(block_table)
-        request.snapshot_positions = self._positions_worth_keeping(request, num_shared)
-        request.num_computed_tokens = len(prefix) * self.config.block_size
+        bisect.insort(self._running, request, key=attrgetter("turn"))
         self.num_cached_tokens += request.num_computed_tokens
         if request.num_preemptions == 0:
             request.num_cached_tokens = min(request.num_computed_tokens, len(request.submission.prompt_token_ids))
+            self._charge(request, request.num_computed_tokens, CACHED_WEIGHT)
         return True
 
-    def _reusable_hashes(self, request: Request) -> Iterator[bytes]:
-        """Return the hashes of the blocks that a cached prefix may replace, computed when they are asked for: never all
-        tokens, for the last one's logits are needed; none when the prompt's log-probabilities are wanted, which only
-        computing gives."""
-        if not self.config.prefix_caching or _wants_prompt_logprobs(request):
-            return iter(())
-        num_blocks = (request.num_tokens - 1) // self.config.block_size
-        self._adopt_hashes(request)
-        known = request.block_hashes[:num_blocks]
-        return itertools.chain(known, (self._hashes(request, index + 1)[index]
-                                       for index in range(len(known), num_blocks)))
-
-    def _hashes(self, request: Request, num_blocks: int) -> list[bytes]:
-        """Return the known hashes, at least those of the first `num_blocks` blocks, which must be full."""
-        known, size = request.block_hashes, self.config.block_size
-        if len(known) < num_blocks:
-            self._adopt_hashes(request)
-            while len(known) < num_blocks:
-                start = len(known) * size
-                known.append(block_hash(known[-1] if known else b"", _token_ids(request, start, start + size)))
-            self._last_hashed = request
-        return known
-
-    def _adopt_hashes(self, request: Request) -> None:
-        """Take over those of the prompt's full blocks from the request hashed before if it has the very same prompt: it
-        is another choice of one client's request, as a rule."""
-        last, prompt = self._last_hashed, request.submission.prompt_token_ids
-        if last is not None and last.submission.prompt_token_ids is prompt:
-            known = request.block_hashes
-            known += last.block_hashes[len(known):len(prompt) // self.config.block_size]
-
     def _scheduled(self, request: Request, budget: int) -> ScheduledRequest:
-        submission = request.submission
-        start = request.num_computed_tokens
-        num_tokens = request.num_tokens
+        """Return at most `budget` tokens of a request. What few requests need is filled in where it is asked for."""
+        submission, start, num_tokens = request.submission, request.num_computed_tokens, request.num_tokens
         end = min(num_tokens, start + budget)
-        sampling = self._sampling(request) if end == num_tokens else None
-        has_history = sampling is not None and sampling.needs_history
-        is_scored = _wants_prompt_logprobs(request)
-        slots = self.states.plan(request.request_id, self._snapshot_positions(request, start, end),
-                                 lambda position: self._name_at(request, position))
-        return ScheduledRequest(
-            request_id=request.request_id,
-            token_ids=_token_ids(request, start, end),
-            num_computed_tokens=start,
-            block_table=request.block_table,
-            sampling=sampling,
-            prompt_token_ids=submission.prompt_token_ids if has_history else (),
-            output_token_ids=tuple(request.output_token_ids) if has_history else (),
-            num_prompt_logprobs=submission.num_prompt_logprobs if is_scored else None,
-            prompt_targets=submission.prompt_token_ids[start + 1:end + 1] if is_scored else (),
-            state_read=slots.read,
-            state_write=slots.write,
-            state_snapshots=tuple((position - start, slot) for position, slot in slots.on_the_way))
-
-    def _snapshot_positions(self, request: Request, start: int, end: int) -> list[int]:
-        """Return where to keep the state between two positions, both excluded."""
-        return [position for position in request.snapshot_positions if start < position < end]
-
-    def _positions_worth_keeping(self, request: Request, num_shared: int) -> tuple[int, ...]:
-        """`num_shared`: tokens whose blocks are cached, with or without a snapshot at their end."""
-        if not self.states.num_slots or not self.config.prefix_caching:
-            return ()
-        submission = request.submission
-        return snapshot_positions(submission.prompt_token_ids, submission.stop_token_ids, self.config.block_size,
-                                  self.config.snapshot_interval_tokens, num_shared)
-
-    def _name_at(self, request: Request, position: int) -> bytes:
-        """Name of the state at a block's end: that of the block."""
-        index = position // self.config.block_size - 1
-        return self._hashes(request, index + 1)[index]
-
-    def _sampling(self, request: Request) -> SamplingSpec:
-        submission = request.submission
-        spec = submission.sampling
-        if len(request.output_token_ids) >= submission.min_tokens or not submission.stop_token_ids:
-            return spec
-        return dataclasses.replace(spec, banned_token_ids=spec.banned_token_ids + submission.stop_token_ids)
+        sampling = request.next_sampling() if end == num_tokens else None
+        scheduled = ScheduledRequest(submission.request_id, request.token_ids(start, end), start,
+                                     request.block_table, sampling)
+        if sampling is not None and sampling.needs_history:
+            scheduled = scheduled._replace(prompt_token_ids=submission.prompt_token_ids,
+                                           output_token_ids=tuple(request.output_token_ids))
+        if request.wants_prompt_logprobs:
+            scheduled = scheduled._replace(num_prompt_logprobs=submission.num_prompt_logprobs,
+                                           prompt_targets=submission.prompt_token_ids[start + 1:end + 1])
+        if self.states.num_slots:
+            slots = self._caches.slots_of_step(request, start, end)
+            scheduled = scheduled._replace(
+                state_read=slots.read, state_write=slots.write,
+                state_snapshots=tuple((position - start, slot) for position, slot in slots.on_the_way))
+        return scheduled
 
     # Committing.
 
     def _commit(self, request: Request, scheduled: ScheduledRequest, sampled: SampledToken) -> TokenEvent | None:
         assert request.num_computed_tokens == scheduled.num_computed_tokens, "the step was scheduled from another state"
-        assert (sampled.token_id is not None) == (scheduled.sampling is not None), "a token where one was asked for"
+        is_drawn = sampled.token_id is not None or bool(sampled.error)
+        assert is_drawn == (scheduled.sampling is not None), "a token where one was asked for"
         request.num_computed_tokens += len(scheduled.token_ids)
-        request.prompt_logprobs += sampled.prompt_logprobs
-        self._publish(request, scheduled.num_computed_tokens)
-        self._commit_state(request)
+        if sampled.prompt_logprobs:
+            request.prompt_logprobs += sampled.prompt_logprobs
+        self._caches.commit(request, scheduled.num_computed_tokens)
+        if sampled.error:
+            return self.fail(request, sampled.error)
         if sampled.token_id is None:
             return None
         is_first = len(request.output_token_ids) == len(request.submission.journal_token_ids)
         request.output_token_ids.append(sampled.token_id)
-        reason = self._finish_reason(request)
+        self._waiting.charge(request, OUTPUT_WEIGHT)
+        reason = request.finish_reason()
         event = TokenEvent(
-            request.request_id, token_ids=(sampled.token_id,),
-            logprobs=(sampled.logprob,) if sampled.logprob is not None else (),
-            prompt_logprobs=tuple(request.prompt_logprobs),
-            num_cached_tokens=request.num_cached_tokens if is_first else None,
-            finish_reason=reason, stop_token_id=self._stop_token_id(request, reason))
-        request.prompt_logprobs.clear()
-        return event if reason is None else self._end(request, event)
-
-    def _publish(self, request: Request, num_computed_before: int) -> None:
-        """Let others share the blocks that this step has filled."""
-        if not self.config.prefix_caching:
-            return
-        size = self.config.block_size
-        num_full_before, num_full = num_computed_before // size, request.num_computed_tokens // size
-        if num_full > num_full_before:
-            hashes = self._hashes(request, num_full)
-            for index in range(num_full_before, num_full):
-                self.blocks.publish(request.block_table[index], hashes[index])
-
-    def _commit_state(self, request: Request) -> None:
-        """A state at the end of a full block is kept where the prompt wants it, and all along the output."""
-        position = request.num_computed_tokens
-        is_output = position > len(request.submission.prompt_token_ids)
-        keeps = self.config.prefix_caching and position % self.config.block_size == 0 and (
-            is_output or position in request.snapshot_positions)
-        self.states.commit(request.request_id, lambda at: self._name_at(request, at), position, keeps, is_output)
-
-    def _finish_reason(self, request: Request) -> FinishReason | None:
-        """Judge the last output token. add() has made sure that max_tokens ends it within max_model_len."""
-        submission, num_output = request.submission, len(request.output_token_ids)
-        if request.output_token_ids[-1] in submission.stop_token_ids and num_output > submission.min_tokens:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if num_output >= submission.max_tokens else None
-
-    def _stop_token_id(self, request: Request, reason: FinishReason | None) -> int | None:
-        return request.output_token_ids[-1] if reason is FinishReason.STOP else None
+            request.request_id, (sampled.token_id,), () if sampled.logprob is None else (sampled.logprob,),
+            num_cached_tokens=request.num_cached_tokens if is_first else None, finish_reason=reason,
+            num_received_tokens=request.num_received_tokens if is_first else 0)
+        if request.prompt_logprobs:
+            event = event._replace(prompt_logprobs=tuple(request.prompt_logprobs))
+            request.prompt_logprobs.clear()
+        if reason is None:
+            return event
+        return self._end(request, event._replace(stop_token_id=request.stop_token_id(reason)))
 
     def _end(self, request: Request, event: TokenEvent) -> TokenEvent:
         """End a request, the one way out: status, queues, blocks, and the event that says so."""
@@ -374,25 +389,12 @@ class Scheduler:
             request.advance(_END[event.finish_reason], event.error or event.finish_reason)
         finally:
             del self._requests[request.request_id]
-            for queue in (self._waiting, self._running):
-                if request in queue:
-                    queue.remove(request)
-            self._release(request)
+            self._num_of[request.tenant, request.priority] -= 1
+            if not self._num_of[request.tenant, request.priority]:
+                del self._num_of[request.tenant, request.priority]
+            if request in self._running:
+                self._running.remove(request)
+            else:
+                self._waiting.remove(request)
+            self._caches.release(request)
         return event
-
-    def _release(self, request: Request) -> None:
-        self.blocks.free(request.block_table)
-        request.block_table = ()
-        self.states.release(request.request_id)
-
-
-def _token_ids(request: Request, start: int, end: int) -> tuple[int, ...]:
-    """Return known tokens at positions start to end - 1, without building the whole sequence."""
-    prompt = request.submission.prompt_token_ids
-    output = request.output_token_ids[max(0, start - len(prompt)):max(0, end - len(prompt))]
-    return (*prompt[start:end], *output)
-
-
-def _wants_prompt_logprobs(request: Request) -> bool:
-    """Return whether they are still due: they travel with the first token, also with one of the journal."""
-    return request.submission.num_prompt_logprobs is not None and not request.output_token_ids

@@ -42,6 +42,7 @@ class HeldSlots:
     is_kept: bool = False               # `current` is a snapshot
     on_the_way: dict[int, int] = field(default_factory=dict)    # for a step in flight: position -> slot to keep it in
     newest: bytes | None = None         # the snapshot that its own output has left last
+    superseded: bytes | None = None     # the one before it
     kept_at: int = 0                    # position of the last snapshot on its way, its own output's left out
 
 
@@ -117,12 +118,12 @@ class StateSlots:
     def commit(self, request_id: str, name_of: Callable[[int], bytes], position: int, keeps: bool,
                is_output: bool) -> None:
         """The step has succeeded and the state is at `position`. What was kept on the way may be reused by others now;
-        with `keeps` the new state too. Of what its own output leaves (`is_output`) only the newest stays."""
+        with `keeps` the new state too. Of what its own output leaves (`is_output`) only the newest stays in the end."""
         held = self._held.get(request_id)
         if held is None:
             return
         for at, slot in sorted(held.on_the_way.items()):
-            self._publish(slot, name_of(at), at, held)
+            self._publish(slot, name_of(at), at, at - held.kept_at)
             self._slots.free([slot])
             held.kept_at = at
         held.on_the_way.clear()
@@ -142,10 +143,9 @@ class StateSlots:
         if before is not None:
             self._slots.free([before])
 
-    def _publish(self, slot: int, name: bytes, position: int, held: HeldSlots) -> None:
+    def _publish(self, slot: int, name: bytes, position: int, num_saved: int) -> None:
         if self._slots.find(name) is None:
             self._slots.publish(slot, name)
-            num_saved = position - held.kept_at
             self._snapshots[name] = Snapshot(position, num_saved, self._evicted_worth + num_saved)
 
     def _keep(self, held: HeldSlots, name: bytes, position: int, is_output: bool) -> None:
@@ -155,12 +155,41 @@ class StateSlots:
         if slots is None:
             return
         assert held.current is not None
-        self._publish(held.current, name, position, held)
+        self._publish(held.current, name, position, position - held.kept_at)
         held.is_kept, held.spare = True, slots[0]
         if is_output:
-            if held.newest is not None:
-                self.forget(held.newest)
+            self._supersede(held)
             held.newest = name
+
+    def _supersede(self, held: HeldSlots) -> None:
+        """Keep the newest snapshot of a sequence's output until the next one, where nobody needs the slot: another
+        member may be about to take the sequence over as it was a moment ago."""
+        if held.superseded is not None:
+            self.forget(held.superseded)
+        held.superseded = held.newest
+        if held.newest is not None and (snapshot := self._snapshots.get(held.newest)):
+            snapshot.worth = 0
+
+    # Snapshots of other members, and for them.
+
+    def lend(self, name: bytes) -> int | None:
+        """Hold a snapshot that num_reusable() has found until give_back(). None where no layer keeps a state."""
+        slot = self._slots.find(name)
+        if slot is not None:
+            self._slots.allocate(0, [slot])
+        return slot
+
+    def take(self) -> int | None:
+        """Hold a slot for what is received, until give_back(). None: there is none."""
+        slots = self._slots.allocate(1)
+        return slots[0] if slots else None
+
+    def publish_received(self, slot: int, name: bytes, position: int, num_saved: int) -> None:
+        """Let others go on from a state that was received. `num_saved`: tokens since the snapshot before it."""
+        self._publish(slot, name, position, num_saved)
+
+    def give_back(self, slot: int) -> None:
+        self._slots.free([slot])
 
     def forget(self, name: bytes) -> None:
         """Nobody can go on from this snapshot any more."""
@@ -176,6 +205,8 @@ class StateSlots:
         if held is not None:
             slots = [held.write, held.spare, held.current, *held.on_the_way.values()]
             self._slots.free([slot for slot in slots if slot is not None])
+            if held.superseded is not None:
+                self.forget(held.superseded)
 
 
 def snapshot_positions(prompt_token_ids: Sequence[int], end_of_message_ids: Collection[int], block_size: int,

@@ -1,4 +1,4 @@
-"""The doors, HTTP and gRPC, and the one table from errors to their statuses.
+"""What all doors share: who asks, bounds of what is sent, prompts, tools, formats, and the one table of errors.
 
-May import: router, text, engine, proto.
+May import: router, text, text.answers, engine, tenants.
 """

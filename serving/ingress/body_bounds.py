@@ -17,6 +17,13 @@ MAX_CHOICES = 4096              # of one body: prompts x n
 MAX_COUNTED_TOKENS = 2**16      # of /tokenize and /detokenize; as many as the context has where that is more
 MAX_REPEATED_TOKENS = 2**18     # of the prompts, in all choices of one answer
 MAX_TOKEN_IDS = 2**18           # in one body; as many as the context has where that is more
+MAX_TOOLS = 128                 # in one body, and calls of one message
+MAX_TOOLS_CHARACTERS = 2**18    # of all descriptions and schemas
+MAX_SCHEMA_VALUES = 4096        # of one function
+MAX_SCHEMA_DEPTH = 24
+MAX_GRAMMAR_CHARACTERS = 2**16  # of a grammar, also one that was made of a schema
+MAX_CHOICE_STRINGS = 1024
+MAX_ARGUMENT_VALUES = 2**16     # of all tool calls in one body
 
 _ANY = MAX_BODY_BYTES           # a text is bounded by the context when it is tokenized
 _NAME = Bounds(0, 256)
@@ -35,6 +42,17 @@ def body_bounds(max_model_len: int) -> BodyBounds:
             "messages": Bounds(MAX_MESSAGES, 0), "messages.role": _NAME, "messages.name": _NAME,
             "messages.content": Bounds(MAX_PARTS, _ANY), "messages.content.type": _NAME,
             "messages.content.text": _TEXT, "messages.content.refusal": _TEXT, "messages.reasoning": _TEXT,
-            "messages.reasoning_content": _TEXT,
+            "messages.reasoning_content": _TEXT, "messages.tool_calls": Bounds(MAX_TOOLS, 0),
+            "messages.tool_calls.function.arguments": _TEXT, "messages.tool_call_id": _NAME,
+            "messages.content.thinking": _TEXT, "messages.content.signature": _TEXT, "messages.content.data": _TEXT,
+            "messages.content.content": Bounds(MAX_PARTS, _ANY), "messages.content.content.text": _TEXT,
+            "system": Bounds(MAX_PARTS, _ANY), "system.text": _TEXT, "metadata.user_id": _NAME,
+            "stop_sequences": Bounds(MAX_STOP_STRINGS, MAX_STOP_CHARACTERS),
+            "input": Bounds(MAX_MESSAGES, _ANY), "input.content": Bounds(MAX_PARTS, _ANY), "input.content.text": _TEXT,
+            "input.output": Bounds(MAX_PARTS, _ANY), "input.output.text": _TEXT, "input.arguments": _TEXT,
+            "input.summary.text": _TEXT, "input.encrypted_content": _TEXT, "instructions": _TEXT,
+            "previous_response_id": _NAME, "tools": Bounds(MAX_TOOLS, 0), "tool_choice": Bounds(8, 256),
+            "reasoning_effort": _NAME,
             "stop": Bounds(MAX_STOP_STRINGS, MAX_STOP_CHARACTERS), "stop_token_ids": Bounds(MAX_STOP_TOKEN_IDS, 0),
-            "logit_bias": Bounds(MAX_LOGIT_BIASES, 0)})
+            "logit_bias": Bounds(MAX_LOGIT_BIASES, 0)},
+        free=("messages.content.input.",))

@@ -10,7 +10,7 @@ import dataclasses
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -21,11 +21,13 @@ from serving.ingress.prompts import Conversation, Prompt, PromptEncoder
 from serving.router.generation import GenerationRequest, ModelCard, Service
 from serving.router.request_checks import LengthLimit, context_limit, served_card
 from serving.sampling_params import SamplingParams
+from serving.tenants.key import Tenant
 from serving.text.chat_template import ChatMessage
 from serving.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS_OF_BARE_PROMPT = 16
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+B = TypeVar("B", bound=BaseModel)
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 # Of a list the first wrong entry is the error: findings about each would cost a hundred times their bytes.
 FIRST_ERROR = Field(fail_fast=True)
@@ -75,9 +77,11 @@ class Asked:
     model: str | None       # None: the first one served
     fields: SamplingFields
     request_id: str
-    tenant: str
+    tenant: Tenant
     num_logprobs: int | None = None
     deadline_s: float | None = None
+    grammar: str = ""       # that the answer must follow; empty: none
+    priority: int | None = None     # None: the key's, or the default
 
 
 class RequestBuilder:
@@ -109,7 +113,7 @@ class RequestBuilder:
         return [GenerationRequest(
             request_id=request_id, model=card.name, prompt_token_ids=token_ids,
             params=params if isinstance(prompt, Conversation) else _with_max_tokens(params, len(token_ids), card),
-            tenant=asked.tenant, deadline_s=asked.deadline_s,
+            tenant=asked.tenant, deadline_s=asked.deadline_s, priority=asked.priority,
             prompt_field="messages" if isinstance(prompt, Conversation) else "prompt")
             for prompt, token_ids in zip(prompts, encoded, strict=True)]
 
@@ -121,23 +125,28 @@ class RequestBuilder:
             given["top_k"] = None
         defaults = dataclasses.asdict(self._tokenizer.sampling_defaults)
         given = {name: value for name, value in defaults.items() if value is not None} | given
-        try:
-            return SamplingParams.model_validate(given | {"logprobs": asked.num_logprobs})
-        except ValidationError as error:
-            raise invalid_request(error) from None
+        return check(SamplingParams, given | {"logprobs": asked.num_logprobs, "grammar": asked.grammar})
 
 
 def chat_message(role: str, content: str, name: str | None = None, param: str = "messages",
                  reasoning: str | None = None) -> ChatMessage:
     """Check the role and return the message. `developer` is OpenAI's newer word for `system`, which is the one that
     templates know."""
-    if role in ("tool", "function"):
-        raise UnsupportedFieldError(f"messages of role {role!r} are not supported", param=f"{param}.role",
-                                    fix="write the tool's answer into a user message")
+    if role == "function":
+        raise UnsupportedFieldError("messages of role 'function' are not supported", param=f"{param}.role",
+                                    fix="send a message of role tool, with tool_call_id")
     if role not in _ROLES:
         raise InvalidRequestError(f"{role!r} is not a role", fix=f"use one of: {', '.join(_ROLES)}",
                                   param=f"{param}.role")
     return ChatMessage(_ROLES[role], content, name, reasoning)
+
+
+def check(kind: type[B], values: object) -> B:
+    """Return them as that type. Raises InvalidRequestError, which names the first wrong field and its value."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise invalid_request(error) from None
 
 
 def invalid_request(error: ValidationError) -> InvalidRequestError:
@@ -154,7 +163,7 @@ def invalid_request(error: ValidationError) -> InvalidRequestError:
     if kind == "missing" or is_null:
         return InvalidRequestError(f"{param} is missing", fix="give it", param=param)
     shown = "" if kind == "value_error" else f", got {_SHORT.repr(findings[0]['input'])}"
-    return InvalidRequestError(f"{param or 'the body'}: {' or '.join(reasons)}{shown}", param=param)
+    return InvalidRequestError(f"{param or 'the body'}: {' or '.join(reasons)}{shown}", fix="correct it", param=param)
 
 
 def _names_field(path: Sequence[int | str]) -> bool:

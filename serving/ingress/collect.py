@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from model.step import TokenLogprob
 from serving.engine.request import FinishReason
 from serving.errors import ClientGoneError, ShardFailedError
-from serving.ingress.openai_responses import PromptTokensDetails, Usage
 from serving.router.generation import GenerationDelta, GenerationRequest, Service
 
 _LONG_ANSWER = 100      # choices and scored tokens
@@ -52,6 +51,7 @@ class UsageCount:
     def __init__(self, requests: Sequence[GenerationRequest]) -> None:
         self.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.num_generated_tokens = 0
+        self.num_reasoning_tokens: int | None = None        # None: nobody tells reasoning from answers
         self._cached_of_prompt: dict[int, int] = {}
 
     def add(self, prompt_index: int, delta: GenerationDelta) -> None:
@@ -62,11 +62,6 @@ class UsageCount:
     @property
     def num_cached_tokens(self) -> int:
         return sum(self._cached_of_prompt.values())
-
-    def to_usage(self) -> Usage:
-        return Usage(prompt_tokens=self.num_prompt_tokens, completion_tokens=self.num_generated_tokens,
-                     total_tokens=self.num_prompt_tokens + self.num_generated_tokens,
-                     prompt_tokens_details=PromptTokensDetails(cached_tokens=self.num_cached_tokens))
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Never
 
 from pydantic import JsonValue
@@ -55,6 +55,7 @@ class BodyBounds:
     num_key_characters: int
     default: Bounds
     fields: Mapping[str, Bounds] = field(default_factory=dict)
+    free: tuple[str, ...] = ()  # a string below these may be as long as the body
 
 
 def read_json(content: bytes, bounds: BodyBounds) -> dict[str, JsonValue]:
@@ -223,7 +224,10 @@ class _Reader:
             self._over(path, "is where the body has more than", self._bounds.num_integers, "integers in lists")
 
     def _of(self, path: str) -> Bounds:
-        return self._bounds.fields.get(path, self._bounds.default)
+        default = self._bounds.default
+        if path.startswith(self._bounds.free):
+            return replace(default, num_characters=len(self._content))
+        return self._bounds.fields.get(path, default)
 
     def _over(self, path: str, what: str, limit: int, unit: str) -> Never:
         name = path if len(path) <= _MAX_SHOWN_PATH else f"{path[:_MAX_SHOWN_PATH]}..."

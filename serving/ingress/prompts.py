@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from serving.errors import InvalidRequestError
 from serving.ingress.body_bounds import MAX_TOKEN_IDS
 from serving.router.request_checks import LengthLimit, prompt_too_long
+from serving.text.answers.reasoning import end_thinking
 from serving.text.chat_template import ChatMessage
 from serving.text.tokenizer import Tokenizer
 
@@ -23,6 +24,10 @@ class Conversation:
     messages: tuple[ChatMessage, ...]
     add_generation_prompt: bool = True
     variables: Mapping[str, JsonValue] = field(default_factory=dict)    # of the chat template
+    tools: tuple[Mapping[str, JsonValue], ...] = ()
+    answer_start: str = ""              # what the client has written of the answer
+    call_start: str = ""                # what the answer is made to begin with
+    ends_thinking: bool = False         # where the template has opened the reasoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,10 @@ class PromptEncoder:
             return self._tokenizer.shared_ids(prompt.token_ids)
         if isinstance(prompt, Text):
             return self._encode_text(prompt.text, prompt.add_special_tokens, limit, "prompt")
-        text = self._tokenizer.apply_chat_template(prompt.messages, prompt.add_generation_prompt, prompt.variables)
+        text = self._tokenizer.apply_chat_template(prompt.messages, prompt.add_generation_prompt, prompt.variables,
+                                                   prompt.tools)
+        if prompt.ends_thinking:
+            text = end_thinking(text) + self._tokenizer.quote(prompt.answer_start) + prompt.call_start
         return self._encode_text(text, False, limit, "messages")        # the template wrote the special tokens
 
     def _encode_text(self, text: str, add_special_tokens: bool, limit: LengthLimit, param: str) -> tuple[int, ...]:
@@ -89,6 +97,5 @@ def _num_characters(prompt: Prompt) -> int:
         return len(prompt.token_ids)
     if isinstance(prompt, Text):
         return len(prompt.text)
-    is_many = len(prompt.messages) >= _MANY
-    return _LONG_TEXT if is_many else sum(len(message.content) + len(message.reasoning or "")
-                                          for message in prompt.messages)
+    is_many = len(prompt.messages) + len(prompt.tools) >= _MANY
+    return _LONG_TEXT if is_many else sum(message.num_characters for message in prompt.messages)

@@ -17,10 +17,13 @@ from serving.errors import (
     ClientGoneError,
     ContextLengthError,
     DeadlineExceededError,
+    ForbiddenError,
     InvalidRequestError,
     ModelNotFoundError,
+    NotFoundError,
     NotReadyError,
     OverloadedError,
+    QuotaExceededError,
     ServingError,
     ShardFailedError,
     UnauthorizedError,
@@ -36,19 +39,22 @@ NOT_READY_RETRY_S = 5       # an epoch takes seconds to start
 class Status:
     http: int
     openai_type: str
-    openai_code: str | None
+    openai_code: str
     grpc: grpc.StatusCode
 
 
 _REQUEST = "invalid_request_error"
 INTERNAL = Status(500, "server_error", "internal_error", grpc.StatusCode.INTERNAL)
 STATUS: dict[type[BaseException], Status] = {
-    InvalidRequestError: Status(400, _REQUEST, None, grpc.StatusCode.INVALID_ARGUMENT),
+    InvalidRequestError: Status(400, _REQUEST, "invalid_request", grpc.StatusCode.INVALID_ARGUMENT),
     UnsupportedFieldError: Status(400, _REQUEST, "unsupported_parameter", grpc.StatusCode.INVALID_ARGUMENT),
     ContextLengthError: Status(400, _REQUEST, "context_length_exceeded", grpc.StatusCode.INVALID_ARGUMENT),
     UnauthorizedError: Status(401, _REQUEST, "invalid_api_key", grpc.StatusCode.UNAUTHENTICATED),
+    ForbiddenError: Status(403, _REQUEST, "insufficient_permissions", grpc.StatusCode.PERMISSION_DENIED),
+    NotFoundError: Status(404, _REQUEST, "not_found", grpc.StatusCode.NOT_FOUND),
     ModelNotFoundError: Status(404, _REQUEST, "model_not_found", grpc.StatusCode.NOT_FOUND),
     OverloadedError: Status(429, "rate_limit_error", "rate_limit_exceeded", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    QuotaExceededError: Status(429, "insufficient_quota", "insufficient_quota", grpc.StatusCode.RESOURCE_EXHAUSTED),
     DeadlineExceededError: Status(504, "timeout_error", "deadline_exceeded", grpc.StatusCode.DEADLINE_EXCEEDED),
     TimeoutError: Status(504, "timeout_error", "deadline_exceeded", grpc.StatusCode.DEADLINE_EXCEEDED),
     ClientGoneError: Status(499, _REQUEST, "cancelled", grpc.StatusCode.CANCELLED),

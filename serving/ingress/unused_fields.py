@@ -36,27 +36,23 @@ _REFUSED = Unused()
 _OFF = Unused((False,))
 _ON = Unused((True,))
 _EMPTY = Unused(([],))
-_NO_TOOLS = "remove it: tool calls are not implemented"
-_NO_GRAMMAR = "remove it, and ask for the format in the prompt"
+_USE_TOOLS = "use tools and tool_choice, which came in its place"
 
 REQUEST_FIELDS: dict[str, Unused] = {
     # OpenAI
-    "audio": _REFUSED, "function_call": Unused(("none", "auto"), fix=_NO_TOOLS),
-    "functions": Unused(([],), fix=_NO_TOOLS), "metadata": _IGNORED, "modalities": Unused((["text"], [])),
-    "moderation": _REFUSED, "parallel_tool_calls": _IGNORED, "prediction": _REFUSED, "prompt_cache_key": _IGNORED,
-    "prompt_cache_options": _IGNORED, "prompt_cache_retention": _IGNORED, "reasoning_effort": _REFUSED,
-    "response_format": Unused(({"type": "text"},), fix=_NO_GRAMMAR), "safety_identifier": _IGNORED,
+    "audio": _REFUSED, "function_call": Unused(("none", "auto"), fix=_USE_TOOLS),
+    "functions": Unused(([],), fix=_USE_TOOLS), "metadata": _IGNORED, "modalities": Unused((["text"], [])),
+    "moderation": _REFUSED, "prediction": _REFUSED, "prompt_cache_key": _IGNORED,
+    "prompt_cache_options": _IGNORED, "prompt_cache_retention": _IGNORED,
+    "safety_identifier": _IGNORED,
     "service_tier": Unused(("auto", "default")), "store": _OFF, "suffix": Unused(("",)),
-    "tool_choice": Unused(("none", "auto"), fix=_NO_TOOLS), "tools": Unused(([],), fix=_NO_TOOLS),
     "verbosity": Unused(("medium",)), "web_search_options": _REFUSED,
     # vLLM: how tokens are drawn
     "allowed_token_ids": _REFUSED, "bad_words": _EMPTY, "early_stopping": _OFF, "length_penalty": Unused((1.0,)),
     "logits_processors": _EMPTY, "repetition_detection": _REFUSED, "spaces_between_special_tokens": _ON,
     "thinking_token_budget": Unused((-1,)), "use_beam_search": _OFF, "watermarking": _OFF,
-    "guided_choice": Unused(fix=_NO_GRAMMAR), "guided_grammar": Unused(fix=_NO_GRAMMAR),
-    "guided_json": Unused(fix=_NO_GRAMMAR), "guided_regex": Unused(fix=_NO_GRAMMAR),
     "guided_decoding_backend": _IGNORED, "guided_whitespace_pattern": _IGNORED,
-    "structural_tag": Unused(fix=_NO_GRAMMAR), "structured_outputs": Unused(fix=_NO_GRAMMAR),
+    "structural_tag": Unused(fix="use response_format"),
     # vLLM: how the prompt is made
     "add_special_tokens": Unused((False,), fix="remove it: a chat template writes its own special tokens"),
     "chat_template": Unused(fix="remove it, and put the template into the checkpoint's folder"),
@@ -65,17 +61,19 @@ REQUEST_FIELDS: dict[str, Unused] = {
     "truncate_prompt_tokens": Unused(fix="remove it, and shorten the prompt"), "truncation_side": _IGNORED,
     # vLLM: how the request is handled and what of it is shown
     "cache_salt": Unused(fix="remove it: prefixes are cached for all; scheduler.prefix_caching switches that off"),
-    "ec_transfer_params": _REFUSED, "include_reasoning": _ON, "kv_transfer_params": _REFUSED,
-    "logprob_token_ids": _REFUSED, "priority": Unused((0,)), "return_mm_kwargs": _IGNORED, "return_prompt_text": _OFF,
+    "ec_transfer_params": _REFUSED, "kv_transfer_params": _REFUSED,
+    "logprob_token_ids": _REFUSED, "return_mm_kwargs": _IGNORED, "return_prompt_text": _OFF,
     "return_token_offsets": _IGNORED, "return_tokens_as_token_ids": _OFF, "routed_experts_prompt_start": Unused((0,)),
     "session_id": _IGNORED, "stream_interval": Unused((1,)), "vllm_xargs": Unused(({},)),
 }
 MESSAGE_FIELDS: dict[str, Unused] = {
-    "annotations": _IGNORED, "audio": _REFUSED, "cache_control": _IGNORED, "function_call": Unused(fix=_NO_TOOLS),
+    "annotations": _IGNORED, "audio": _REFUSED, "cache_control": _IGNORED,
+    "function_call": Unused(fix="write it into tool_calls"),
     "refusal": Unused(("",), fix="write it into the content"), "task": _REFUSED,
-    "tool_call_id": Unused(("",), fix=_NO_TOOLS), "tool_calls": Unused(([],), fix=_NO_TOOLS),
-    "tools": Unused(([],), fix=_NO_TOOLS),
+    "tools": Unused(([],), fix="give tools beside the messages"),
 }
+TOOL_CALL_FIELDS: dict[str, Unused] = {"index": _IGNORED}       # of streamed pieces that a client put together
+
 CONTENT_PART_FIELDS: dict[str, Unused] = {
     "audio_url": _REFUSED, "cache_control": _IGNORED, "file": _REFUSED, "image_embeds": _REFUSED,
     "image_url": _REFUSED, "input_audio": _REFUSED, "prompt_cache_breakpoint": _IGNORED, "uuid": _IGNORED,

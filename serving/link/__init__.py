@@ -1,1 +1,1 @@
-"""The stream between router and shard: both ends, messages, epochs. May import: engine, proto."""
+"""The stream between router and shard: both ends, messages, epochs. May import: engine, proto, tls."""

@@ -1,10 +1,14 @@
-"""Sets up gRPC channels: none of ours goes through a proxy; on the shard link a dead peer is noticed within keepalive
-time + timeout."""
+"""Sets up gRPC channels: none of ours goes through a proxy; on the shard link a peer that is gone is noticed.
+
+A process that ends closes its connections, which is noticed at once. A node that is cut off, or a process that is
+stopped, does not answer pings: its streams end after keepalive time + timeout. Pings are answered by threads of gRPC
+itself, so a process whose event loop is busy is not taken for one that is gone.
+"""
 
 from __future__ import annotations
 
-KEEPALIVE_TIME_S = 10.0
-KEEPALIVE_TIMEOUT_S = 5.0
+KEEPALIVE_TIME_S = 1.0
+KEEPALIVE_TIMEOUT_S = 3.0       # the processors of a busy node may be long in coming to a ping
 
 Options = list[tuple[str, int]]
 

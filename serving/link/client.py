@@ -1,4 +1,8 @@
-"""The router's end of the shard link: submissions and cancellations up, the shard's token events down."""
+"""The router's end of the shard link: submissions and cancellations up, the shard's token events down.
+
+A link is of this router and one shard process, through all epochs that both live to see. After a break it connects
+again; what was submitted on the stream before is then nowhere, and nothing of it comes late.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from serving.errors import InvalidRequestError, ShardFailedError
 from serving.link.channel_options import Options, channel_options
 from serving.link.epoch import Member
 from serving.link.messages import decode_load, decode_updates, encode_submission, failed_event
+from serving.link.security import PLAIN, LinkSecurity, proof_for
 from serving.proto import shard_pb2, shard_pb2_grpc
 from serving.supervision import first_end, owned_tasks
 
@@ -22,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 LinkCall: TypeAlias = grpc.aio.StreamStreamCall[shard_pb2.ToShard, shard_pb2.ToRouter]
 
-CONNECT_TIMEOUT_S = 40.0        # longer than a shard lets a router wait for an epoch that is still to come
+CONNECT_TIMEOUT_S = 40.0        # longer than a shard lets a router wait for its engine
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 2.0
 MAX_TOKENS_PER_MESSAGE = 65536  # prompts and journals; a longer one goes alone. No message takes long to make or read.
@@ -38,10 +43,10 @@ class LinkOwner(Protocol):
 
 
 class SubmissionQueue:
-    """Holds what waits to be written to the shard: all that has gathered since the last write goes in one message."""
+    """Holds what waits to be written on one stream: all that has gathered since the last write goes in one message."""
 
-    def __init__(self, epoch_number: int, router_id: str, window: int, clock: Callable[[], float]) -> None:
-        self._epoch_number = epoch_number
+    def __init__(self, shard_id: str, router_id: str, window: int, clock: Callable[[], float]) -> None:
+        self._shard_id = shard_id
         self._router_id = router_id
         self._window = window
         self._clock = clock
@@ -69,7 +74,7 @@ class SubmissionQueue:
 
     async def messages(self) -> AsyncIterator[shard_pb2.ToShard]:
         """Yield what is to be written, the greeting first; ask for the next when the one before is on its way."""
-        yield shard_pb2.ToShard(epoch_number=self._epoch_number, router_id=self._router_id, window=self._window)
+        yield shard_pb2.ToShard(shard_id=self._shard_id, router_id=self._router_id, window=self._window)
         while True:
             await self._wakeup.wait()
             self._wakeup.clear()
@@ -83,8 +88,8 @@ class SubmissionQueue:
     def _take(self) -> shard_pb2.ToShard:
         cancellations, self._cancellations = self._cancellations, []
         self._num_acknowledged = self._num_handled
-        return shard_pb2.ToShard(epoch_number=self._epoch_number, submissions=self._take_submissions(),
-                                 cancellations=cancellations, acknowledged_sequence=self._num_acknowledged)
+        return shard_pb2.ToShard(submissions=self._take_submissions(), cancellations=cancellations,
+                                 acknowledged_sequence=self._num_acknowledged)
 
     def _take_submissions(self) -> list[shard_pb2.Submission]:
         """Encode as many as one message should have, in order. One that cannot be encoded fails alone."""
@@ -107,22 +112,23 @@ class SubmissionQueue:
 
 
 class ShardLinkClient:
-    """One router's link to one member of one epoch. Connects again after a break until the epoch ends or close()."""
+    """One router's link to one shard. Connects again after a break until close()."""
 
-    def __init__(self, member: Member, new_queue: Callable[[], SubmissionQueue], epoch_number: int, owner: LinkOwner,
-                 options: Options | None = None, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    def __init__(self, member: Member, new_queue: Callable[[], SubmissionQueue], owner: LinkOwner,
+                 options: Options | None = None, connect_timeout_s: float = CONNECT_TIMEOUT_S,
+                 security: LinkSecurity = PLAIN) -> None:
         """`new_queue` makes the queue of one stream."""
         self.member = member
-        self.epoch_number = epoch_number
         self.load: ShardLoad | None = None      # as of the last message; None before the first
         self._new_queue = new_queue
         self._owner = owner
         self._options = channel_options() if options is None else options
         self._connect_timeout_s = connect_timeout_s
+        self._security = security
         self._queue: SubmissionQueue | None = None      # while connected
         self._task: asyncio.Task[None] | None = None
         self._restart_timer: asyncio.TimerHandle | None = None
-        self._is_over = False       # closed, or its epoch is over
+        self._is_closed = False
 
     @property
     def is_connected(self) -> bool:
@@ -134,7 +140,7 @@ class ShardLinkClient:
 
     async def close(self) -> None:
         """End the stream; the shard cancels what is open on it. The owner is not told."""
-        self._is_over, self._queue = True, None
+        self._is_closed, self._queue = True, None
         if self._restart_timer is not None:
             self._restart_timer.cancel()
         if self._task is not None:
@@ -142,12 +148,12 @@ class ShardLinkClient:
             await asyncio.wait([self._task])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Start again: nothing but close() and the end of the epoch may end a link, whatever was raised."""
-        if self._is_over:
+        """Start again: nothing but close() may end a link, whatever was raised."""
+        if self._is_closed:
             return
         error = None if task.cancelled() else task.exception()
-        logger.error("shard_link_ended shard_id=%s epoch=%d error=%r", self.member.shard_id, self.epoch_number,
-                     error or "cancelled", exc_info=error)
+        logger.error("shard_link_ended shard_id=%s error=%r", self.member.shard_id, error or "cancelled",
+                     exc_info=error)
         self._restart_timer = task.get_loop().call_later(RETRY_MIN_S, self.start)
         self._break("the link's task ended")
 
@@ -164,22 +170,21 @@ class ShardLinkClient:
 
     async def _run(self) -> None:
         retry_s = RETRY_MIN_S
-        async with grpc.aio.insecure_channel(self.member.link_address, options=self._options) as channel:
-            while not self._is_over:
-                try:
+        while True:
+            try:
+                # A channel for each stream: a certificate that was renewed is shown by the next one.
+                async with self._security.channel(self.member.link_address, self._options) as channel:
                     why = await self._run_stream(channel)
-                except grpc.aio.AioRpcError as error:
-                    why = error.details() or str(error.code())
-                    self._is_over = error.code() is grpc.StatusCode.FAILED_PRECONDITION     # the epoch is
-                except TimeoutError:
-                    why = f"no answer within {self._connect_timeout_s:g} s"
-                except Exception as error:      # a fault of ours: the sequences of this link must still be continued
-                    logger.exception("shard_link_failed shard_id=%s epoch=%d", self.member.shard_id, self.epoch_number)
-                    why = f"a message could not be handled: {error!r}"
-                retry_s = RETRY_MIN_S if self.is_connected else min(RETRY_MAX_S, retry_s * 2)
-                self._break(why)
-                if not self._is_over:
-                    await asyncio.sleep(retry_s)    # a back-off after a failure, not a poll
+            except grpc.aio.AioRpcError as error:
+                why = error.details() or str(error.code())
+            except TimeoutError:
+                why = f"no answer within {self._connect_timeout_s:g} s"
+            except Exception as error:      # a fault of ours: the sequences of this link must still be continued
+                logger.exception("shard_link_failed shard_id=%s", self.member.shard_id)
+                why = f"a message could not be handled: {error!r}"
+            retry_s = RETRY_MIN_S if self.is_connected else min(RETRY_MAX_S, retry_s * 2)
+            self._break(why)
+            await asyncio.sleep(retry_s)        # a back-off after a failure, not a poll
 
     async def _run_stream(self, channel: grpc.aio.Channel) -> str:
         """Run one stream from greeting to end, and return why it ended.
@@ -187,7 +192,8 @@ class ShardLinkClient:
         Raises what its reader or writer raised: AioRpcError, TimeoutError, TaskEndedError or a fault of ours.
         """
         queue = self._new_queue()
-        call = shard_pb2_grpc.ShardLinkStub(channel).Connect(wait_for_ready=True)
+        call = shard_pb2_grpc.ShardLinkStub(channel).Connect(
+            wait_for_ready=True, metadata=proof_for(self.member.endpoint))
         try:
             async with owned_tasks(reader=self._receive(call, queue), writer=self._send(call, queue)) as tasks:
                 await first_end(tasks.values())
@@ -203,14 +209,11 @@ class ShardLinkClient:
             return
         self.load = decode_load(greeting.load)
         self._queue = queue
-        logger.info("shard_connected shard_id=%s epoch=%d", self.member.shard_id, self.epoch_number)
+        logger.info("shard_connected shard_id=%s", self.member.shard_id)
         self._owner.link_connected(self)
         while (message := await call.read()) is not grpc.aio.EOF:
-            if message.epoch_number != self.epoch_number:
-                logger.warning("late_message shard_id=%s epoch=%d", self.member.shard_id, message.epoch_number)
-                continue
             self.load = decode_load(message.load)
-            self._owner.link_events(self, decode_updates(message.updates))
+            self._owner.link_events(self, decode_updates(message))
             queue.handled(message.sequence)
 
     async def _send(self, call: LinkCall, queue: SubmissionQueue) -> None:
@@ -223,11 +226,9 @@ class ShardLinkClient:
     def _break(self, why: str) -> None:
         was_connected, self._queue = self._queue is not None, None
         if was_connected:
-            logger.warning("shard_disconnected shard_id=%s epoch=%d why=%s", self.member.shard_id, self.epoch_number,
-                           why)
+            logger.warning("shard_disconnected shard_id=%s why=%s", self.member.shard_id, why)
             self._owner.link_broken(self, ShardFailedError(
                 f"the link to shard {self.member.shard_id} on {self.member.node_name} broke: {why}",
                 fix="send the request again; `moesaic status` shows the shards"))
         else:
-            logger.info("shard_connect_failed shard_id=%s epoch=%d why=%s", self.member.shard_id, self.epoch_number,
-                        why)
+            logger.info("shard_connect_failed shard_id=%s why=%s", self.member.shard_id, why)

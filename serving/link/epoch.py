@@ -136,6 +136,8 @@ class Member:
     store_address: str = ""         # host:port kept free for the store of its next torch group, were it rank 0
     profile: DeviceProfile | None = None
     endpoint: EndpointAddress | None = None     # where other members find it
+    heartbeat_port: int = 0         # of the endpoint's host, UDP
+    digest: str = ""                # which model it computes: checkpoint, revision, dtype, code; equal in a group
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,3 +199,6 @@ class ShardStatus:
     prepared_revision: int = 0      # highest whose weights are loaded
     failed_revision: int = 0        # highest that it could not prepare; `detail` says why
     detail: str = ""                # what went wrong, when the state says so
+    is_leaving: bool = False        # it was told to go: no epoch is to begin with it
+    # Shard ids: they ended the epoch that it has left, by an end of file or by not answering; or do not answer now.
+    lost_peers: tuple[str, ...] = ()

@@ -20,6 +20,8 @@ from serving.proto import shard_pb2
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_NOTHING_ELSE = TokenEvent("")[2:]      # what an event is beside its sequence and its tokens, as a rule
+
 _ERROR_OF_NAME = {error.__name__: error for error in (
     errors.ContextLengthError, errors.UnsupportedFieldError, errors.InvalidRequestError, errors.DeadlineExceededError)}
 
@@ -30,7 +32,9 @@ def encode_submission(submission: Submission, now_s: float) -> shard_pb2.Submiss
         sampling=_encode_sampling(submission.sampling), max_tokens=submission.max_tokens,
         min_tokens=submission.min_tokens, stop_token_ids=submission.stop_token_ids,
         journal_token_ids=submission.journal_token_ids, num_prompt_logprobs=submission.num_prompt_logprobs,
-        deadline_in_s=None if submission.deadline_s is None else submission.deadline_s - now_s)
+        deadline_in_s=None if submission.deadline_s is None else submission.deadline_s - now_s,
+        source_shard_id=submission.source_shard_id, priority=submission.priority,
+        tenant=submission.tenant)
 
 
 def decode_submission(message: shard_pb2.Submission, now_s: float, before: Submission | None = None) -> Submission:
@@ -40,13 +44,17 @@ def decode_submission(message: shard_pb2.Submission, now_s: float, before: Submi
     if before is not None:
         prompt_token_ids = _shared(prompt_token_ids, before.prompt_token_ids)
         stop_token_ids = _shared(stop_token_ids, before.stop_token_ids)
-        sampling = replace(sampling, logit_bias=_shared(sampling.logit_bias, before.sampling.logit_bias))
+        sampling = replace(sampling, logit_bias=_shared(sampling.logit_bias, before.sampling.logit_bias),
+                           grammar=before.sampling.grammar if sampling.grammar == before.sampling.grammar
+                           else sampling.grammar)
     return Submission(
         request_id=message.request_id, prompt_token_ids=prompt_token_ids, sampling=sampling,
         max_tokens=message.max_tokens, min_tokens=message.min_tokens, stop_token_ids=stop_token_ids,
         journal_token_ids=tuple(message.journal_token_ids),
         num_prompt_logprobs=message.num_prompt_logprobs if message.HasField("num_prompt_logprobs") else None,
-        deadline_s=message.deadline_in_s + now_s if message.HasField("deadline_in_s") else None)
+        deadline_s=message.deadline_in_s + now_s if message.HasField("deadline_in_s") else None,
+        source_shard_id=message.source_shard_id, priority=message.priority,
+        tenant=message.tenant)
 
 
 def _shared(values: tuple[T, ...], before: tuple[T, ...]) -> tuple[T, ...]:
@@ -58,7 +66,7 @@ def _encode_sampling(spec: SamplingSpec) -> shard_pb2.Sampling:
         temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p, min_p=spec.min_p,
         presence_penalty=spec.presence_penalty, frequency_penalty=spec.frequency_penalty,
         repetition_penalty=spec.repetition_penalty, logit_bias=dict(spec.logit_bias), seed=spec.seed,
-        num_logprobs=spec.num_logprobs, banned_token_ids=spec.banned_token_ids)
+        num_logprobs=spec.num_logprobs, banned_token_ids=spec.banned_token_ids, grammar=spec.grammar)
 
 
 def _decode_sampling(message: shard_pb2.Sampling) -> SamplingSpec:
@@ -67,14 +75,16 @@ def _decode_sampling(message: shard_pb2.Sampling) -> SamplingSpec:
         top_p=message.top_p, min_p=message.min_p, presence_penalty=message.presence_penalty,
         frequency_penalty=message.frequency_penalty, repetition_penalty=message.repetition_penalty,
         logit_bias=tuple(sorted(message.logit_bias.items())), banned_token_ids=tuple(message.banned_token_ids),
-        seed=message.seed, num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None)
+        seed=message.seed, num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+        grammar=message.grammar)
 
 
 def encode_event(event: TokenEvent) -> shard_pb2.SequenceUpdate:
     return shard_pb2.SequenceUpdate(
         request_id=event.request_id, token_ids=event.token_ids, logprobs=_encode_logprobs(event.logprobs),
         prompt_logprobs=_encode_logprobs(event.prompt_logprobs), num_cached_tokens=event.num_cached_tokens,
-        finish_reason=event.finish_reason or "", stop_token_id=event.stop_token_id, error=event.error)
+        finish_reason=event.finish_reason or "", stop_token_id=event.stop_token_id, error=event.error,
+        num_received_tokens=event.num_received_tokens)
 
 
 def decode_event(message: shard_pb2.SequenceUpdate) -> TokenEvent:
@@ -83,32 +93,45 @@ def decode_event(message: shard_pb2.SequenceUpdate) -> TokenEvent:
         logprobs=_decode_logprobs(message.logprobs), prompt_logprobs=_decode_logprobs(message.prompt_logprobs),
         num_cached_tokens=message.num_cached_tokens if message.HasField("num_cached_tokens") else None,
         finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
-        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None, error=message.error)
+        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None, error=message.error,
+        num_received_tokens=message.num_received_tokens)
 
 
-def decode_updates(messages: Iterable[shard_pb2.SequenceUpdate]) -> list[TokenEvent]:
-    """Decode the updates of one message. One that cannot be decoded becomes its own sequence's failure."""
-    events = []
-    for message in messages:
+def decode_updates(message: shard_pb2.ToRouter) -> list[TokenEvent]:
+    """Decode the updates of one message, of which each is of another sequence. One that cannot be decoded becomes its
+    own sequence's failure. Raises ValueError when the columns differ in length: then the message is not ours."""
+    events = [TokenEvent(request_id, (token_id,)) for request_id, token_id in
+              zip(message.drawn_request_ids, message.drawn_token_ids, strict=True)]
+    for update in message.updates:
         try:
-            events.append(decode_event(message))
+            events.append(decode_event(update))
         except Exception as error:
-            logger.exception("update_not_decoded request_id=%s", message.request_id)
-            events.append(failed_event(message.request_id, _fault("a token event of the shard", "read", error)))
+            logger.exception("update_not_decoded request_id=%s", update.request_id)
+            events.append(failed_event(update.request_id, _fault("a token event of the shard", "read", error)))
     return events
 
 
-def encode_updates(events: Iterable[TokenEvent]) -> list[shard_pb2.SequenceUpdate]:
-    """Encode the events of one message. One that cannot be encoded becomes its own sequence's failure."""
-    updates = []
+def encode_updates(message: shard_pb2.ToRouter, events: Iterable[TokenEvent]) -> None:
+    """Add events, each of another sequence, to a message. One that cannot be encoded becomes its own sequence's
+    failure."""
+    drawn: list[TokenEvent] = []
+    others: list[TokenEvent] = []
     for event in events:
+        (drawn if event[2:] == _NOTHING_ELSE and len(event.token_ids) == 1 else others).append(event)
+    try:
+        message.drawn_request_ids.extend([event.request_id for event in drawn])
+        message.drawn_token_ids.extend([event.token_ids[0] for event in drawn])
+    except Exception:       # alone, each shows whether it is the one
+        message.ClearField("drawn_request_ids")
+        message.ClearField("drawn_token_ids")
+        others = [*drawn, *others]
+    for event in others:
         try:
-            updates.append(encode_event(event))
+            message.updates.append(encode_event(event))
         except Exception as error:
             logger.exception("event_not_encoded request_id=%s", event.request_id)
             failed = failed_event(event.request_id, _fault("a token event", "sent to the router", error))
-            updates.append(encode_event(failed))
-    return updates
+            message.updates.append(encode_event(failed))
 
 
 def _fault(what: str, how: str, error: Exception) -> ShardFailedError:
@@ -132,7 +155,8 @@ def merge_events(earlier: TokenEvent, later: TokenEvent) -> TokenEvent:
         request_id=earlier.request_id, token_ids=earlier.token_ids + later.token_ids,
         logprobs=earlier.logprobs + later.logprobs, prompt_logprobs=earlier.prompt_logprobs + later.prompt_logprobs,
         num_cached_tokens=later.num_cached_tokens if earlier.num_cached_tokens is None else earlier.num_cached_tokens,
-        finish_reason=later.finish_reason, stop_token_id=later.stop_token_id, error=later.error)
+        finish_reason=later.finish_reason, stop_token_id=later.stop_token_id, error=later.error,
+        num_received_tokens=earlier.num_received_tokens + later.num_received_tokens)
 
 
 def encode_load(load: ShardLoad) -> shard_pb2.ShardLoad:

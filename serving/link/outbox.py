@@ -14,7 +14,6 @@ from serving.link.messages import merge_events
 class OutgoingMessage:
     """One message to write. `sequence`: steps delivered so far; the router acknowledges it when it has handled it."""
 
-    step_index: int
     sequence: int
     events: tuple[TokenEvent, ...]
 
@@ -31,7 +30,6 @@ class Outbox:
         self._window = max(1, window)
         self._hold = hold
         self._pending: dict[str, TokenEvent] = {}
-        self._step_index = 0
         self._num_delivered = 0
         self._num_sent = 0
         self._num_acknowledged = 0
@@ -40,12 +38,11 @@ class Outbox:
         self._closed_because: str | None = None
         self._wakeup = asyncio.Event()
 
-    def deliver(self, step_index: int, events: Iterable[TokenEvent]) -> None:
+    def deliver(self, events: Iterable[TokenEvent]) -> None:
         """Queue one step's events; never blocks."""
         for event in events:
             earlier = self._pending.get(event.request_id)
             self._pending[event.request_id] = event if earlier is None else merge_events(earlier, event)
-        self._step_index = step_index
         self._num_delivered += 1
         self._wants_message = True
         self._wakeup.set()
@@ -84,4 +81,4 @@ class Outbox:
         events, self._pending = tuple(self._pending.values()), {}
         self._num_sent = self._num_delivered
         self._wants_message = False
-        return OutgoingMessage(self._step_index, self._num_sent, events)
+        return OutgoingMessage(self._num_sent, events)

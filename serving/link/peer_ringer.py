@@ -10,6 +10,7 @@ import grpc
 
 from serving.link.channel_options import channel_options
 from serving.link.epoch import Member
+from serving.link.security import PLAIN, LinkSecurity, proof_for
 from serving.proto import shard_pb2, shard_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,13 @@ class PeerRinger:
     """Persistent channels from one member to all others of its epoch."""
 
     def __init__(self, members: Sequence[Member], epoch_number: int, my_rank: int,
-                 timeout_s: float = RING_TIMEOUT_S) -> None:
+                 timeout_s: float = RING_TIMEOUT_S, security: LinkSecurity = PLAIN) -> None:
+        self._peers = [member for rank, member in enumerate(members) if rank != my_rank]
         self._epoch_number = epoch_number
         self._timeout_s = timeout_s
-        self._channels = {member.shard_id: grpc.aio.insecure_channel(member.link_address, options=channel_options())
-                          for rank, member in enumerate(members) if rank != my_rank}
-        self._stubs = {shard_id: shard_pb2_grpc.ShardLinkStub(channel) for shard_id, channel in self._channels.items()}
+        self._security = security
+        self._before: list[grpc.aio.Channel] = []       # on which rings may still be under way
+        self._open()
 
     def connect(self) -> None:
         """Open the connections now, so that the first ring does not wait for them."""
@@ -35,20 +37,33 @@ class PeerRinger:
 
     async def ring_peers(self, step_index: int) -> None:
         """Ring everybody at once. A peer that cannot be reached is logged: the collective's own timeout judges it."""
-        ends = await asyncio.gather(*(self._ring(stub, step_index) for stub in self._stubs.values()),
-                                    return_exceptions=True)
-        for shard_id, error in zip(self._stubs, ends, strict=True):
+        if self._security.identity is not self._shown:
+            await self._renew()
+        ends = await asyncio.gather(*(self._ring(peer, step_index) for peer in self._peers), return_exceptions=True)
+        for peer, error in zip(self._peers, ends, strict=True):
             if error is not None:
-                logger.warning("ring_failed shard_id=%s epoch=%d step=%d error=%s", shard_id, self._epoch_number,
+                logger.warning("ring_failed shard_id=%s epoch=%d step=%d error=%s", peer.shard_id, self._epoch_number,
                                step_index, _reason(error))
 
     async def close(self) -> None:
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        await asyncio.gather(*(channel.close() for channel in (*self._before, *self._channels.values())))
 
-    async def _ring(self, stub: shard_pb2_grpc.ShardLinkStub, step_index: int) -> None:
+    def _open(self) -> None:
+        self._shown = self._security.identity
+        self._channels = {peer.shard_id: self._security.channel(peer.link_address, channel_options())
+                          for peer in self._peers}
+
+    async def _renew(self) -> None:
+        """Ring on channels with the renewed certificate: the old one would not do when a connection is made again."""
+        ended, self._before = self._before, list(self._channels.values())
+        self._open()
+        await asyncio.gather(*(channel.close() for channel in ended))
+
+    async def _ring(self, peer: Member, step_index: int) -> None:
+        stub = shard_pb2_grpc.ShardLinkStub(self._channels[peer.shard_id])
         # wait_for_ready: a connection still being made must not lose the ring.
         await stub.Ring(shard_pb2.RingRequest(epoch_number=self._epoch_number, step_index=step_index),
-                        timeout=self._timeout_s, wait_for_ready=True)
+                        timeout=self._timeout_s, wait_for_ready=True, metadata=proof_for(peer.endpoint))
 
 
 def _reason(error: BaseException) -> str:

@@ -26,6 +26,8 @@ class Choice:
         self.index = index
         self.sequence_id = sequence_id      # of its submission, in the journal and in shards
         self.num_tokens = 0                 # shown to the client
+        self.num_given_up = 0               # times that a shard has given it up
+        self.num_moves = 0                  # from members that left
         self.is_ended = False
         self._text = text
         self._stop_token_ids = frozenset(stop_token_ids)

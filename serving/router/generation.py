@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from model.step import TokenLogprob
 from serving.engine.request import FinishReason
 from serving.sampling_params import SamplingParams
+from serving.tenants.key import Tenant
+
+
+@dataclass(slots=True)
+class ReasoningCount:
+    """Tokens of reasoning, of all choices: who reads the answer counts them, for only the text tells."""
+
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +27,14 @@ class GenerationRequest:
     model: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
-    tenant: str = "default"                     # admission is fair between tenants
+    tenant: Tenant = Tenant("default")          # admission is fair between tenants
     deadline_s: float | None = None             # seconds from now; None: the config's default
+    priority: int | None = None                 # the lower the earlier; None: the key's, or the default
     prompt_field: str = "prompt"                # as errors name what the prompt was made of
+    reasoning: ReasoningCount = field(default_factory=ReasoningCount, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationDelta:
+class GenerationDelta(NamedTuple):
     """The next piece of one choice. Pieces of different choices interleave; each choice ends with one finish_reason.
 
     `text` never ends in half a character, and never holds any part of a stop string. logprobs match token_ids one to

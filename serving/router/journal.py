@@ -41,6 +41,11 @@ class Journal:
         return replace(entry.submission, journal_token_ids=tuple(entry.output_token_ids),
                        num_prompt_logprobs=None if entry.output_token_ids else entry.submission.num_prompt_logprobs)
 
+    def rename(self, request_id: str, new_id: str) -> None:
+        """Go on with a sequence under another id."""
+        entry = self._entries[new_id] = self._entries.pop(request_id)
+        entry.submission = replace(entry.submission, request_id=new_id)
+
     def close(self, request_id: str) -> Sequence[int]:
         """Forget a sequence that has ended, and return its output."""
         return self._entries.pop(request_id).output_token_ids

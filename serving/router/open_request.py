@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from serving.engine.request import Submission
+from serving.metrics import MoveCause
+from serving.priority import DEFAULT_PRIORITY
 from serving.router.admission import Ticket
 from serving.router.choice import Choice
 from serving.router.client_outbox import ClientOutbox
@@ -42,6 +45,8 @@ class OpenPart:
     hashes: tuple[int, ...] = ()                                    # of the prompt's blocks, for the choice of shards
     choices: list[Choice] = field(default_factory=list)
     last_token_s: dict[int, float] = field(default_factory=dict)    # by choice
+    moved: dict[int, MoveCause] = field(default_factory=dict)       # choices without a token since
+    cost: float = 0.0                                               # of the tokens so far
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -66,10 +71,20 @@ def new_submissions(part: OpenPart, seed: int, max_model_len: int, eos_token_ids
         request_id="", prompt_token_ids=part.request.prompt_token_ids, sampling=params.to_spec(seed),
         max_tokens=params.max_tokens or max_model_len - part.num_prompt_tokens, min_tokens=params.min_tokens,
         stop_token_ids=tuple(dict.fromkeys((*end_ids, *params.stop_token_ids))),
-        num_prompt_logprobs=params.prompt_logprobs, deadline_s=part.whole.deadline_s + SHARD_DEADLINE_GRACE_S)
+        num_prompt_logprobs=params.prompt_logprobs, deadline_s=part.whole.deadline_s + SHARD_DEADLINE_GRACE_S,
+        priority=priority_of(part.request), tenant=tenant_number(part.request.tenant.name))
     return [replace(first, request_id=choice.sequence_id,
                     sampling=replace(first.sampling, seed=wrapped_seed(seed + choice.index)))
             for choice in part.choices]
+
+
+def priority_of(request: GenerationRequest) -> int:
+    return DEFAULT_PRIORITY if request.priority is None else request.priority
+
+
+def tenant_number(name: str) -> int:
+    """Return what shards know a tenant by: the same from all routers, and nothing of its name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
 def wrapped_seed(seed: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from serving.priority import check_priority
 from serving.router.generation import GenerationRequest, ModelCard
 
 # Of a prompt: tokens x (1 + prompt_logprobs). They travel in one message and are written into one answer.
@@ -40,6 +41,8 @@ def check_request(request: GenerationRequest, card: ModelCard, num_embeddings: i
     `kv_limit`: of the KV cache of the largest shard; None when no shard is known yet.
     """
     served_card((card,), request.model)
+    if request.priority is not None:
+        check_priority(request.priority)
     prompt, params, field = request.prompt_token_ids, request.params, request.prompt_field
     if not prompt:
         raise InvalidRequestError("the prompt has no tokens", fix="send at least one", param=field)

@@ -1,1 +1,1 @@
-"""Text <-> tokens: tokenizer, detokenizer, chat template. May import: nothing of serving."""
+"""Text <-> tokens: tokenizer, detokenizer, chat template. May import: text.answers."""

@@ -22,6 +22,7 @@ from jinja2.utils import Namespace
 from pydantic import JsonValue
 
 from serving.errors import InvalidRequestError, ServingError
+from serving.text.special_tokens import SpecialTokens
 from serving.text.template_limits import LimitedEnvironment, limit_steps
 
 _COMMON_TOKENS = frozenset({"bos_token", "eos_token", "pad_token", "unk_token"})
@@ -35,11 +36,32 @@ class ChatTemplateError(ServingError):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of an earlier answer."""
+
+    name: str
+    arguments: Mapping[str, JsonValue]
+    id: str | None = None
+    num_characters: int = 0             # of the arguments as they were written
+
+    def to_json(self) -> dict[str, JsonValue]:
+        call: dict[str, JsonValue] = {
+            "type": "function", "function": {"name": self.name, "arguments": dict(self.arguments)}}
+        return call if self.id is None else {"id": self.id, **call}
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     role: str
     content: str
     name: str | None = None
     reasoning: str | None = None        # of an earlier answer; templates know it by either of two names
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None     # what a tool's message answers
+
+    @property
+    def num_characters(self) -> int:
+        return len(self.content) + len(self.reasoning or "") + sum(call.num_characters for call in self.tool_calls)
 
     def to_json(self) -> dict[str, JsonValue]:
         message: dict[str, JsonValue] = {"role": self.role, "content": self.content}
@@ -47,6 +69,10 @@ class ChatMessage:
             message["name"] = self.name
         if self.reasoning is not None:
             message |= {"reasoning_content": self.reasoning, "reasoning": self.reasoning}
+        if self.tool_calls:
+            message["tool_calls"] = [call.to_json() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
         return message
 
 
@@ -134,24 +160,33 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         named = {variable for variable in find_undeclared_variables(tree) if variable in _COMMON_TOKENS}
         self.absent_tokens: frozenset[str] = frozenset(named - set(special_tokens))
+        self.source = source
+        self.knows_tools = "tools" in find_undeclared_variables(tree)
 
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
-               variables: Mapping[str, JsonValue] | None = None) -> str:
+               variables: Mapping[str, JsonValue] | None = None, tools: Sequence[Mapping[str, JsonValue]] = (),
+               special: SpecialTokens | None = None) -> str:
         """Return the prompt's text, special tokens written out. `variables` go to the template (`enable_thinking`,
-        ...).
+        ...), `tools` are written as OpenAI's API has them. Special tokens in any of these are quoted by `special`.
 
         Raises InvalidRequestError when the template refuses the messages. As everywhere, it may leave a variable or a
         field of a message unread.
         """
         self._check(messages, variables or {})
         own = {name: value for name, value in (variables or {}).items() if name not in RESERVED_VARIABLES}
-        limit_steps(len(messages), sum(len(message.content) for message in messages))
+        limit_steps(len(messages) + len(tools), sum(message.num_characters for message in messages)
+                    + sum(len(_tojson(dict(tool))) for tool in tools))
+        given: JsonValue = {**own, "messages": [message.to_json() for message in messages],
+                            "tools": [dict(tool) for tool in tools] or None}
+        if special is not None:
+            given = special.quote(given)
+        assert isinstance(given, dict)
         try:
             return self._template.render({
-                **self._special_tokens, **own, "messages": [message.to_json() for message in messages], "tools": None,
-                "documents": None, "add_generation_prompt": add_generation_prompt})
+                **self._special_tokens, **given, "documents": None, "add_generation_prompt": add_generation_prompt})
         except Exception as error:      # a template is a program, and can fail in every way that one can
             said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            said = said if special is None else special.unquote(said)
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages at its line {_line(error)}: {said[:_MAX_SAID]}",
                 param="messages", fix="check the roles and their order") from error

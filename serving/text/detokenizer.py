@@ -8,15 +8,14 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from serving.text.tokenizer import Tokenizer
 
 _MAX_CHARACTER_BYTES = 4    # of UTF-8
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Holds what one push added. After `stop_string` is set nothing more may be pushed."""
 
     text: str
@@ -64,7 +63,7 @@ class Detokenizer:
         self._min_tokens = min_tokens
         self._stops = tuple(StopString(stop_string) for stop_string in stop)
         self._num_matched = [0] * len(stop)         # state of each stop string
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._half = b""                # of a character, whose other bytes are still to come
         self._num_tokens = 0
         self._held = ""                 # decoded, but perhaps the beginning of a stop string
         self._at_start = True
@@ -73,17 +72,18 @@ class Detokenizer:
     def copy(self) -> Detokenizer:
         """Return one for another choice of the same request, in the state of this one."""
         other = copy(self)
-        other._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        other._utf8.setstate(self._utf8.getstate())
         other._num_matched = list(self._num_matched)
         return other
 
     def push(self, token_ids: Sequence[int]) -> Piece:
         """Add tokens, and return the text that is now certain."""
+        if not self._stops:
+            content = b"".join(map(self._bytes, token_ids))
+            return Piece(self._decode(content), None, len(token_ids))
         text = ""
         for index, token_id in enumerate(token_ids):
             self._num_tokens += 1
-            piece, stop_string = self._add(self._utf8.decode(self._bytes(token_id)))
+            piece, stop_string = self._add(self._decode(self._bytes(token_id)))
             text += piece
             if stop_string is not None:
                 return Piece(text, stop_string, num_tokens_kept=index + 1)
@@ -91,7 +91,7 @@ class Detokenizer:
 
     def flush(self) -> str:
         """Return the rest of a text that no stop string ended; half a character becomes U+FFFD."""
-        text = self._held + self._utf8.decode(b"", final=True)
+        text = self._held + self._decode(b"", is_final=True)
         self._held = ""
         return text
 
@@ -105,7 +105,13 @@ class Detokenizer:
                 tail.insert(0, content)
         if tail:
             self._at_start = False
-            self._utf8.decode(b"".join(tail))
+            self._decode(b"".join(tail))
+
+    def _decode(self, content: bytes, is_final: bool = False) -> str:
+        content = self._half + content
+        text, num_read = codecs.utf_8_decode(content, "replace", is_final)
+        self._half = content[num_read:]
+        return text
 
     def _bytes(self, token_id: int) -> bytes:
         if token_id in self._skipped_ids:
@@ -118,8 +124,6 @@ class Detokenizer:
 
     def _add(self, text: str) -> tuple[str, str | None]:
         """Return the text to emit, and the stop string that ends it."""
-        if not self._stops:
-            return text, None
         states = self._num_matched
         for index, character in enumerate(text):
             states = [stop.push(state, character) for stop, state in zip(self._stops, states, strict=True)]

@@ -17,9 +17,12 @@ from pydantic import JsonValue
 
 from model.errors import CheckpointError
 from model.json_file import read_json_object, shown
-from serving.errors import InvalidRequestError
+from serving.errors import InvalidRequestError, UnsupportedFieldError
+from serving.option_types import ToolParserName
+from serving.text.answers.answer_format import AnswerFormat, detect_format
 from serving.text.chat_template import ChatMessage, ChatTemplate, read_chat_template
 from serving.text.generation_config import SamplingDefaults, sampling_defaults, stated_eos_token_ids, unused_fields
+from serving.text.special_tokens import SpecialTokens
 from serving.text.token_bytes import DecoderStyle, TokenizerError, read_decoder_style
 
 _WINDOW = 16_384            # characters
@@ -54,6 +57,7 @@ class Tokenizer:
         self.eos_token_ids = eos_token_ids
         self.sampling_defaults = sampling_defaults or SamplingDefaults()
         self.notes = notes
+        self._special = SpecialTokens(backend)
         self.special_token_ids = frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items()
                                            if token.special)
 
@@ -81,10 +85,17 @@ class Tokenizer:
                          sampling_defaults(generation_config), notes)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids. Lets go of the GIL, so that a long text can be encoded in a thread beside the event
-        loop."""
+        """Return the token ids; where `quote` has marked special tokens, they are text. Lets go of the GIL, so that a
+        long text can be encoded in a thread beside the event loop."""
+        if self._special.is_quoted(text):
+            return self._special.encode(text)
         # One text as a batch: `encode` itself holds the GIL to the end. "fast" leaves out character offsets only.
         return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+    def quote(self, text: str) -> str:
+        """Return the text of a client as it may stand in a prompt: special tokens in it are marked. Raises
+        InvalidRequestError where there are very many."""
+        return str(self._special.quote(text))
 
     def has_more_tokens(self, text: str, number: int) -> bool:
         """Return True when the text certainly has more tokens than that, at a cost that its length does not raise.
@@ -92,6 +103,7 @@ class Tokenizer:
         Encoding takes a hundred bytes for each token: a long text is encoded in windows, until enough were counted. A
         window's ends may cut tokens in two, which is allowed for.
         """
+        text = self._special.unquote(text)
         if len(text) > number * self._longest_token * _MAX_NORMALIZED:
             return True
         num_counted = 0
@@ -128,12 +140,30 @@ class Tokenizer:
         return str(self._backend.id_to_token(token_id) or "")
 
     def apply_chat_template(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True,
-                            variables: Mapping[str, JsonValue] | None = None) -> str:
-        """Return the prompt's text, to be encoded with add_special_tokens=False. Raises InvalidRequestError."""
+                            variables: Mapping[str, JsonValue] | None = None,
+                            tools: Sequence[Mapping[str, JsonValue]] = ()) -> str:
+        """Return the prompt's text, to be encoded with add_special_tokens=False. What comes from the client is quoted
+        in it. Raises InvalidRequestError."""
         if self._chat_template is None:
             raise InvalidRequestError("this model's checkpoint has no chat template", param="messages",
                                       fix="use completions, or put a chat_template.jinja into the checkpoint's folder")
-        return self._chat_template.render(messages, add_generation_prompt, variables)
+        if tools and not self._chat_template.knows_tools:
+            raise UnsupportedFieldError("this model's chat template writes no tools", param="tools",
+                                        fix="remove them, or put a template that does into the checkpoint's folder")
+        return self._chat_template.render(messages, add_generation_prompt, variables, tools, self._special)
+
+    def answer_format(self, tool_parser: ToolParserName | None = None) -> AnswerFormat:
+        """Return how the model writes its answers; `tool_parser` counts over what the template shows."""
+        return detect_format(None if self._chat_template is None else self._chat_template.source, tool_parser)
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the tokenizers library writes it, with all added tokens."""
+        return str(self._backend.to_str())
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a text that is one token of the vocabulary."""
+        found = self._backend.token_to_id(token)
+        return None if found is None else int(found)
 
 
 def _read_json(path: Path) -> JsonObject:

@@ -9,7 +9,7 @@ from benchmarks.placement import Certificate, certify
 
 @pytest.fixture(scope="module")
 def certificate() -> Certificate:
-    return certify(12)
+    return certify(12, time_limit_s=12.0)       # what else runs on the machine takes its part of the time
 
 
 def test_ours_is_within_a_hundredth_of_the_bound(certificate: Certificate) -> None:

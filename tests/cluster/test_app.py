@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from cluster.app import build
 
 CONFIG: dict[str, object] = {
-    "model": {"path": "x"}, "router": {"replicas": 2},
+    "model": {"path": "x"}, "router": {"replicas": 2, "resources": {"door": 1}},
     "pools": [{"name": "big", "device": "cuda", "replicas": 2, "num_cpus": 4, "resources": {"h200": 1}},
               {"name": "small", "replicas": 3, "num_cpus": 2}]}
 
@@ -27,6 +27,7 @@ def test_one_deployment_for_routers_one_for_the_coordinator_one_for_each_pool() 
     by_name = {deployment.name: deployment for deployment in built.deployments}
     assert set(by_name) == {"Router", "Coordinator", "Shard-big", "Shard-small"}
     assert built.ingress_deployment_name == "Router" and by_name["Router"].num_replicas == 2
+    assert (by_name["Router"].ray_actor_options or {})["resources"] == {"door": 1}
     big, small = by_name["Shard-big"], by_name["Shard-small"]
     assert (big.num_replicas, small.num_replicas) == (2, 3)
     assert big._replica_config.max_replicas_per_node == small._replica_config.max_replicas_per_node == 1

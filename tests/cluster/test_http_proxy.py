@@ -16,6 +16,7 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.websockets import auto as websockets_auto
 
 from cluster.http_proxy import CALLBACK, WithoutRequestId
+from tests.deadlines import PATIENCE_S
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")         # Ray's own, at import
@@ -36,7 +37,7 @@ async def _posted(app: Starlette, head: bytes, body: bytes) -> bytes:
     loop = asyncio.create_task(server.main_loop())
     reader, writer = await asyncio.open_connection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1])
     writer.write(b"POST / HTTP/1.1\r\nhost: a\r\n%scontent-length: %d\r\n\r\n" % (head, len(body)) + body)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         answer = await reader.readuntil(b"\r\n\r\n")
         length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         content = await reader.readexactly(length)

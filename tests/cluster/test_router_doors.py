@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 import httpx
@@ -14,12 +14,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cluster.device.node import PortTakenError, listen
 from cluster.router_doors import RouterDoors
 from serving.config import RouterConfig
-from serving.ingress.grpc_server import build_grpc_server
-from serving.ingress.http_server import HttpServer
-from serving.ingress.openai_http import build_http_app
+from serving.ingress.grpc.server import build_grpc_server
+from serving.ingress.http.app import build_http_app
+from serving.ingress.http.server import HttpServer
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
 from serving.text.tokenizer import Tokenizer
+from tests.deadlines import PATIENCE_S
 from tests.ports import held_port
 from tests.serving.conftest import byte_level_tokenizer
 from tests.serving.ingress.conftest import FakeService
@@ -37,7 +38,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def new_doors(service: FakeService, host: str = "127.0.0.1") -> RouterDoors:
     config, tokenizer = RouterConfig(), service.tokenizer
     app = build_http_app(service, tokenizer, config, lambda: (b"", "text/plain"))
-    return RouterDoors(HttpServer(app), build_grpc_server(service, tokenizer, config), host, "127.0.0.9")
+    return RouterDoors(HttpServer(app), build_grpc_server(service, tokenizer), host, "127.0.0.9")
 
 
 @asynccontextmanager
@@ -96,22 +97,31 @@ async def test_no_free_port_names_the_option(tokenizer: Tokenizer, monkeypatch: 
             await doors.close()
 
 
+async def until_refused(port: int) -> None:
+    """gRPC closes its port a moment later, on a thread of its own."""
+    with suppress(OSError):
+        while True:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            await writer.wait_closed()
+
+
 async def test_the_end_refuses_newcomers_and_waits_for_what_is_open(tokenizer: Tokenizer) -> None:
     service = FakeService(tokenizer)
     service.stalls = True
-    async with (opened(service, 0, 0) as doors, httpx.AsyncClient(trust_env=False, timeout=30) as http,
-                grpc.aio.insecure_channel(doors.grpc_address) as channel, asyncio.timeout(30)):
+    async with (opened(service, 0, 0) as doors, httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http,
+                grpc.aio.insecure_channel(doors.grpc_address) as channel, asyncio.timeout(PATIENCE_S)):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         responses = aiter(InferenceStub(channel).Generate(pb.GenerateRequest(model="tiny", text="hi")))
         await anext(responses)
+        await service.started.wait()
         service.started.clear()
         asking = asyncio.create_task(http.post(f"http://{doors.http_address}/v1/completions", json=TEXT))
         await service.started.wait()
         doors.refuse()
         for address in (doors.http_address, doors.grpc_address):
-            with pytest.raises(OSError):
-                await asyncio.open_connection("127.0.0.1", port_of(address))
+            await until_refused(port_of(address))
         service.resume.set()
         await doors.drain()
         assert (await asking).status_code == 200

@@ -19,10 +19,17 @@ from cluster.coordinator.view import GroupPhase, RouterReport, View
 from cluster.device.node import NodeIdentity
 from cluster.router_replica import RouterReplica
 from serving.config import parse_config
+from serving.tenants.database import open_database
+from serving.tenants.key import Limits
+from serving.tenants.key_store import KeyStore
+from serving.tenants.usage import read_usage
+from serving.tenants.usage_by import UsageBy
 from tests.cluster.shard.shard_jobs import DirectedCoordinator
+from tests.deadlines import PATIENCE_S
 from tests.e2e.tiny_model import write_checkpoint
 from tests.serving.link.fake_link import Changed, epoch_of
-from tests.serving.router.test_service import Shard
+from tests.serving.router.served_shards import Shard
+from tests.serving.tenants.keys import new_key
 
 BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "ignore_eos": True}
 
@@ -74,17 +81,17 @@ async def running(checkpoint: Path) -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def replica(checkpoint: Path) -> AsyncIterator[Running]:
+async def replica(checkpoint: Path, **access: object) -> AsyncIterator[Running]:
     config = parse_config({"model": {"path": str(checkpoint), "name": "tiny"}, "pools": [{}], "http_port": 0,
-                           "router": {"grpc_port": 0}})
+                           "router": {"grpc_port": 0}, "access": access})
     coordinator, shard = Coordinator(), Shard()
     await shard.start()
     task = asyncio.create_task(RouterReplica(config, NodeIdentity("n", "n", "127.0.0.1"), coordinator).run())
     gc.unfreeze()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await coordinator.reported.until(lambda: bool(coordinator.reports))
         url = f"http://{coordinator.reports[0].http_address}"
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30.0) as http:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S) as http:
             found = Running(task, coordinator, shard, http)
             yield found
             await found.end()
@@ -117,6 +124,45 @@ async def test_the_door_says_what_is_missing_until_it_serves(running: Running) -
     assert not running.coordinator.forgotten
 
 
+async def test_with_keys_an_answer_is_counted_once_also_at_the_end(checkpoint: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/tenants.db"
+    engine, (key, secret) = open_database(url), new_key(limits=Limits(requests_per_minute=9, tokens_per_month=15))
+    KeyStore(engine).add(key)
+    async with replica(checkpoint, keys=True, database=url) as running:
+        await serve(running)
+        assert (await running.http.post("/v1/completions", json=BODY)).status_code == 401
+        headers = {"authorization": f"Bearer {secret}"}
+        while True:
+            answer = await running.http.post("/v1/completions", json=BODY, headers=headers)
+            if answer.status_code != 401:       # the keys are read now
+                break
+        assert answer.status_code == 200 and answer.headers["x-ratelimit-limit-requests"] == "9"
+        refusal = await running.http.post("/v1/completions", json=BODY, headers=headers)
+        assert refusal.status_code == 429 and refusal.json()["error"]["code"] == "insufficient_quota"
+    (usage,) = read_usage(engine, UsageBy.TENANT, 0, 10**6)
+    engine.dispose()
+    assert (usage.of, usage.num_requests, usage.num_open, usage.num_generated) == ("team", 1, 0, 8)
+
+
+async def test_a_later_epoch_is_taken_before_it_is_ready_and_who_leaves_gets_nothing_new(running: Running) -> None:
+    port = running.shard.port
+    running.coordinator.show(View(GroupPhase.LOADING, epoch_of(1, port)))
+    assert (await running.http.post("/v1/completions", json=BODY)).status_code == 503
+    await serve(running)
+    async with contextlib.AsyncExitStack() as stack:
+        lines = await first_event(running, stack)
+        running.coordinator.show(View(GroupPhase.LOADING, epoch_of(2, port)))
+        await running.coordinator.reported.until(lambda: running.coordinator.reports[-1].epoch_number == 2)
+        running.shard.executor.allow(None)
+        assert [line async for line in lines if line][-1] == "data: [DONE]"
+    assert running.shard.scheduler._num_arrived == 1        # its member stayed: it was not submitted again
+    running.coordinator.show(View(GroupPhase.READY, epoch_of(2, port), leaving=("s0",)))
+    await running.coordinator.reported.until(lambda: not running.coordinator.reports[-1].is_ready)
+    assert (await running.http.get("/health")).status_code == 503
+    running.coordinator.show(View(GroupPhase.READY, epoch_of(2, port)))
+    await running.coordinator.until_ready()
+
+
 async def test_what_is_open_at_the_end_goes_on(running: Running) -> None:
     await serve(running)
     async with contextlib.AsyncExitStack() as stack:
@@ -125,7 +171,8 @@ async def test_what_is_open_at_the_end_goes_on(running: Running) -> None:
         with pytest.raises(httpx.ConnectError):
             while True:
                 async with httpx.AsyncClient(base_url=running.http.base_url, trust_env=False) as newcomer:
-                    await newcomer.get("/health")
+                    with contextlib.suppress(httpx.ReadError, httpx.RemoteProtocolError):   # it came in just before
+                        await newcomer.get("/health")
         assert running.coordinator.forgotten
         running.shard.executor.allow(None)
         rest = [line async for line in lines if line]

@@ -135,6 +135,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     write_checkpoint(checkpoint)
     config_path = work_dir / "config.yaml"
     config = config_of(checkpoint)
+    config["pools"] = [dict(pool, min_replicas=2) for pool in config["pools"]]      # type: ignore[attr-defined]
     config_path.write_text(yaml.safe_dump(config))
     atexit.register(_stop, state_dir)
     try:

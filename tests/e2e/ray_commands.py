@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from cluster.launch.cluster_client import ClusterClient
@@ -22,6 +23,12 @@ def main(address: str, command: str, application: str, *rest: str) -> None:
             sys.__stdout__.write(str(epoch.number if epoch else 0))
         elif command == "kill-coordinator":
             kill_coordinator(application)
+        elif command == "kill-controller":
+            kill_controller()
+        elif command == "await-controller":
+            client.is_deployed()        # it answers, or Ray waits for it
+        elif command == "keep":
+            keep_replicas(application, rest[0], int(rest[1]))
 
 
 def kill_coordinator(application: str) -> None:
@@ -33,6 +40,21 @@ def kill_coordinator(application: str) -> None:
              if entry["name"].startswith(prefix)]
     assert len(names) == 1, names
     ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
+
+
+def kill_controller() -> None:
+    """Kill Serve's controller; Ray starts it again."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    ray.kill(ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE), no_restart=False)
+
+
+def keep_replicas(application: str, pool: str, num: int) -> None:
+    """Have Serve keep so many shards of a pool, with nobody asked: it stops whom it chooses."""
+    from cluster.serve_replicas import ServeDeployments
+
+    asyncio.run(ServeDeployments(application, [pool]).keep(pool, num))
 
 
 if __name__ == "__main__":

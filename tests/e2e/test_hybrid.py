@@ -102,7 +102,11 @@ def test_both_doors_chat_as_one_process_would(hybrid: Hybrid, client: openai.Ope
         token_ids = tuple(stub.Tokenize(pb.TokenizeRequest(model="tiny", chat=asked)).token_ids)
         responses = list(stub.Generate(pb.GenerateRequest(
             model="tiny", chat=asked, sampling=pb.Sampling(max_tokens=24, temperature=0.0)), timeout=60.0))
-    assert "".join(response.text for response in responses) == answer.choices[0].message.content
+    message = answer.choices[0].message
+    thought = (message.model_extra or {}).get("reasoning_content") or ""
+    assert "".join(response.text for response in responses) == (message.content or "")
+    assert "".join(response.reasoning for response in responses) == thought
+    assert bool(thought) == thinks
     engine = Engine(hybrid.folder, torch.bfloat16, select_kernels("cpu", 2))
     expected = engine.generate(token_ids, 24, SamplingSpec(temperature=0.0))
     assert tuple(token_id for response in responses for token_id in response.token_ids) == expected

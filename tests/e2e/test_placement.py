@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import threading
@@ -44,9 +45,15 @@ def as_it_was(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Ite
     assert code == 0, text
 
 
+@functools.cache
+def http_client() -> httpx.Client:
+    """One for all threads: each new one reads the certificates of the world, which takes longer than an answer."""
+    return httpx.Client(timeout=120.0)
+
+
 def answer(service: Service, seed: int) -> str:
     body = {"model": "tiny", "prompt": f"request {seed}", "max_tokens": 64, "temperature": 1.0, "seed": seed}
-    reply = httpx.post(f"{service.url}/v1/completions", json=body, timeout=120.0)
+    reply = http_client().post(f"{service.url}/v1/completions", json=body)
     assert reply.status_code == 200, reply.text
     return str(reply.json()["choices"][0]["text"])
 

@@ -18,9 +18,10 @@ from model.placement import Placement
 from model.runner import Runner
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from model.weights import load_decoder
+from tests.deadlines import PATIENCE_S
 from tests.model.pace_jobs import AFTER_S, BEFORE_S, EXPERTS_S, NUM_STEPS, MovedClock, run_step
 from tests.placements import contiguous_placement
-from tests.process_pool import LONG_S, ProcessPool
+from tests.process_pool import ProcessPool
 
 
 class FakeDevice:
@@ -207,7 +208,7 @@ def test_a_member_alone_works_for_experts_between_dispatch_and_combine() -> None
 @pytest.mark.parametrize("holders", [((0,), (1,)), ((0, 1), (0, 1))])       # rows travel; rows stay
 def test_members_work_for_experts_between_dispatch_and_combine(
         worker_pool: ProcessPool, mode: str, holders: tuple[tuple[int, ...], ...]) -> None:
-    worker_pool.run("tests.cluster.shard.group_jobs:join", [(worker_pool.meeting(2), LONG_S)] * 2)
+    worker_pool.run("tests.cluster.shard.group_jobs:join", [(worker_pool.meeting(2), PATIENCE_S)] * 2)
     placement = Placement(2, (holders,) * 4)
     counted = worker_pool.run("tests.model.pace_jobs:run_marked_steps", [(placement, (40, 1), mode)] * 2)
     worker_pool.run("tests.cluster.shard.group_jobs:leave", [()] * 2)
@@ -219,7 +220,7 @@ def test_members_work_for_experts_between_dispatch_and_combine(
 @pytest.mark.parametrize("mode", ["all_to_all", "gather"])
 def test_members_wait_at_every_collective_also_without_rows_of_their_own(worker_pool: ProcessPool, mode: str) -> None:
     """Member 1 holds experts and has no rows; member 2 has rows and no experts."""
-    worker_pool.run("tests.cluster.shard.group_jobs:join", [(worker_pool.meeting(3), LONG_S)] * 3)
+    worker_pool.run("tests.cluster.shard.group_jobs:join", [(worker_pool.meeting(3), PATIENCE_S)] * 3)
     placement = Placement(3, (((0,), (1,)),) * 4)
     speeds = (None, 0.25, 0.5)
     first, *slow = worker_pool.run("tests.model.pace_jobs:run_steps", [(placement, (40, 0, 40), speeds, mode)] * 3)

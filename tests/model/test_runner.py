@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def whole(spec: SamplingSpec | None = GREEDY) -> ScheduledRequest:
 
 
 def test_result_follows_the_plan(runner: Runner) -> None:
-    result = runner.execute(plan(replace(whole(), request_id="a"),
+    result = runner.execute(plan(whole()._replace(request_id="a"),
                                  ScheduledRequest("b", PROMPT[:3], 0, (9,)), step_index=5), (13,))
     assert (result.epoch_number, result.step_index) == (3, 5)
     assert [token.request_id for token in result.tokens] == ["a", "b"]
@@ -62,7 +61,7 @@ def test_a_step_can_be_run_again(runner: Runner) -> None:
 
 def test_prompt_logprobs_in_chunks(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the prompt is cut, token i + 1 is scored by the logits after token i."""
-    scored = replace(whole(), num_prompt_logprobs=2, prompt_targets=PROMPT[1:])
+    scored = whole()._replace(num_prompt_logprobs=2, prompt_targets=PROMPT[1:])
     expected = runner.execute(plan(scored), (10,)).tokens[0]
     assert [entry.token_id for entry in expected.prompt_logprobs] == list(PROMPT[1:])
     assert all(len(entry.top) == 2 and entry.logprob <= entry.top[0][1] for entry in expected.prompt_logprobs)
@@ -74,8 +73,8 @@ def test_prompt_logprobs_in_chunks(runner: Runner, monkeypatch: pytest.MonkeyPat
         assert [token for token, _ in entry.top] == log_probs[row].topk(2).indices.tolist()
     monkeypatch.setattr("model.runner._PROMPT_ROWS_AT_ONCE", 3)
     assert runner.execute(plan(scored), (10,)).tokens[0] == expected
-    first = replace(scored, token_ids=PROMPT[:4], prompt_targets=PROMPT[1:5], sampling=None)
-    second = replace(scored, token_ids=PROMPT[4:], prompt_targets=PROMPT[5:], num_computed_tokens=4)
+    first = scored._replace(token_ids=PROMPT[:4], prompt_targets=PROMPT[1:5], sampling=None)
+    second = scored._replace(token_ids=PROMPT[4:], prompt_targets=PROMPT[5:], num_computed_tokens=4)
     pieces = [runner.execute(plan(request), (len(request.token_ids),)).tokens[0] for request in (first, second)]
     assert pieces[0].prompt_logprobs + pieces[1].prompt_logprobs == expected.prompt_logprobs
     assert pieces[1].token_id == expected.token_id
@@ -90,6 +89,6 @@ def test_position_of_a_draw_is_that_of_the_new_token(runner: Runner) -> None:
     """Drawn after a whole prompt or after its last token alone, the number drawn is the same."""
     spec = SamplingSpec(temperature=5.0, seed=11)
     expected = runner.execute(plan(whole(spec)), (10,)).tokens[0].token_id
-    runner.execute(plan(replace(whole(None), token_ids=PROMPT[:9])), (9,))
-    last = replace(whole(spec), token_ids=PROMPT[9:], num_computed_tokens=9)
+    runner.execute(plan(whole(None)._replace(token_ids=PROMPT[:9])), (9,))
+    last = whole(spec)._replace(token_ids=PROMPT[9:], num_computed_tokens=9)
     assert runner.execute(plan(last), (1,)).tokens[0].token_id == expected

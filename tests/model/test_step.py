@@ -9,7 +9,7 @@ import pytest
 from model.step import SamplingSpec, ScheduledRequest, StepHeader, StepPlan
 
 
-@pytest.mark.parametrize("header", [StepHeader(1, 2, 3), StepHeader(2**40, 0, 0, True, 7)])
+@pytest.mark.parametrize("header", [StepHeader(1, 2, 3), StepHeader(2**40, 0, 0, 7)])
 def test_a_header_is_the_same_behind_the_collective(header: StepHeader) -> None:
     assert StepHeader.from_ints(header.to_ints()) == header
     assert len(header.to_ints()) == len(dataclasses.fields(header))

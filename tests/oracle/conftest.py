@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ class Engine:
         read = current if request.state_read is None else request.state_read
         write = other if read != other else current
         self._states[name] = (write, other if write == current else current)
-        return replace(request, state_read=read if request.num_computed_tokens else None, state_write=write)
+        return request._replace(state_read=read if request.num_computed_tokens else None, state_write=write)
 
     def state_slot(self, request_id: str) -> int | None:
         """The slot of a request's state after its last step; None where no layer keeps one."""
@@ -96,7 +95,7 @@ class Engine:
             if len(output) == num_tokens:
                 return tuple(output)
             done = request.num_computed_tokens + len(request.token_ids)
-            request = replace(request, token_ids=(token_id,), num_computed_tokens=done)
+            request = request._replace(token_ids=(token_id,), num_computed_tokens=done)
 
 
 def _packed() -> Kernels:

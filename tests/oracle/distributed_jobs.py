@@ -15,6 +15,7 @@ from model.decoder import Decoder
 from model.dispatch.auto import AutoDispatcher
 from model.dispatch.dispatcher import Dispatcher, LocalDispatcher
 from model.dispatch.exchange import RowExchange
+from model.host_threads import HostThreads
 from model.kernels.packed_cpu import PackedCpuKernels
 from model.kernels.protocol import Kernels
 from model.kernels.torch_kernels import TorchKernels
@@ -52,9 +53,10 @@ class Seen:
 
 
 def run_part(worker: Worker, part: Part) -> dict[str, list[Seen]]:
-    kernels = kernels_of(part.kernels)
-    exchange = RowExchange(kernels, part.placement, worker.index,
-                           worker.kept[f"group_of_{part.placement.num_members}"])
+    kernels, num_members = kernels_of(part.kernels), part.placement.num_members
+    threads = HostThreads((kernels.num_threads,) * num_members, worker.index, num_cpus=4)
+    exchange = RowExchange(kernels, part.placement, worker.index, worker.kept[f"group_of_{num_members}"],
+                           threads=threads)
     dispatcher = AutoDispatcher(exchange, part.mode)
     return run_steps(part, kernels, dispatcher, worker.index)
 

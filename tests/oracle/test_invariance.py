@@ -7,7 +7,6 @@ whom"). Members and placements are in test_distributed_invariance.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +170,11 @@ def test_draws_do_not_depend_on_the_batch(engine: Any) -> None:
              SamplingSpec(temperature=1.3, top_k=20, min_p=0.01, seed=3, num_logprobs=0)]
     requests = [ScheduledRequest(str(i), ids(9 + i, i), 0, engine.blocks(40), spec) for i, spec in enumerate(specs)]
     for step in range(6):
-        requests = [replace(request, state_read=engine.state_slot(str(i)) if step else None)
+        requests = [request._replace(state_read=engine.state_slot(str(i)) if step else None)
                     for i, request in enumerate(requests)]
         alone = tuple(engine.run(request)[0] for request in requests)
         assert engine.run(*requests) == alone
         assert engine.run(*reversed(requests)) == alone[::-1]
-        requests = [replace(request, token_ids=(token.token_id,),
+        requests = [request._replace(token_ids=(token.token_id,),
                             num_computed_tokens=request.num_computed_tokens + len(request.token_ids))
                     for request, token in zip(requests, alone, strict=True)]

@@ -16,9 +16,9 @@ from serving.config import (
     SchedulerConfig,
     ServeConfig,
     load_config,
-    parse_bytes,
     parse_config,
 )
+from serving.option_types import parse_bytes
 
 SMALLEST: dict[str, Any] = {"model": {"path": "/models/tiny/"}, "pools": [{}]}
 
@@ -43,10 +43,24 @@ def test_the_smallest_config_has_defaults_that_fit() -> None:
     assert config.scheduler.max_batch_tokens >= config.scheduler.max_running_requests
 
 
+def test_a_group_of_a_fixed_size_cannot_follow_the_load() -> None:
+    assert parse_config(SMALLEST | {"autoscaling": {"ttft_slo_s": 1}}).autoscaling is not None
+    with pytest.raises(ConfigError, match=r"autoscaling with group.members=4: the group could never have more"):
+        parse_config(SMALLEST | {"autoscaling": {}, "group": {"members": 4}})
+
+
 def test_members_are_all_replicas_unless_said() -> None:
     pools = [{"name": "a", "replicas": 2}, {"name": "b", "replicas": 3}]
     assert parse_config(SMALLEST | {"pools": pools}).num_members == 5
     assert parse_config(SMALLEST | {"pools": pools, "group": {"members": 4}}).num_members == 4
+
+
+def test_a_start_needs_no_more_replicas_than_there_are() -> None:
+    pool = {"name": "a", "replicas": 2}
+    assert parse_config(SMALLEST | {"pools": [pool]}).pools[0].least_replicas == 2
+    assert parse_config(SMALLEST | {"pools": [pool | {"min_replicas": 1}]}).pools[0].least_replicas == 1
+    with pytest.raises(ConfigError, match="pool a: min_replicas=3 is above replicas=2"):
+        parse_config(SMALLEST | {"pools": [pool | {"min_replicas": 3}]})
 
 
 def test_a_name_goes_before_the_last_part_of_the_path() -> None:
@@ -76,7 +90,12 @@ def test_the_context_is_the_checkpoints_or_less() -> None:
     ({"pools": [{"num_cpus": float("nan")}]}, "pools.0.num_cpus"),
     ({"scheduler": {"max_batch_tokens": 10, "max_running_requests": 11}}, "max_batch_tokens=10 is below .*11"),
     ({"scheduler": {"block_size": 17}}, "scheduler.block_size"),
-    ({"router": {"api_keys": ["two words"]}}, "router.api_keys.0"),
+    ({"http_host": "0.0.0.0"}, "can be reached from other machines, and anybody may ask"),
+    ({"http_host": "::"}, "access.keys"), ({"http_host": "node-1"}, "access.open_to_network"),
+    ({"access": {"database": "mysql://host/x"}}, "access.database: 'mysql' is not known"),
+    ({"access": {"database": "sqlite:///here.db"}}, "access.database"),
+    ({"access": {"database": "postgresql://u:hidden@h/d"}}, "access.database: leave the password out"),
+    ({"access": {"database": "postgresql://h/d?password=hidden"}}, "access.database: leave the password out"),
     ({"http_port": -1}, "http_port: .*got -1"), ({"proxy_port": 0}, "proxy_port: .*got 0"),
     ({"proxy_port": 8000}, "among the ports of the routers, from http_port=8000"),
     ({"proxy_port": 9001, "router": {"replicas": 2}}, "from router.grpc_port=9000"),
@@ -86,7 +105,16 @@ def test_the_context_is_the_checkpoints_or_less() -> None:
 def test_wrong_values_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_config(SMALLEST | change, source="my.yaml")
+    assert "hidden" not in str(error.value)
     assert str(error.value).startswith("my.yaml has 1 wrong value(s):") and re.search(message, str(error.value))
+
+
+@pytest.mark.parametrize("change", [
+    {"http_host": "127.0.0.2"}, {"http_host": "::1"}, {"http_host": "localhost"},
+    {"http_host": "0.0.0.0", "access": {"keys": True, "database": "postgresql://u@h/d"}},
+    {"http_host": "0.0.0.0", "access": {"open_to_network": True}}])
+def test_who_may_ask_is_said_where_others_can_reach_the_door(change: dict[str, Any]) -> None:
+    parse_config(SMALLEST | change)
 
 
 def test_all_wrong_values_are_named_at_once() -> None:

@@ -11,7 +11,7 @@ from serving.engine.expert_load import ExpertLoad
 from serving.engine.request import FinishReason
 from serving.errors import OverloadedError
 from serving.link.epoch import DeviceFacts, DeviceProfile, Epoch, Member, WorkRatio
-from serving.metrics import RouterMetrics
+from serving.metrics import MAX_TENANT_LABELS, RouterMetrics
 from tests.placements import even_shares
 
 
@@ -37,6 +37,8 @@ def test_a_request_leaves_its_marks_under_the_names_of_the_field() -> None:
             "time_per_output_token_seconds_count": 2, "e2e_request_latency_seconds_sum": 1.5,
             "request_prompt_tokens_sum": 10, "request_generation_tokens_sum": 3}.items():
         assert found[f"moesaic:{name}", ()] == value, name
+    assert [found["moesaic:time_per_output_token_seconds_bucket", (bound,)] for bound in ("0.2", "0.3", "80.0", "+Inf")
+            ] == [0, 2, 2, 2]
     assert found["moesaic:request_success_total", ("stop",)] == 1
     assert found["moesaic:request_success_total", ("length",)] == 0
     assert found["moesaic:request_refused_total", ("OverloadedError",)] == 1
@@ -92,8 +94,42 @@ def test_work_over_the_profile_is_shown_for_the_members_there_are() -> None:
     assert not any(name == "moesaic:work_over_profile" for name, _ in samples(metrics))
 
 
+def test_a_membership_change_is_counted_once_however_often_it_is_told() -> None:
+    metrics = RouterMetrics()
+    for _ in range(2):
+        metrics.membership.observe(1, "start", None)
+        metrics.membership.observe(2, "died", 0.08)
+    metrics.membership.observe(3, "died", 2.0)
+    found = samples(metrics)
+    assert found["moesaic:membership_changes_total", ("start",)] == 1
+    assert found["moesaic:membership_changes_total", ("died",)] == 2
+    assert found["moesaic:membership_pause_seconds_count", ("died",)] == 2
+    assert found["moesaic:membership_pause_seconds_sum", ("died",)] == 2.08
+    assert ("moesaic:membership_pause_seconds_count", ("start",)) not in found
+
+
+def test_the_autoscaler_shows_its_latest_decision_only() -> None:
+    metrics = RouterMetrics()
+    metrics.autoscaler.observe({"big": 1, "small": 3}, 0.5, "decode", 0.9)
+    metrics.autoscaler.observe({"big": 2, "small": 3}, 1.5, "first token", 1.25)
+    found = samples(metrics)
+    assert found["moesaic:replicas_wanted", ("big",)] == 2 and found["moesaic:replicas_wanted", ("small",)] == 3
+    assert found["moesaic:backlog_seconds", ()] == 1.5
+    assert {labels: value for (name, labels), value in found.items() if name == "moesaic:autoscaler_need"} == {
+        ("first token",): 1.25}
+
+
 def test_replicas_in_one_process_do_not_share_a_registry() -> None:
     first, second = RouterMetrics(), RouterMetrics()
     first.epoch_number.set(7)
     assert samples(second)["moesaic:epoch", ()] == 0
     assert first.render()[1].startswith("text/plain")
+
+
+def test_tenants_have_a_bounded_number_of_labels() -> None:
+    metrics = RouterMetrics()
+    for number in range(MAX_TENANT_LABELS + 50):
+        metrics.tenants.ended(f"t{number}", "finished", 10, 4, 3)
+    shown = metrics.render()[0].decode()
+    assert 'moesaic:tenant_requests_total{outcome="finished",tenant="other"} 50.0' in shown
+    assert 'moesaic:tenant_tokens_total{kind="cached",tenant="t0"} 4.0' in shown and 'tenant="t149"' not in shown

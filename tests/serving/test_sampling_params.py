@@ -20,12 +20,12 @@ from serving.engine.request import Submission
 from serving.errors import InvalidRequestError
 from serving.ingress.body_bounds import body_bounds
 from serving.ingress.build_request import Asked, RequestBuilder, SamplingFields
-from serving.ingress.grpc_messages import num_logprobs, to_fields, to_prompt
-from serving.ingress.http_request import Caller
-from serving.ingress.openai_chat import ChatEndpoint
-from serving.ingress.openai_completions import CompletionEndpoint
-from serving.ingress.openai_http import build_http_app
-from serving.ingress.openai_schema import ChatCompletionBody, CompletionBody, parse_body
+from serving.ingress.caller import Caller, Stamp
+from serving.ingress.grpc.messages import num_logprobs, to_fields, to_prompt
+from serving.ingress.http.app import build_http_app
+from serving.ingress.openai.bodies import ChatCompletionBody, CompletionBody, parse_body
+from serving.ingress.openai.chat import ChatEndpoint
+from serving.ingress.openai.completions import CompletionEndpoint
 from serving.ingress.prompts import TokenIds
 from serving.link.messages import decode_submission, encode_submission
 from serving.proto import inference_pb2 as pb
@@ -35,6 +35,7 @@ from serving.router.generation import GenerationRequest
 from serving.router.open_request import OpenPart, OpenRequest, new_choices, new_submissions
 from serving.router.request_checks import check_request, check_requests
 from serving.sampling_params import SamplingParams
+from serving.tenants.key import Tenant
 from serving.text.tokenizer import Tokenizer
 from tests.serving.ingress.conftest import FakeService
 
@@ -42,6 +43,7 @@ INTS = [0, 1, -1, 2, 128, 129, 2**31 - 2, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2*
         -(2**31), -(2**63), -(2**63) - 1, 10**30, -(10**30), 10**400]
 FLOATS = [*map(float, INTS[:-1]), 1e-320, 5e-324, -0.0, 0.5, 1e308, -1e308]
 NOT_NUMBERS = [math.nan, math.inf, -math.inf]
+STAMP = Stamp("id", 0, "test")
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def body_with(kind: type[BaseModel], name: str, shape: str, value: float) -> Ite
 
 
 def submissions_of(request: GenerationRequest, tokenizer: Tokenizer, deadline_s: float = 600.0) -> list[Submission]:
-    part = OpenPart(OpenRequest(0.0, deadline_s), 0, request, Ticket("t", 1, 1))
+    part = OpenPart(OpenRequest(0.0, deadline_s), 0, request, Ticket("t", 1, 1, 1.0))
     part.choices = new_choices(part, [str(index) for index in range(request.params.n)], tokenizer)
     return new_submissions(part, request.params.seed or 0, 256, tokenizer.eos_token_ids)
 
@@ -126,9 +128,9 @@ async def test_a_number_of_a_body_is_sent_whole_or_refused(kind: Any, name: str,
             try:
                 body = parse_body(kind, content, body_bounds(256))
                 if isinstance(body, ChatCompletionBody):
-                    requests = [await chat.build(body, Caller("id", None))]
+                    requests = [(await chat.build(body, Caller("id", None), STAMP)).chat.request]
                 else:
-                    requests = [part.request for part in await completions.build(body, Caller("id", None))]
+                    requests = (await completions.build(body, Caller("id", None), STAMP)).requests
                 check_requests(requests, service.cards[0], tokenizer.num_embeddings, None)
             except InvalidRequestError as error:
                 assert len(str(error)) < 500
@@ -158,7 +160,7 @@ async def test_a_number_of_a_message_is_sent_whole_or_refused(field: FieldDescri
             continue
         message = pb.GenerateRequest(model="tiny", text="a", sampling=sampling)
         try:
-            asked = Asked("tiny", to_fields(message.sampling), "id", "t", num_logprobs(message.sampling))
+            asked = Asked("tiny", to_fields(message.sampling), "id", Tenant("t"), num_logprobs(message.sampling))
             (request,) = await RequestBuilder(service, tokenizer).build(asked, [to_prompt(message)])
             check_request(request, service.cards[0], tokenizer.num_embeddings, None)
         except InvalidRequestError as error:
@@ -183,7 +185,7 @@ def test_every_number_of_the_link_can_hold_what_the_limits_allow(tokenizer: Toke
     widest = SamplingParams(
         n=128, max_tokens=2**31 - 1, min_tokens=2**31 - 1, top_k=2**31 - 1, logit_bias={2**31 - 1: -100.0},
         seed=-(2**63), stop_token_ids=(2**31 - 1,), logprobs=20, prompt_logprobs=20, repetition_penalty=0.01)
-    request = GenerationRequest("id", "tiny", (2**31 - 1,), widest, deadline_s=1e300)
+    request = GenerationRequest("id", "tiny", (2**31 - 1,), widest, deadline_s=1e300, priority=-100)
     submission = submissions_of(request, tokenizer, deadline_s=1e300)[-1]
     sent = shard_pb2.Submission.FromString(encode_submission(submission, 0.0).SerializeToString())
     assert decode_submission(sent, 0.0) == submission
@@ -197,7 +199,7 @@ def test_every_number_of_the_link_can_hold_what_the_limits_allow(tokenizer: Toke
 async def test_token_ids_of_any_width_are_refused_by_name(service: FakeService, tokenizer: Tokenizer) -> None:
     builder = RequestBuilder(service, tokenizer)
     for token_id in (-1, tokenizer.num_embeddings, 2**32, 10**30):
-        asked = Asked("tiny", SamplingFields(), "id", "t")
+        asked = Asked("tiny", SamplingFields(), "id", Tenant("t"))
         requests = await builder.build(asked, [TokenIds((token_id,))])
         with pytest.raises(InvalidRequestError, match=f"prompt holds the token id {token_id}"):
             check_requests(requests, service.cards[0], tokenizer.num_embeddings, None)

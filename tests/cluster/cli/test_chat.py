@@ -7,13 +7,17 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
 
 from cluster.cli.chat import AnswerTooLongError, ChatClient, ChatError, GrpcChatClient, HttpChatClient, Limits, Message
+from cluster.launch.door_trust import DoorTrust
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
+from serving.tls.contexts import server_context
+from tests.certificates import Authority, Issued
 from tests.counting_proxy import CountingProxy
 
 # Everything that some line splitter takes for the end of a line, inside one chunk.
@@ -90,9 +94,22 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProxy]:
     proxy.close()
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def identity(request: pytest.FixtureRequest) -> Issued | None:
+    return Authority().issue("llm.example") if request.param else None
+
+
 @pytest.fixture
-def http_address() -> Iterator[str]:
+def trust(identity: Issued | None, tmp_path: Path) -> DoorTrust | None:
+    return identity and DoorTrust(identity.write(tmp_path)[0])
+
+
+@pytest.fixture
+def http_address(identity: Issued | None) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        if identity is not None:
+            tls = server_context(identity.certificate, identity.key)
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"127.0.0.1:{server.server_port}"
@@ -101,21 +118,22 @@ def http_address() -> Iterator[str]:
 
 
 @pytest.fixture
-def grpc_address() -> Iterator[str]:
+def grpc_address(identity: Issued | None) -> Iterator[str]:
     with ThreadPoolExecutor(2) as threads:
         server = grpc.server(threads)
         add_InferenceServicer_to_server(Servicer(), server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port("127.0.0.1:0") if identity is None else server.add_secure_port(
+            "127.0.0.1:0", grpc.ssl_server_credentials([(identity.key, identity.certificate)]))
         server.start()
         yield f"127.0.0.1:{port}"
         server.stop(None).wait()
 
 
 @pytest.fixture(params=["http", "grpc"])
-def client(request: pytest.FixtureRequest, proxy: CountingProxy) -> ChatClient:
+def client(request: pytest.FixtureRequest, proxy: CountingProxy, trust: DoorTrust | None) -> ChatClient:
     if request.param == "http":
-        return HttpChatClient(request.getfixturevalue("http_address"))
-    return GrpcChatClient(request.getfixturevalue("grpc_address"))
+        return HttpChatClient(request.getfixturevalue("http_address"), trust=trust)
+    return GrpcChatClient(request.getfixturevalue("grpc_address"), trust=trust)
 
 
 def test_every_letter_comes_through_and_nothing_passes_the_proxy(client: ChatClient, proxy: CountingProxy) -> None:
@@ -133,11 +151,24 @@ def test_an_answer_that_does_not_fit_is_an_error_of_its_own(client: ChatClient) 
 @pytest.mark.parametrize(("answer", "says"), [
     ([b"data: {\n\n"], "not JSON"),
     ([chunk("a"), event({"error": {"message": "the shard is gone"}})], "the shard is gone")])
-def test_what_is_no_answer_is_named(http_address: str, monkeypatch: pytest.MonkeyPatch, answer: list[bytes],
-                                    says: str) -> None:
+def test_what_is_no_answer_is_named(http_address: str, trust: DoorTrust | None, monkeypatch: pytest.MonkeyPatch,
+                                    answer: list[bytes], says: str) -> None:
     monkeypatch.setattr(Door, "answer", answer)
     with pytest.raises(ChatError, match=says):
-        list(HttpChatClient(http_address).answer(QUESTION, Limits()))
+        list(HttpChatClient(http_address, trust=trust).answer(QUESTION, Limits()))
+
+
+@pytest.mark.parametrize("identity", [None])
+def test_a_plain_door_is_no_door_with_tls(http_address: str, grpc_address: str, tmp_path: Path) -> None:
+    certificate, key = Authority().issue("llm.example").write(tmp_path)
+    for client in (HttpChatClient(http_address, trust=DoorTrust(certificate)),
+                   GrpcChatClient(grpc_address, trust=DoorTrust(certificate)),
+                   HttpChatClient(http_address, trust=DoorTrust(key))):
+        with pytest.raises(ChatError, match="see `moesaic status`"):
+            list(client.answer(QUESTION, Limits()))
+    Path(certificate).write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
+    with pytest.raises(ChatError, match="is no certificate"):
+        list(GrpcChatClient(grpc_address, trust=DoorTrust(certificate)).answer(QUESTION, Limits()))
 
 
 @pytest.mark.parametrize("client", [HttpChatClient("127.0.0.1:9"), GrpcChatClient("127.0.0.1:9"),

@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from cluster.launch.state_file import RunningCluster, write_state
+from tests.deadlines import PATIENCE_S
 
 
 def moesaic(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", "from cluster.cli.main import main; main()", *arguments],
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
@@ -31,6 +32,13 @@ def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
 def test_nothing_runs(command: str, tmp_path: Path) -> None:
     refused = moesaic(command, "--state-dir", str(tmp_path))
     assert refused.returncode == 1 and "moesaic up" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_model_that_is_there_need_not_be_fetched(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert moesaic("fetch", str(tmp_path)).stdout.strip() == str(tmp_path)
+    refused = moesaic("fetch", "s3://bucket/model")
+    assert refused.returncode == 1 and "unknown scheme 's3'" in refused.stderr and "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize("door", [[], ["--grpc"]])
@@ -56,7 +64,7 @@ def test_a_signal_ends_a_command_without_a_stack(signum: signal.Signals) -> None
         while not psutil.Process(process.pid).children():
             pass
         os.killpg(process.pid, signum)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + signum, errors
     assert "Traceback" not in errors
 
@@ -76,6 +84,7 @@ def test_a_home_that_cannot_be_written_to_is_named(home: str, tmp_path: Path) ->
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MOESAIC_"))}
     for command in (["up", str(config)], ["demo"]):
         refused = subprocess.run([sys.executable, "-c", "from cluster.cli.main import main; main()", *command],
-                                 capture_output=True, encoding="utf-8", timeout=120, env=variables | {"HOME": home})
+                                 capture_output=True, encoding="utf-8", timeout=PATIENCE_S,
+                                 env=variables | {"HOME": home})
         assert refused.returncode == 1 and "Traceback" not in refused.stderr
         assert "MOESAIC_STATE_DIR" in refused.stderr or "XDG_CACHE_HOME" in refused.stderr, refused.stderr

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from cluster.cli.doctor import Check, Verdict
 from cluster.cli.memory_check import Machine, memory_checks, shards_of, this_machine
-from cluster.coordinator.membership import GroupRules, GroupSnapshot, Report, decide
+from cluster.coordinator.group_size import group_size
+from cluster.coordinator.membership import GroupRules, GroupSnapshot, decide
 from cluster.coordinator.planning import plan_members
+from cluster.coordinator.reports import Report
 from cluster.device.profile import emulated
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.plan_rules import plan_rules
@@ -21,6 +23,7 @@ from serving.config import ConfigError, ServeConfig, parse_config
 from serving.link.epoch import DeviceFacts, Member, ShardStatus
 from tests.cluster.planner.planned_members import MB, model_args
 from tests.cluster.profiles import PROFILE
+from tests.deadlines import PATIENCE_S
 
 ARGS = model_args()
 ALL_COPIES = ARGS.num_moe_layers * ARGS.num_experts
@@ -68,8 +71,7 @@ def coordinator_serves(some: ServeConfig, machine: Machine = MACHINE) -> bool:
         one = Member(shard_id, pool.name, f"id-{index}", f"node-{index}", f"{index}:1", facts,
                      profile=emulated(PROFILE, pool.emulated_speed))
         reports.append(Report(one, ShardStatus(shard_id, 0, "waiting"), 0.0))
-    rules = GroupRules(some.num_members, tuple(pool.name for pool in some.pools), plan_rules(ARGS, some), 10.0,
-                       5.0)
+    rules = GroupRules(group_size(some), plan_rules(ARGS, some), 10.0, 5.0)
     members = sorted((report.member for report in reports), key=lambda one: one.pool)[:some.num_members]
     assert decide(GroupSnapshot(tuple(reports), None, 0, 0, 0.0), rules).view.phase == "waiting"
     return plan_members(tuple(members), rules, None).placement is not None
@@ -105,7 +107,7 @@ pools = st.builds(Pool, st.none() | st.integers(0, ALL_COPIES), st.booleans(), s
                   st.none() | st.sampled_from([1e-4, 0.3]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(pools, min_size=1, max_size=3), st.integers(0, 2), st.integers(1, 2),
        st.sampled_from(["speed", "even"]), st.sampled_from([10 * MB, 150 * MB, 1000 * MB]))
 def test_they_agree_on_any_config(some: list[Pool], num_fewer: int, min_copies: int, policy: str,
@@ -169,5 +171,19 @@ def test_a_cpu_shard_loads_deepspeed_only_where_gloo_is_asked_for() -> None:
     script = ("import sys; from cluster.cli import memory_check as check; from cluster.device.backend import *; "
               "check._shard_process_bytes('auto'); before = 'deepspeed' in sys.modules; import_if_used('gloo', 'cpu'); "
               "print(before, 'deepspeed' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120.0)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.splitlines()[-1] == "False True", done.stderr
+
+
+def test_the_sizes_are_judged_that_a_group_may_have() -> None:
+    def sizes(num_copies: int, most: int = 3) -> Check:
+        rigid = config(Pool(num_copies, replicas=3))
+        pool = rigid.pools[0].model_copy(update={"min_replicas": 1, "max_replicas": most})
+        return list(memory_checks(rigid.model_copy(update={"pools": (pool,)}), ARGS, MACHINE))[1]
+
+    assert (sizes(ALL_COPIES).name, sizes(ALL_COPIES).verdict) == ("group sizes", Verdict.OK)
+    assert "starts from 1 shards" in sizes(ALL_COPIES).found and " of 3" in sizes(ALL_COPIES).found
+    lacking = sizes(ALL_COPIES // 2)
+    assert lacking.verdict is Verdict.WARN and "the 1 shards of min_replicas cannot hold" in lacking.found
+    assert "starts from 2 shards" in lacking.found
+    assert sizes(ALL_COPIES // 8).verdict is Verdict.FAIL and "starts from 5" in sizes(ALL_COPIES // 8, most=8).found

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.whatif.plan_questions import EXAMPLES, SMALL_MODEL
+from tests.deadlines import PATIENCE_S
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from cluster.cli.main import main; main()", "plan", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_json_is_all_that_stdout_has_and_the_page_is_written(tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from rich.console import Console
 
 from cluster.cli.shard_rows import expert_ranges
 from cluster.cli.status_table import StatusView, status_json
-from cluster.coordinator.view import ClusterStatus, GroupPhase, PlacementStatus, RouterReport, ShardState, View
+from cluster.coordinator.view import (
+    ClusterStatus,
+    GroupPhase,
+    MembershipChange,
+    PlacementStatus,
+    RouterReport,
+    ShardState,
+    View,
+)
 from model.placement import Placement
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, ShardStatus, WorkRatio
@@ -112,6 +120,12 @@ def test_many_shards_of_one_node_are_one_row_and_the_dead_of_older_epochs_one_li
     assert len(text.splitlines()) < 12
 
 
+def test_who_leaves_is_shown() -> None:
+    status = a_status()
+    leaving = replace(status.view, leaving=("cpu-b", "cpu-c"))
+    assert "told to leave: cpu-b, cpu-c" in shown(replace(status, view=leaving))
+
+
 def test_what_is_missing_is_shown() -> None:
     text = shown(ClusterStatus(View(GroupPhase.WAITING, None, "2 of 3 shards are here"), (), ()))
     assert "waiting" in text and "2 of 3 shards are here" in text
@@ -135,3 +149,14 @@ def test_json_holds_everything() -> None:
     assert content["expert_rows"] == [[3.0, 1.0]]
     assert content["work_over_profile"] == [{"own": 1.5, "experts": None, "num_steps": 30, "own_spread": 0.0,
                                                 "experts_spread": 0.0, "planning_s": None}, None]
+
+
+def test_the_last_membership_changes_are_shown_with_cause_and_times() -> None:
+    died = MembershipChange(1, 2, "died", ("cpu-c",), 1.0, 12.0, 15.4, 15.6, 42.0, "epoch 1 ended", {"sent": 3})
+    waits = MembershipChange(2, 0, "broke", (), 2.0, 3.0)
+    text = " ".join(shown(replace(a_status(), membership_changes=(died, waits))).split())
+    assert ("epoch 1 -> 2: died cpu-c after: detected 12 ms, regrouped 15 ms, loaded 16 ms, resumed 42 ms; moved: 3 "
+            "sent") in text
+    assert "epoch 2 -> ?: broke after: detected 3 ms" in text
+    assert json.loads(status_json(replace(a_status(), membership_changes=(died,))))["membership_changes"][0][
+        "resumed_ms"] == 42.0

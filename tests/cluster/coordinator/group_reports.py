@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.coordinator.membership import GroupRules, Report
+from cluster.coordinator.group_size import GroupSize, PoolSize
+from cluster.coordinator.membership import GroupRules
+from cluster.coordinator.reports import Report
 from cluster.coordinator.view import ShardState
 from cluster.planner.memory_plan import MemoryDemand
 from cluster.planner.plan_rules import PlanRules
@@ -37,5 +39,7 @@ def report(one: Member, state: ShardState = ShardState.WAITING, epoch_number: in
 
 
 def rules(num_members: int = 3, config: PlacementConfig | None = None) -> GroupRules:
-    return GroupRules(num_members, ("gpu", "cpu"), PlanRules(ARGS, DEMAND, 2, 64, config or PlacementConfig()),
+    of_each = PoolSize(num_members, num_members, num_members)
+    size = GroupSize({"gpu": of_each, "cpu": of_each}, 30.0, num_members)
+    return GroupRules(size, PlanRules(ARGS, DEMAND, 2, 64, config or PlacementConfig()),
                       lost_after_s=10.0, replaced_after_s=6.0)

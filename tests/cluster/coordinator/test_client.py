@@ -10,10 +10,11 @@ import pytest
 from cluster.coordinator import client as coordinator_client
 from cluster.coordinator.client import CoordinatorUnavailableError, Reporter, ViewFollower
 from cluster.coordinator.coordinator import Coordinator
-from cluster.coordinator.view import ClusterStatus, GroupPhase, RouterReport, View
+from cluster.coordinator.view import NOTHING, ClusterStatus, GroupPhase, Remembered, RouterReport, View
 from serving.engine.expert_load import ExpertLoad
 from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
 from tests.cluster.coordinator.group_reports import member, rules, status_of
+from tests.deadlines import PATIENCE_S
 
 
 class Flaky:
@@ -28,9 +29,10 @@ class Flaky:
         if self._num_calls % 2:
             raise CoordinatorUnavailableError("it restarts")
 
-    async def report(self, one: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
+    async def report(self, one: Member, status: ShardStatus, epoch: Epoch | None = None,
+                     remembered: Remembered = NOTHING) -> bool:
         self._fail_now_and_then()
-        return await self.real.report(one, status, epoch)
+        return await self.real.report(one, status, epoch, remembered)
 
     async def report_router(self, report: RouterReport) -> None:
         await self.real.report_router(report)
@@ -63,12 +65,33 @@ async def test_a_follower_gets_every_view_it_waits_for(coordinator: Flaky) -> No
     follower = ViewFollower(coordinator)
     running = asyncio.create_task(follower.run())
     try:
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(PATIENCE_S):
             await follower.until(lambda view: "0 of 3" in view.why)
             for name in "abc":
                 await coordinator.real.report(member(name), status_of(member(name)))
             view = await follower.until(lambda view: view.phase is GroupPhase.LOADING)
         assert view.epoch is not None and view.epoch.number == 1
+    finally:
+        running.cancel()
+
+
+async def test_what_a_coordinator_remembered_is_kept_until_the_next_one_knows(coordinator: Flaky) -> None:
+    first, later = Remembered(sizes=(("cpu", 2),)), Remembered(sizes=(("cpu", 3),))
+    shown = [View(GroupPhase.READY, None, "of the old one", remembered=first)]
+
+    async def watch(seen_key: str, timeout_s: float) -> View:
+        await asyncio.sleep(0)
+        return shown[-1]
+    coordinator.watch = watch       # type: ignore[method-assign]
+    follower = ViewFollower(coordinator)
+    running = asyncio.create_task(follower.run())
+    try:
+        async with asyncio.timeout(10.0):
+            await follower.until(lambda view: view.why == "of the old one")
+            for why, remembered, expected in (("new", NOTHING, first), ("it knows", later, later)):
+                shown.append(View(GroupPhase.WAITING, None, why, remembered=remembered))
+                await follower.until(lambda view, why=why: view.why == why)     # type: ignore[misc]
+                assert follower.remembered == expected
     finally:
         running.cancel()
 
@@ -83,7 +106,7 @@ async def test_a_reporter_sends_news_at_once_and_again_after_a_failure(coordinat
     reporter = Reporter(lambda: statuses[-1], send, operator.ne)
     running = asyncio.create_task(reporter.run())
     try:
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(PATIENCE_S):
             assert await sent.get() == statuses[0]
             statuses.append(status_of(one, epoch_number=5))
             reporter.notify()

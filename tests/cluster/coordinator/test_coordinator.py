@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from cluster.coordinator.coordinator import Coordinator
 from cluster.coordinator.placement_change import find
-from cluster.coordinator.view import GroupPhase, RouterReport, ShardState
+from cluster.coordinator.view import NOTHING, GroupPhase, RouterReport, ShardState, View
 from cluster.planner.costs.rates_split import split_by_rates
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.layer.problem import split_matrix
@@ -18,10 +19,16 @@ from model.placement import Placement
 from serving.config import PlacementConfig
 from serving.engine.expert_load import ExpertLoad
 from serving.errors import NotReadyError
-from serving.link.epoch import Epoch, Link, WorkRatio
+from serving.link.epoch import Epoch, Link, Member, WorkRatio
+from tests.cluster.coordinator.any_order import AnyOrder
 from tests.cluster.coordinator.group_reports import member, rules, status_of
+from tests.deadlines import PATIENCE_S
 
 A, B, C = (member(name, budget=1_000_000) for name in "abc")
+
+
+AnyOrder.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
+TestAnyOrder = AnyOrder.TestCase
 
 
 class Clock:
@@ -124,17 +131,89 @@ async def test_a_restart_goes_on_with_the_running_epoch(coordinator: Coordinator
     assert (view.phase, view.epoch) == (GroupPhase.READY, epoch)
 
 
+async def test_a_restart_goes_on_with_what_members_know_of_changes_and_orders(coordinator: Coordinator,
+                                                                                clock: Clock) -> None:
+    epoch = await bring_to_ready(coordinator)
+    await coordinator.drain("node-c", "op")
+    view = await coordinator.watch("", 0.0)
+    again = Coordinator(rules(), clock)
+    ready = [status_of(one, ShardState.READY, epoch_number=1) for one in (A, B, C)]
+    assert (await again.watch("", 0.0)).remembered == NOTHING           # members know more
+    assert await again.report(B, ready[1])
+    assert not await again.report(B, ready[1], epoch, view.remembered)
+    assert (await again.status()).membership_changes == (await coordinator.status()).membership_changes != ()
+    for one, status in ((A, ready[0]), (C, ready[2])):
+        await again.report(one, status)
+    after = (await again.watch("", 0.0)).epoch                          # though C had yet to hear that it leaves
+    assert after is not None and after.members == (A, B)
+    assert (await again.drain("node-c", "op")).shard_ids == ("cpu-c",)
+    assert (await again.watch("", 0.0)).remembered.orders == view.remembered.orders
+
+
+async def test_sequences_that_routers_move_are_told_with_the_change_they_moved_for(coordinator: Coordinator) -> None:
+    await bring_to_ready(coordinator)
+    router = RouterReport("r", "node-a", "a:8", "a:9", 1, is_ready=True, num_moved={"sent": 5, "computed": 1})
+    await coordinator.report_router(router)                             # it moved those for another coordinator
+    await coordinator.report_router(replace(router, num_moved={"sent": 7, "computed": 1}))
+    assert (await coordinator.status()).membership_changes[-1].moved == {"sent": 2}
+
+
 async def test_after_a_restart_numbers_go_on(coordinator: Coordinator, clock: Clock) -> None:
     epoch = await bring_to_ready(coordinator)
     again = Coordinator(rules(), clock)
-    await again.report(A, status_of(A, ShardState.READY, epoch_number=1), epoch)
-    clock.now_s += 11.0                                                 # B and C died with the old coordinator
-    new_b, new_c = member("b2"), member("c2")
-    for one in (new_b, new_c):
-        await again.report(one, status_of(one))
-    await again.report(A, status_of(A, ShardState.WAITING, epoch_number=1))
+    await again.report(A, status_of(A, ShardState.BROKEN, epoch_number=1), epoch)
+    assert (await again.watch("", 0.0)).epoch is None                   # B and C may be about to report
+    clock.now_s += 11.0                                                 # they died with the old coordinator
+    await again.report(A, status_of(A, ShardState.BROKEN, epoch_number=1), epoch)
     found = await planned(again)
-    assert (found.number, found.members) == (2, (A, new_b, new_c))
+    assert (found.number, found.members) == (2, (A,))
+
+
+async def lose_c(coordinator: Coordinator) -> None:
+    """While epoch 1 runs."""
+    for one, lost in ((A, (C.shard_id,)), (B, ())):
+        await coordinator.report(one, replace(status_of(one, ShardState.BROKEN, epoch_number=1), lost_peers=lost))
+
+
+async def offer(coordinator: Coordinator, newcomer: Member) -> View:
+    """Show what A and B see of one that comes when they have gone on in epoch 2."""
+    for state in (ShardState.LOADED, ShardState.READY):
+        for one in (A, B):
+            await coordinator.report(one, status_of(one, state, epoch_number=2))
+    await coordinator.report(newcomer, status_of(newcomer))
+    view = await coordinator.watch("", 0.0)
+    while view.coming is None:
+        view = await coordinator.watch(view.key, 60.0)
+    return view
+
+
+async def test_newcomers_load_beside_the_running_epoch_and_are_then_taken_in(coordinator: Coordinator) -> None:
+    await bring_to_ready(coordinator)
+    await lose_c(coordinator)
+    epoch = await planned(coordinator)
+    assert (epoch.number, epoch.members) == (2, (A, B))                 # at once, though C reported a moment ago
+    newcomer = member("c2")
+    view = await offer(coordinator, newcomer)
+    assert view.epoch is not None and (view.phase, view.epoch.number) == (GroupPhase.READY, 2)
+    assert view.coming.members == (A, B, newcomer)
+    assert not view.has_ended(2) and not view.has_withdrawn(3)
+    held = epoch.placement.holders
+    assert all(set(before) <= set(after) <= {*before, 2} for layer, later in zip(held, view.coming.placement.holders,
+               strict=True) for before, after in zip(layer, later, strict=True)), "A and B load nothing for it"
+    await coordinator.report(newcomer, status_of(newcomer, ShardState.LOADED, epoch_number=3))
+    view = await coordinator.watch("", 0.0)
+    assert view.epoch is not None and view.epoch.number == 3 and view.has_ended(2)
+
+
+async def test_a_newcomer_that_fails_leaves_the_running_epoch_alone(coordinator: Coordinator) -> None:
+    epoch = await bring_to_ready(coordinator)
+    await lose_c(coordinator)
+    newcomer = member("c2")
+    view = await offer(coordinator, newcomer)
+    await coordinator.report(newcomer, status_of(newcomer, ShardState.FAILED, epoch_number=3, detail="bad weights"))
+    view = await coordinator.watch("", 0.0)
+    assert view.coming is None and view.epoch is not None and view.epoch.number == 2 and view.has_withdrawn(3)
+    assert epoch.number == 1
 
 
 async def test_silent_members_and_routers_are_forgotten(coordinator: Coordinator, clock: Clock) -> None:
@@ -311,7 +390,7 @@ async def test_who_watches_hears_of_an_adopted_revision(coordinator: Coordinator
     later = replace(epoch, revision=7, placement=Placement(3, (((0, 1),) * 6,) * 2))
     status = replace(status_of(A, ShardState.READY, epoch_number=1), revision=7, prepared_revision=7)
     await coordinator.report(A, status, later)
-    view = await asyncio.wait_for(watcher, 60.0)
+    view = await asyncio.wait_for(watcher, PATIENCE_S)
     assert view.epoch == later
 
 

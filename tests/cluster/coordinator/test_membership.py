@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.coordinator.membership import GroupSnapshot, Report, decide
+from cluster.coordinator.group_size import GroupSize, PoolSize
+from cluster.coordinator.membership import GroupSnapshot, decide
 from cluster.coordinator.planning import plan_members
+from cluster.coordinator.reports import Report
 from cluster.coordinator.view import GroupPhase, ShardState, View
 from serving.link.epoch import Epoch
 from tests.cluster.coordinator.group_reports import member, report, rules
@@ -91,8 +93,56 @@ def test_a_member_that_is_gone_ends_the_epoch(of_c: Report, reason: str) -> None
     of_others = [report(one, ShardState.READY, epoch_number=1) for one in (A, B)]
     view = decided([*of_others, of_c], first_epoch(), highest=1)
     assert view.epoch is None and reason in view.why and view.has_ended(1) and not view.has_ended(2)
-    if of_c.status.state is not ShardState.WAITING:
-        assert "2 of 3 shards are here" in view.why
+    assert "have left: shard cpu-a" in view.why
+
+
+@pytest.mark.parametrize("of_c", [report(C, ShardState.READY, epoch_number=1), report(C, ShardState.FAILED, 1), None])
+def test_who_is_left_goes_on_at_once(of_c: Report | None) -> None:
+    """Whose connection has ended is gone, though it was heard of a moment ago."""
+    epoch = first_epoch()
+    broken = report(A, ShardState.BROKEN, epoch_number=1)
+    broken = replace(broken, status=replace(broken.status, lost_peers=(C.shard_id,)))
+    reports = [broken, report(B, ShardState.BROKEN, epoch_number=1), *([of_c] if of_c else [])]
+    view = decided(reports, epoch, highest=1)
+    assert view.phase is GroupPhase.LOADING and view.has_ended(1) and view.epoch is not None
+    assert (view.epoch.number, view.epoch.members) == (2, (A, B))
+    assert sum(share.fraction for share in view.epoch.shares) == pytest.approx(1)
+
+
+def test_a_broken_connection_between_two_that_live_costs_no_member() -> None:
+    one, other = (replace(some, status=replace(some.status, lost_peers=(peer.shard_id,))) for some, peer in (
+        (report(A, ShardState.BROKEN, epoch_number=1), B), (report(B, ShardState.BROKEN, epoch_number=1), A)))
+    view = decided([one, other, report(C, ShardState.BROKEN, epoch_number=1)], first_epoch(), highest=1)
+    assert view.epoch is not None and view.epoch.members == (A, B, C)
+
+
+def test_two_that_die_at_once_and_one_that_dies_while_the_next_epoch_loads() -> None:
+    a, b, c = (member(name, budget=2000) for name in "abc")
+    epoch = decided([report(one) for one in (a, b, c)]).epoch
+    assert epoch is not None
+    broken = report(a, ShardState.BROKEN, epoch_number=1)
+    alone = replace(broken, status=replace(broken.status, lost_peers=(b.shard_id, c.shard_id)))
+    view = decided([alone, *(report(one, ShardState.READY, epoch_number=1) for one in (b, c))], epoch, highest=1)
+    assert view.epoch is not None and view.epoch.members == (a,)
+    two = decided([broken, report(b, ShardState.BROKEN, epoch_number=1), report(c, ShardState.FAILED, 1)], epoch,
+                  highest=1).epoch
+    assert two is not None and two.members == (a, b)
+    dead = report(b, ShardState.FAILED, epoch_number=2)
+    view = decided([report(a, ShardState.LOADED, epoch_number=2), dead], two, highest=2)
+    assert view.epoch is None and view.has_ended(2)                         # a is told to leave it
+    view = decided([report(a, ShardState.BROKEN, epoch_number=2), dead], two, highest=2)
+    assert view.epoch is not None and (view.epoch.number, view.epoch.members) == (3, (a,))
+
+
+def test_those_that_are_left_and_cannot_hold_the_model_wait_and_say_what_is_missing() -> None:
+    small = [member(name, budget=700) for name in "abc"]
+    epoch = decided([report(one) for one in small]).epoch
+    assert epoch is not None
+    broken = report(small[0], ShardState.BROKEN, epoch_number=1)
+    broken = replace(broken, status=replace(broken.status, lost_peers=tuple(one.shard_id for one in small[1:])))
+    view = decided([broken], epoch, highest=1)
+    assert view.epoch is None and "cannot hold the model" in view.why and "bytes are missing" in view.why
+    assert "1 of 3 shards are here" in view.why
 
 
 def test_the_next_epoch_waits_until_everybody_has_left_the_last() -> None:
@@ -102,7 +152,10 @@ def test_the_next_epoch_waits_until_everybody_has_left_the_last() -> None:
     assert view.epoch is None and "have left: shard cpu-c on node node-c (epoch 1)" in view.why
     view = decided([*left, report(C, ShardState.WAITING, epoch_number=1)], first_epoch(), highest=1)
     assert view.epoch is not None and view.epoch.number == 2
-    view = decided([*left, report(C, ShardState.READY, epoch_number=1, at_s=-20.0), report(D)], highest=1)
+    gone = report(C, ShardState.READY, epoch_number=1, at_s=-20.0)
+    view = decided([*left, gone, report(D)], first_epoch(), highest=1)
+    assert view.epoch is not None and view.epoch.members == (A, B)          # D may join it
+    view = decided([*left, gone, report(D)], highest=1)                     # nobody knows of the last epoch
     assert view.epoch is not None and view.epoch.members == (A, B, D)
 
 
@@ -123,7 +176,7 @@ def test_a_silent_member_is_gone_sooner_when_its_place_is_taken(last_heard_s: fl
 def test_the_next_epoch_is_numbered_above_all_seen() -> None:
     reports = [report(A, ShardState.WAITING, epoch_number=7), report(B, ShardState.WAITING, epoch_number=7), report(D)]
     epoch = decided(reports, first_epoch(), highest=7).epoch
-    assert epoch is not None and epoch.number == 8 and epoch.members == (A, B, D)
+    assert epoch is not None and epoch.number == 8 and epoch.members == (A, B)
 
 
 def test_nothing_is_planned_over_an_epoch_that_runs_unknown() -> None:
@@ -150,3 +203,24 @@ def test_a_plan_of_other_members_is_not_used() -> None:
     planned = plan_members((A, B, C), rules(), None)
     snapshot = GroupSnapshot(tuple(report(one) for one in (A, B, D)), None, 0, 0, 0.0, planned)
     assert decide(snapshot, rules()).to_plan == (A, B, D)
+
+
+def test_a_group_that_may_be_smaller_starts_with_those_who_are_here_when_nobody_comes_any_more() -> None:
+    elastic = replace(rules(), size=GroupSize({"gpu": PoolSize(0, 0, 0), "cpu": PoolSize(1, 3, 3)}, settle_s=30.0))
+    here = GroupSnapshot((report(A, at_s=34.0), replace(report(B, at_s=34.0), first_s=5.0)), None, 0, 0, now_s=34.0)
+    first = decide(here, elastic)
+    assert not first.to_plan and first.view.why.endswith("(node-a, node-b); starts with these when no other comes "
+                                                         "within 30 s")
+    reports = tuple(replace(one, at_s=35.0) for one in here.reports)
+    later = replace(here, reports=reports, now_s=35.0)
+    assert decide(later, elastic).to_plan == (A, B)
+    planned = plan_members((A, B), elastic, None)
+    epoch = decide(replace(later, planned=planned), elastic).view.epoch
+    assert epoch is not None and epoch.members == (A, B)
+
+
+def test_a_smaller_group_that_cannot_hold_the_model_waits_for_more() -> None:
+    elastic = replace(rules(), size=GroupSize({"gpu": PoolSize(0, 0, 0), "cpu": PoolSize(1, 3, 3)}, settle_s=0.0))
+    small = member("s", budget=400)
+    view = decide(GroupSnapshot((report(small),), None, 0, 0, 0.0, plan_members((small,), elastic, None)), elastic).view
+    assert view.epoch is None and "bytes are missing" in view.why and not view.is_too_small

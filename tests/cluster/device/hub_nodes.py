@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.device.hub_server import COMMIT, FakeHub
+from tests.deadlines import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent.parent
-_TIMEOUT_S = 120
 INDEX = "model.safetensors.index.json"
 CHECKPOINT = {
     "config.json": b'{"model_type": "tiny"}', "tokenizer.json": b'{"version": "1.0"}',
@@ -72,7 +72,7 @@ class Node:
 
 def finish(process: subprocess.Popen[str]) -> Fetched:
     try:
-        out, err = process.communicate(timeout=_TIMEOUT_S)
+        out, err = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         raise

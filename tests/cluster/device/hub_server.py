@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.deadlines import PATIENCE_S
+
 TOKEN = "hf_secretsecretsecret"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
@@ -106,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = unquote(parts.path), {key: values[0] for key, values in parse_qs(parts.query).items()}
         if self.hub.is_silent:
             self.hub.requests.append((self.command, path, None))
-            threading.Event().wait(60)
+            threading.Event().wait(PATIENCE_S)
             return
         failure = next((failure for failure in self.hub.failures
                         if failure.times > 0 and re.search(failure.path, self.path)), None)
@@ -201,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.hub.gate is not None and self.hub.gated in name and self.command == "GET":
             self.hub.waiting.release()
-            self.hub.gate.wait(60)
+            self.hub.gate.wait(PATIENCE_S)
         content = bytes(byte ^ 1 for byte in files[name]) if name in self.hub.spoiled else files[name]
         content += b"more" if name in self.hub.lengthened else b""
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0

@@ -12,8 +12,7 @@ import pytest
 
 from tests.cluster.device.hub_nodes import CHECKPOINT, INDEX, Node, finish
 from tests.cluster.device.hub_server import COMMIT, Failure, FakeHub
-
-_WAIT_S = 60
+from tests.deadlines import PATIENCE_S
 
 
 @pytest.fixture(params=["hf", "modelscope"])
@@ -46,7 +45,7 @@ def test_facts_then_weights_and_nothing_else(node: Node, hub: FakeHub) -> None:
 def test_several_processes_fetch_once_and_the_others_say_how_far_it_is(node: Node, hub: FakeHub) -> None:
     hub.gate = Event()
     first = _start(node)
-    assert hub.waiting.acquire(timeout=_WAIT_S)
+    assert hub.waiting.acquire(timeout=PATIENCE_S)
     others = [_start(node) for _ in range(2)]
     waits = [_until_report(process, "waits for another process of this node") for process in others]
     assert all(f"{node.scheme}://owner/model" in line and line.endswith("GB here") for line in waits)
@@ -59,7 +58,7 @@ def test_several_processes_fetch_once_and_the_others_say_how_far_it_is(node: Nod
 def test_the_lock_of_a_process_that_was_killed_is_free(node: Node, hub: FakeHub) -> None:
     hub.gate = Event()
     first = _start(node)
-    assert hub.waiting.acquire(timeout=_WAIT_S)
+    assert hub.waiting.acquire(timeout=PATIENCE_S)
     second = _start(node)
     _until_report(second, "waits for another process of this node")
     first.kill()
@@ -71,7 +70,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(node: Node, hub: FakeHub)
 def test_who_needs_facts_only_does_not_wait_for_weights(node: Node, hub: FakeHub) -> None:
     hub.gate, hub.gated = Event(), "model-1"
     first = _start(node)
-    assert hub.waiting.acquire(timeout=_WAIT_S)
+    assert hub.waiting.acquire(timeout=PATIENCE_S)
     assert node.fetch(["facts"]).folder.is_dir() and first.poll() is None
     hub.gate.set()
     assert finish(first).files == set(CHECKPOINT)

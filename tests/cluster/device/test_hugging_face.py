@@ -11,6 +11,7 @@ import pytest
 
 from tests.cluster.device.hub_nodes import CHECKPOINT, Node
 from tests.cluster.device.hub_server import COMMIT, OTHER_COMMIT, TOKEN, Failure, FakeHub
+from tests.deadlines import PATIENCE_S
 
 _COMMIT = "/api/models/owner/model$"         # where it is asked which commit the default branch is
 
@@ -63,7 +64,7 @@ def test_a_wrong_size_is_named(node: Node, hub: FakeHub) -> None:
 def test_a_process_killed_before_it_compared_leaves_that_to_the_next(node: Node, hub: FakeHub) -> None:
     hub.gate, hub.gated = Event(), "model-2"
     first = node.start()
-    assert hub.waiting.acquire(timeout=60)
+    assert hub.waiting.acquire(timeout=PATIENCE_S)
     while not list(node.home.rglob("model-1.safetensors")):         # comes on another thread of that process
         assert first.poll() is None
         Event().wait(0.01)

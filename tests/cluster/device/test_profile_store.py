@@ -13,6 +13,7 @@ import pytest
 from cluster.device.profile_store import ProfileStore
 from serving.link.epoch import Link
 from tests.cluster.profiles import PROFILE
+from tests.deadlines import PATIENCE_S
 
 FACTS = {"device": "a CPU", "num_threads": 1, "sliding_window": None, "qk_norm": True}
 
@@ -70,7 +71,7 @@ def test_a_folder_that_cannot_be_used_costs_a_warning_only(tmp_path: Path, caplo
 def _hold(folder: Path, held: object, release: object) -> None:
     with ProfileStore(folder).lock(10.0):
         held.set()          # type: ignore[attr-defined]
-        release.wait(60)    # type: ignore[attr-defined]
+        release.wait(PATIENCE_S)    # type: ignore[attr-defined]
 
 
 def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -78,7 +79,7 @@ def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path: Path, caplog: py
     held, release = context.Event(), context.Event()
     process = context.Process(target=_hold, args=(tmp_path, held, release), daemon=True)
     process.start()
-    assert held.wait(60)
+    assert held.wait(PATIENCE_S)
     with ProfileStore(tmp_path).lock(0.1):
         assert "profile_lock_unavailable" in caplog.text    # given up after the timeout, and gone on
     caplog.clear()

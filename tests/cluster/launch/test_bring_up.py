@@ -10,7 +10,8 @@ import pytest
 
 from cluster.coordinator.view import ClusterStatus, GroupPhase, RouterReport, View
 from cluster.device.node import PortTakenError, listen
-from cluster.launch.bring_up import BringUp, first_router, http_url, judge_model
+from cluster.launch.bring_up import BringUp, StartError, first_router, http_url, judge_model
+from cluster.launch.cluster_client import ClusterClient
 from model.errors import CheckpointError
 from serving.config import ConfigError, ServeConfig, parse_config
 from serving.text.token_bytes import TokenizerError
@@ -82,3 +83,17 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(checkpoint: Path
 def test_a_host_is_no_url(host: str) -> None:
     with pytest.raises(ConfigError, match="without brackets"):
         parse_config({"model": {"path": "x"}, "pools": [{}], "http_host": host})
+
+
+def test_a_start_that_can_no_longer_be_followed_fails(checkpoint: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the answer is no status")
+    monkeypatch.setattr(ClusterClient, "watch", broken)
+    monkeypatch.setattr(ClusterClient, "is_deployed", lambda _: False)
+    for name in ("connect", "deploy", "delete", "disconnect"):
+        monkeypatch.setattr(ClusterClient, name, lambda *_: None)
+    config = config_of(checkpoint).model_copy(update={"local_nodes": ()})
+    up = BringUp(config, tmp_path / "state", lambda progress: None)
+    with pytest.raises(StartError, match="could not be followed: .*the answer is no status"):
+        up.run()

@@ -17,6 +17,7 @@ from cluster.launch.interruption import (
     signals_kept,
     uninterrupted,
 )
+from tests.deadlines import PATIENCE_S
 
 
 @pytest.mark.parametrize("signum", ALL_SIGNALS)
@@ -66,4 +67,4 @@ def test_children_do_not_notice_ctrl_c_and_this_process_does_when_they_have_star
         os.kill(child.pid, signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         started = True
-    assert started and child.communicate(timeout=60)[0] == b"whole\n" and child.returncode == 0
+    assert started and child.communicate(timeout=PATIENCE_S)[0] == b"whole\n" and child.returncode == 0

@@ -18,6 +18,7 @@ import pytest
 
 from cluster.launch.process_marks import ProcessMark, mark_of
 from cluster.launch.state_file import NoClusterError, RunningCluster, read_state, write_state
+from tests.deadlines import PATIENCE_S
 
 # The child starts a process that outlives it and has left its session, then does what the test says.
 PROGRAM = """
@@ -71,7 +72,7 @@ def test_a_signal_ends_all_that_was_started_and_its_note(tmp_path: Path, signum:
         assert parent == process.pid
         note(tmp_path, parent)
         process.send_signal(signum)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 128 + signum, errors
         assert not runs(other)
         with pytest.raises(NoClusterError):
@@ -81,12 +82,12 @@ def test_a_signal_ends_all_that_was_started_and_its_note(tmp_path: Path, signum:
 @pytest.mark.parametrize(("then", "exit_code"), [("sys.exit(3)", 3), ("os.abort()", 128 + signal.SIGABRT)])
 def test_a_child_that_fails_leaves_nothing(tmp_path: Path, then: str, exit_code: int) -> None:
     with supervised(tmp_path, then) as (process, _, other):
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == exit_code, errors
         assert not runs(other)
 
 
 def test_what_was_started_stays_when_the_child_succeeds(tmp_path: Path) -> None:
     with supervised(tmp_path, "sys.exit(0)") as (process, _, other):
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
         assert runs(other)

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.planner.costs.device_curves import expert_rate
 from cluster.planner.costs.measured_profile import corrected
-from cluster.planner.group_plan import best_change, group_costs, slowdown_of_rates
+from cluster.planner.group_plan import best_change, group_costs, plan_group, slowdown_of_rates
 from model.arrays import FloatArray
 from model.placement import ExpertRate, Placement
 from serving.link.epoch import Epoch, RequestShare, WorkRatio
@@ -62,3 +62,23 @@ def test_hot_experts_are_moved_apart() -> None:
     best = best_change(epoch(together), PLAN, np.array([[400.0, 400.0, 1.0, 1.0, 1.0, 1.0]] * 2), SLOTS)
     assert best.target.placement.holders != together.holders
     assert best.target.figures is not None and best.target.figures.step_s < 0.97 * best.running_s
+
+
+def test_copies_that_went_with_a_member_come_back_though_the_step_gets_no_faster() -> None:
+    twice = replace(PLAN, config=PLAN.config.model_copy(update={"min_copies": 2}))
+    left = epoch(Placement(3, (((0, 1), (1,), (0, 1), (1, 2), (0, 1), (1, 2)),) * 2, NEW))
+    best = best_change(left, twice, None, (12, 12, 12))
+    assert best.restores_copies
+    assert all(len(ranks) >= 2 for layer in best.target.placement.holders for ranks in layer)
+
+
+def test_who_runs_keeps_its_role_when_another_joins() -> None:
+    """Memory lets one of two take requests, either as well as the other."""
+    a, b = member("a", budget=640), member("b", budget=740)
+    free = plan_group((a, b), PLAN)
+    taker = [share.fraction > 0 for share in free.shares].index(True)
+    other = (b, a)[taker]
+    runs = Epoch(1, (other,), Placement(1, (((0,),) * 6,) * 2), "", (RequestShare(1.0, 64),))
+    kept = plan_group((a, b), PLAN, runs)
+    assert sum(share.fraction > 0 for share in free.shares) == sum(share.fraction > 0 for share in kept.shares) == 1
+    assert kept.shares[taker].fraction == 0.0

@@ -74,3 +74,18 @@ def test_members_take_part_as_far_as_the_measured_exchange_is_worth_it() -> None
     assert [num_taking_part(15e-6, num_rows) for num_rows in (1, 16, 256)] == [3, 3, 3]
     assert [num_taking_part(300e-6, num_rows) for num_rows in (1, 16, 64)] == [1, 1, 3]
     assert [num_taking_part(3e-3, num_rows) for num_rows in (1, 64, 256)] == [1, 1, 1]
+
+
+def test_who_takes_requests_already_goes_on_where_that_costs_little() -> None:
+    one = budget(ARGS, 23)
+    two = planner(member("a", 1.02, one), member("b", 1.0, one))        # either, and a is a little faster
+    assert choose_roles(two).roles.takes_requests == (True, False)
+    assert choose_roles(replace(two, kept_roles=(False, True))).roles.takes_requests == (False, True)
+    assert choose_roles(replace(two, kept_roles=(None, None))).roles.takes_requests == (True, False)
+    assert choose_roles(replace(two, kept_roles=(True, True))).roles.takes_requests == (True, False)   # no room
+
+
+def test_a_role_that_costs_much_is_changed() -> None:
+    two = planner(member("a"), member("b"), num_rows=256)
+    assert choose_roles(replace(two, kept_roles=(True, False))).roles.takes_requests == (True, True)
+    assert choose_roles(replace(two, kept_roles=(False, False))).roles.takes_requests == (True, True)   # nobody would

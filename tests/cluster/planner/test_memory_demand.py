@@ -4,9 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.planner.memory_demand import MIN_CONTEXT_TOKENS, PROCESS_GROWTH_BYTES, max_model_len, memory_demand
+from cluster.planner.memory_demand import (
+    MIN_CONTEXT_TOKENS,
+    PROCESS_GROWTH_BYTES,
+    exchange_bytes,
+    max_model_len,
+    memory_demand,
+)
 from model.args import LinearAttentionArgs, parse_model_args
-from model.memory import kv_block_bytes, state_slot_bytes
+from model.memory import PAIR_BYTES, kv_block_bytes, state_slot_bytes
 from serving.config import ConfigError, parse_config
 
 FIELDS: dict[str, object] = {
@@ -54,6 +60,17 @@ def test_a_kv_cache_that_holds_no_sequence_is_refused_with_the_bytes(linear: tup
 def test_more_members_can_send_more_rows_to_one() -> None:
     few, many = (memory_demand(ARGS, parse_config(config()), members).buffer_bytes for members in (2, 8))
     assert many > few
+
+
+def test_cpu_members_keep_rings_with_each_other_and_the_rows_of_small_steps() -> None:
+    def exchanged(num_members: int, **changes: object) -> int:
+        return exchange_bytes(ARGS, parse_config({**config(), **changes}), num_members)
+    gathered = 4 * 256 * 2 * 64 * 2             # kinds of rows, rows, experts per token, hidden size, bytes
+    assert exchanged(3) == 2 * PAIR_BYTES + gathered
+    assert exchanged(3, scheduler={"max_batch_tokens": 16, "max_running_requests": 4}) == \
+        2 * PAIR_BYTES + gathered * 48 // 256
+    assert exchanged(1) == exchanged(3, group={"backend": "gloo"}) == exchanged(3, pools=[{"device": "cuda"}]) == 0
+    assert exchanged(3, pools=[{"device": "cuda"}, {"name": "cpu"}]) == exchanged(3)
 
 
 def test_loading_counts_where_the_vocabulary_is_large_and_batches_are_small() -> None:

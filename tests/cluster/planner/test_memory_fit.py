@@ -75,7 +75,7 @@ def plan(members: Sequence[PlannedMember], options: PlanOptions) -> None:
 kinds = st.lists(st.tuples(st.floats(1e-4, 8), st.integers(0, 50), st.booleans()), min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kinds, st.integers(1, 2), policies)
 def test_the_planner_finds_a_plan_exactly_when_it_fits(some: list[tuple[float, int, bool]], num_copies: int,
                                                        policy: Policy) -> None:

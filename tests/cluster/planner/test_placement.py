@@ -50,7 +50,7 @@ def assert_sound(result: PlacementPlan, members: Sequence[PlannedMember], min_co
 speeds_and_sizes = st.lists(st.tuples(st.floats(0.05, 8), st.integers(0, 48), st.booleans()), min_size=1, max_size=4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(speeds_and_sizes, st.integers(1, 2), st.sampled_from([1, 40, 600]), st.sampled_from([0, 500]),
        st.sampled_from(["speed", "even"]))
 def test_any_plan_is_sound_or_says_what_is_missing(kinds: list[tuple[float, int, bool]], min_copies: int,
@@ -209,6 +209,14 @@ def test_a_running_group_keeps_its_roles_and_its_room() -> None:
     assert all(result.placement.num_experts_of(rank) <= slots for rank, slots in enumerate(running.slots_M))
     with pytest.raises(PlacementError, match="room for 47 expert copies, 48 are wanted"):
         plan(members, replace(QUICK, running=replace(running, slots_M=(30, 12, 5))), hot)
+
+
+def test_a_running_member_without_worth_for_requests_keeps_its_role_with_next_to_none() -> None:
+    members = [member("a"), member("b"), member("snail", 1e-4)]
+    running = RunningMembers(takes_requests=(True, True, True), slots_M=(48, 48, 48))
+    result = plan(members, replace(QUICK, running=running))
+    assert 0 < result.shares[2].fraction < 1e-3
+    assert plan(members, QUICK).shares[2].fraction == 0
 
 
 def test_free_slots_hold_copies_that_level_steps() -> None:

@@ -43,7 +43,7 @@ def test_without_any_kv_memory_speed_alone_counts() -> None:
     assert rows_M.tolist() == pytest.approx([32, 32])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), st.integers(1, 300), st.integers(0, 9))
 def test_no_shares_are_faster(speeds: list[float], num_rows: int, seed: int) -> None:
     costs = step_costs(*speeds, num_rows=num_rows)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +15,18 @@ from typing import Any, TypeVar
 import torch
 
 from cluster.coordinator.client import ViewFollower
-from cluster.coordinator.view import ClusterStatus, GroupPhase, RouterReport, View
+from cluster.coordinator.view import NOTHING, ClusterStatus, GroupPhase, Remembered, RouterReport, View
 from cluster.planner.cache_plan import CacheSizes
+from cluster.shard.block_exchange import BlockExchange
 from cluster.shard.epoch_run import EpochRun
 from cluster.shard.executor import StepCounters
-from cluster.shard.loaded_model import load_model
+from cluster.shard.heartbeats import Heartbeats
+from cluster.shard.held_engine import HeldEngine
+from cluster.shard.loaded_model import load_model, new_pace, new_runner
 from cluster.shard.parts import ShardParts
 from cluster.shard.work_meter import WorkMeter
 from model.args import read_model_args
+from model.errors import GroupError
 from model.kernels.select import select_kernels
 from model.transport.address import EndpointAddress
 from model.transport.endpoint import Endpoint
@@ -30,11 +35,12 @@ from serving.config import ModelConfig, PoolConfig, SchedulerConfig, ServeConfig
 from serving.engine.expert_load import ExpertLoad, ExpertLoadCounter
 from serving.engine.request import Submission, TokenEvent
 from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
+from serving.link.security import PLAIN
 from serving.link.server import ShardLinkServer, start_link_server
 from tests.cluster.profiles import PROFILE
+from tests.deadlines import PATIENCE_S
 from tests.process_pool import Worker
 
-WAIT_S = 60.0
 NUM_BLOCKS = 128
 T = TypeVar("T")
 
@@ -69,7 +75,8 @@ class ScriptedCoordinator:
             await self._changed.wait()
         return self._view
 
-    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
+    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None,
+                     remembered: Remembered = NOTHING) -> bool:
         return False
 
     async def report_router(self, report: RouterReport) -> None: ...
@@ -84,7 +91,7 @@ class RecordingLink(ShardLinkServer):
     """Rings come through it as always; what the engine delivers is kept, for there is no router."""
 
     def __init__(self) -> None:
-        super().__init__(time.monotonic)
+        super().__init__("no router asks for it", time.monotonic)
         self.events: list[TokenEvent] = []
 
     def deliver(self, router_id: str, step_index: int, events: list[TokenEvent]) -> None:
@@ -100,11 +107,11 @@ class LiveMember:
         self._model_thread = ThreadPoolExecutor(1, "model")
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT_S)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
 
     async def open(self) -> tuple[int, EndpointAddress]:
         self.link, self.endpoint = RecordingLink(), Endpoint("127.0.0.1")
-        self._server, port = await start_link_server(self.link, "127.0.0.1:0")
+        self._server, port = await start_link_server(self.link, "127.0.0.1:0", own=self.endpoint.address)
         return port, self.endpoint.address
 
     async def join(self, folder: Path, epoch: Epoch, rank: int) -> None:
@@ -117,24 +124,31 @@ class LiveMember:
         self.coordinator = ScriptedCoordinator(epoch)
         views = ViewFollower(self.coordinator)
         self._over = asyncio.Event()
-        parts = ShardParts(config, config.pools[0], self.link, self.endpoint, self._model_thread, views, self.counters)
+        self.heartbeats = Heartbeats(self.endpoint.address, PATIENCE_S)
+        parts = ShardParts(config, config.pools[0], self.link, PLAIN, self.endpoint, self.heartbeats,
+                           BlockExchange(self.endpoint.address), self._model_thread, views, self.counters)
         model = await parts.in_thread(lambda: load_model(
             WeightLoader(folder, args, torch.bfloat16, kernels), epoch, rank, lambda done, total: None))
         sizes = CacheSizes(NUM_BLOCKS if epoch.takes_requests(rank) else 0, 0)
         self.changed = asyncio.Event()
-        self.run = await EpochRun.join(parts, epoch, rank, model, sizes, self.changed.set)
+        pace = new_pace(epoch.members[rank], kernels)
+        runner = await parts.in_thread(lambda: new_runner(model, sizes, config.scheduler.block_size, pace))
+        held = HeldEngine(model, config, sizes, pace, 0, runner)
+        self.run = await EpochRun.join(parts, epoch, rank, model, held, self.changed.set)
+        self.engine = held.enter(epoch.number, self.run.executor, self.run.ringer.ring_peers, self.link.deliver)
+        self.link.serve(self.engine)
         self._follow_task = asyncio.create_task(views.run())
-        self._run_task = asyncio.create_task(self.run.until(self._over.wait()))
+        self._run_task = asyncio.create_task(self.run.until(self.engine, self._over.wait()))
 
     async def show(self, view: View) -> None:
         self.coordinator.show(view)
 
     async def submit(self, submissions: tuple[Submission, ...]) -> None:
         for submission in submissions:
-            self.run.engine.submit("router", submission)
+            self.engine.submit("router", submission)
 
     async def until_steps(self, number: int) -> None:
-        while self.run.engine.num_steps < number:       # noqa: ASYNC110
+        while self.engine.num_steps < number:       # noqa: ASYNC110
             await self._look()
 
     async def until_standing(self, revision: int, prepared_revision: int, failed_revision: int) -> Standing:
@@ -151,8 +165,8 @@ class LiveMember:
 
     async def standing(self) -> Standing:
         run, revisions = self.run, self.run.revisions
-        return Standing(run.engine.revision, run.prepared_revision, revisions.failed_revision, revisions.detail,
-                        run.engine.scheduler.token_budget, revisions.model.num_expert_copies, run.engine.num_steps)
+        return Standing(self.engine.revision, run.prepared_revision, revisions.failed_revision, revisions.detail,
+                        self.engine.scheduler.token_budget, revisions.model.num_expert_copies, self.engine.num_steps)
 
     async def ended(self, num_requests: int) -> list[TokenEvent]:
         """All events, once so many requests have ended."""
@@ -163,13 +177,11 @@ class LiveMember:
     async def work_ratio(self) -> WorkRatio | None:
         return self.counters.work.snapshot(time.monotonic())
 
-    async def pause(self) -> None:
-        await self.run.engine.pause()
-
     async def leave(self) -> ExpertLoad:
         self._over.set()
         try:
-            await self._run_task
+            with suppress(GroupError):      # a member that left sooner has broken the group
+                await self._run_task
         finally:
             await self.run.close()
             self._follow_task.cancel()
@@ -180,6 +192,7 @@ class LiveMember:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._model_thread.shutdown()
         self.endpoint.close()
+        self.heartbeats.close()
 
 
 def open_link(worker: Worker) -> tuple[int, EndpointAddress]:

@@ -9,8 +9,17 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.coordinator.view import PlacementStatus, RouterReport, ShardState, View
+from cluster.coordinator.view import (
+    NOTHING,
+    GroupPhase,
+    PlacementStatus,
+    Remembered,
+    RouterReport,
+    ShardState,
+    View,
+)
 from cluster.device.node import NodeIdentity
+from cluster.shard.parts import ShardParts
 from cluster.shard.shard import Shard
 from model.runner import Runner
 from serving.config import GroupConfig, ModelConfig, PoolConfig, SchedulerConfig, ServeConfig
@@ -18,10 +27,12 @@ from serving.engine.engine import Engine
 from serving.engine.expert_load import ExpertLoad
 from serving.engine.request import Submission
 from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
+from tests.deadlines import BEYOND_PATIENCE_S, PATIENCE_S
 from tests.process_pool import Worker
 
-WAIT_S = 60.0
 T = TypeVar("T")
+
+SILENCE_S = 5.0     # of a member that hangs; the others answer within it on a busy machine too
 
 
 class DirectedCoordinator:
@@ -42,7 +53,8 @@ class DirectedCoordinator:
             await self.changed.wait()
         return self._view
 
-    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None) -> bool:
+    async def report(self, member: Member, status: ShardStatus, epoch: Epoch | None = None,
+                     remembered: Remembered = NOTHING) -> bool:
         self.member, self.status = member, status
         self._announce()
         return False
@@ -51,6 +63,7 @@ class DirectedCoordinator:
         return None
 
     async def forget_router(self, router_id: str) -> None: ...
+    async def forget_shard(self, shard_id: str) -> None: ...
     async def report_expert_load(self, shard_id: str, load: ExpertLoad, ratio: WorkRatio | None) -> None: ...
 
     def _announce(self) -> None:
@@ -67,12 +80,13 @@ class LiveShard:
         self.call(self._start(folder, view, memory_budget))
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT_S)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
 
     async def _start(self, folder: Path, view: View, memory_budget: int) -> None:
         pool = PoolConfig(memory_budget=memory_budget, num_cpus=1)
         config = ServeConfig(model=ModelConfig(path=str(folder)), pools=(pool,),
-                             group=GroupConfig(collective_timeout_s=10 * WAIT_S),
+                             group=GroupConfig(collective_timeout_s=BEYOND_PATIENCE_S,
+                                               silence_timeout_s=SILENCE_S),
                              scheduler=SchedulerConfig(max_batch_tokens=32, max_running_requests=8))
         self._coordinator = DirectedCoordinator(view)
         shard = Shard(config, pool, NodeIdentity("n", "node", "127.0.0.1"), self._coordinator)
@@ -92,11 +106,41 @@ class LiveShard:
             if self._run_task.done():
                 await self._run_task
 
+    async def occupy_model_thread(self) -> None:
+        """Let it do something that takes until `free_model_thread`."""
+        self._is_free = threading.Event()
+        parts = next(thing for thing in gc.get_objects() if isinstance(thing, ShardParts))
+        parts.thread.submit(self._is_free.wait)
+
+    async def free_model_thread(self) -> None:
+        self._is_free.set()
+
     async def submit(self, submission: Submission) -> None:
         engine = next(thing for thing in gc.get_objects() if isinstance(thing, Engine))
         engine.submit("router", submission)
 
+    async def until_tokens(self, request_id: str, num_tokens: int) -> list[int]:
+        """Return what a sequence has produced when it is so much."""
+        engine = next(thing for thing in gc.get_objects() if isinstance(thing, Engine))
+        request = engine.scheduler._requests[request_id]
+        while len(request.output_token_ids) < num_tokens:       # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return list(request.output_token_ids)
+
+    async def tell_to_end(self) -> None:
+        self._run_task.cancel()
+
+    async def until_leaving(self) -> bool:
+        """Wait until it has said that it is to go -> whether it still runs."""
+        while self._coordinator.status is None or not self._coordinator.status.is_leaving:
+            await self._coordinator.changed.wait()
+        return not self._run_task.done()
+
+    async def until_ended(self) -> None:
+        await asyncio.wait((self._run_task,))
+
     async def stop(self) -> None:
+        self._coordinator.show(View(GroupPhase.WAITING, None, "the test is over"))     # nobody is to go on without it
         self._run_task.cancel()
         await asyncio.wait((self._run_task,))
 

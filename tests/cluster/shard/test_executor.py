@@ -7,29 +7,34 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import pytest
+from llguidance import LLMatcher
 
 from cluster.shard.executor import GroupExecutor, PreparedRevision, StepCounters
 from cluster.shard.loaded_model import LoadedModel
 from cluster.shard.process_group import ProcessGroup
 from cluster.shard.work_meter import MIN_STEPS, WorkMeter
 from model.dispatch.dispatcher import Dispatcher
+from model.errors import GrammarError
+from model.grammar import GrammarMasks, GrammarTokenizer
 from model.kernels.protocol import ExpertWeights
 from model.placement import Placement
 from model.runner import Runner
-from model.step import StepHeader, StepPlan, StepResult, StepStats, StepWork
+from model.step import SamplingSpec, StepHeader, StepPlan, StepResult, StepStats, StepWork
 from serving.engine.agreement import Agreement
 from serving.engine.expert_load import ExpertLoadCounter
+from serving.engine.request import Submission
 from serving.link.epoch import Epoch
 from tests.cluster.planner.planned_members import model_args
 from tests.cluster.profiles import PROFILE
+from tests.deadlines import PATIENCE_S
+from tests.serving.conftest import byte_level_tokenizer
 
 BEFORE, AFTER = Placement(2, (((0,), (1,)),)), Placement(2, (((1,), (0,)),))
 BOTH = Agreement((StepHeader(1, 0, 1),) * 2)
-WAIT_S = 20.0
 
 
 @dataclass
@@ -41,12 +46,13 @@ class HeldGroup:
     may_end: threading.Event = field(default_factory=threading.Event)
 
     def agree(self, header: StepHeader) -> tuple[StepHeader, ...]:
-        assert self.may_end.wait(WAIT_S)
+        assert self.may_end.wait(PATIENCE_S)
         return (header,) * self.num_members
 
 
 @dataclass
 class RecordingRunner:
+    grammars: GrammarMasks | None = None
     switched: list[dict[int, ExpertWeights]] = field(default_factory=list)
     executed: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)       # (step, everybody's tokens)
 
@@ -181,8 +187,8 @@ async def test_an_agreed_step_is_made_in_one_go_and_counted_once(case: Case, num
 
 @pytest.mark.parametrize("num_members", [1, 2])
 @pytest.mark.parametrize("header", [
-    StepHeader(1, 7, 0), StepHeader(1, 7, 3, wants_pause=True), StepHeader(1, 7, 3, prepared_revision=1)], ids=str)
-async def test_nothing_runs_before_a_pause_a_sleep_or_a_switch(case: Case, num_members: int,
+    StepHeader(1, 7, 0), StepHeader(1, 7, 3, prepared_revision=1)], ids=str)
+async def test_nothing_runs_before_a_sleep_or_a_switch(case: Case, num_members: int,
                                                                header: StepHeader) -> None:
     case.group.num_members = num_members
     case.group.may_end.set()
@@ -190,3 +196,18 @@ async def test_nothing_runs_before_a_pause_a_sleep_or_a_switch(case: Case, num_m
     agreement, result = await case.executor.agree(header, StepPlan(1, 7, ()))
     assert agreement.headers == (header,) * num_members and result is None
     assert not case.runner.executed and not case.runner.switched
+
+
+async def test_grammars_are_prepared_while_the_model_thread_is_busy(case: Case) -> None:
+    agreeing = asyncio.create_task(case.executor.agree(StepHeader(1, 0, 1), StepPlan(1, 0, ())))
+    grammar = str(LLMatcher.grammar_from_regex("[a-z]+"))
+    submission = Submission("a", (1,), SamplingSpec(grammar=grammar), 4)
+    with pytest.raises(GrammarError, match="tokenizer"):
+        await case.executor.prepare(submission)
+    case.runner.grammars = GrammarMasks(GrammarTokenizer(byte_level_tokenizer().to_str(), (2,)), 512)
+    await case.executor.prepare(submission)
+    with pytest.raises(GrammarError, match="compiled"):
+        await case.executor.prepare(replace(submission, sampling=SamplingSpec(grammar="start: missing")))
+    assert not agreeing.done()
+    case.group.may_end.set()
+    await agreeing

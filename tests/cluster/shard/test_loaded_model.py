@@ -10,12 +10,13 @@ from typing import cast
 
 import pytest
 import torch
+from llguidance import LLMatcher
 from safetensors.torch import save_file
 
 from cluster.planner.cache_plan import CacheSizes
 from cluster.planner.memory_demand import buffer_bytes, least_cache_bytes, min_kv_cache_bytes
 from cluster.shard import loaded_model
-from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model, new_dispatcher, new_pace
+from cluster.shard.loaded_model import LoadedModel, cache_sizes, load_model, new_dispatcher, new_pace, read_grammars
 from cluster.shard.process_group import ProcessGroup
 from model.args import LinearAttentionArgs, read_model_args
 from model.decoder import Decoder
@@ -25,11 +26,13 @@ from model.kernels.torch_kernels import TorchKernels
 from model.memory import expert_bytes, kv_block_bytes, state_slot_bytes
 from model.pace import TimedPace
 from model.placement import Placement
+from model.step import SamplingSpec, ScheduledRequest
 from model.weights import WeightLoader
 from serving.config import ConfigError, ModelConfig, PoolConfig, ServeConfig
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare
 from tests.model.conftest import CONFIG, tiny_tensors
 from tests.placements import even_shares
+from tests.serving.conftest import byte_level_tokenizer
 
 USED = 1_000_000
 PLACEMENT = Placement(2, (((0,), (0,), (0, 1), (1,)),))
@@ -44,7 +47,7 @@ class Case:
     config: ServeConfig
 
     def budget(self, kv_cache_bytes: int, above: int = 0) -> int:
-        buffers = buffer_bytes(self.model.decoder.args, self.config.scheduler, 2, 4)
+        buffers = buffer_bytes(self.model.decoder.args, self.config, 2)
         return USED + buffers + kv_cache_bytes + above
 
     def num_blocks(self, budget_bytes: int, num_members: int = 2) -> int:
@@ -132,3 +135,17 @@ def test_a_member_alone_on_a_cpu_times_its_work_and_that_for_experts(case: Case)
     dispatcher.combine(0, rows_RD, torch.ones(3, 2), handle)
     pace.settle()
     assert 0 < pace.experts_work_s[0] < pace.work_s and len(pace.experts_work_s) == 1
+
+
+def test_who_takes_requests_reads_the_checkpoints_tokenizer_for_grammars(case: Case) -> None:
+    model = replace(case.model, takes_requests=True)
+    folder = model.loader.checkpoint_dir
+    assert read_grammars(model) is None         # there is no tokenizer: free text is served all the same
+    byte_level_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    grammar = str(LLMatcher.grammar_from_regex("[!-9]+"))
+    grammars = read_grammars(model)
+    assert grammars is not None and read_grammars(replace(model, takes_requests=False)) is None
+    request = ScheduledRequest("a", (1,), 0, (0,), SamplingSpec(grammar=grammar))
+    grammars.begin([request])
+    assert grammars.mask(request).is_allowed_V.shape == (model.decoder.args.vocab_size,)

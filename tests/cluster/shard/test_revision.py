@@ -27,6 +27,7 @@ from model.transport.address import EndpointAddress
 from serving.engine.request import FinishReason, Submission, TokenEvent
 from serving.link.epoch import DeviceFacts, Epoch, Member, RequestShare, WorkRatio
 from tests.cluster.shard.revision_jobs import ScriptedCoordinator, Standing
+from tests.deadlines import PATIENCE_S
 from tests.model.conftest import CONFIG, tiny_tensors
 from tests.placements import even_shares
 from tests.process_pool import ProcessPool, free_rendezvous
@@ -72,12 +73,12 @@ class LiveGroup:
                         for rank, (port, endpoint) in enumerate(opened))
         self.epoch = Epoch(1, members, placement, free_rendezvous(),
                            shares or even_shares(placement.num_members))
-        self.call("join", *((folder, self.epoch, rank) for rank in self._ranks), timeout_s=120.0)
+        self.call("join", *((folder, self.epoch, rank) for rank in self._ranks))
 
-    def call(self, method: str, *arguments_of_member: tuple[object, ...], timeout_s: float = 60.0) -> list[object]:
+    def call(self, method: str, *arguments_of_member: tuple[object, ...]) -> list[object]:
         """Return the result of each member; without arguments, of all."""
         arguments = arguments_of_member or ((),) * len(self._ranks)
-        return self._pool.run(f"{JOBS}:do", [(method, *own) for own in arguments], timeout_s)
+        return self._pool.run(f"{JOBS}:do", [(method, *own) for own in arguments])
 
     def show(self, following: Epoch | None) -> None:
         """The coordinator's view, with the revision to prepare; a member that runs that one already says so."""
@@ -101,7 +102,6 @@ class LiveGroup:
 
     def leave(self) -> list[float]:
         """-> rows counted by each member."""
-        self.call("pause", ())
         return [load.num_rows for load in self._pool.run(f"{JOBS}:leave", [()] * len(self._ranks))]
 
 
@@ -266,7 +266,7 @@ class OneMember:
         self.coordinator.show(View(GroupPhase.READY, epoch_of(0), next=following))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(PATIENCE_S):
             while not condition():      # noqa: ASYNC110
                 await asyncio.sleep(0.0005)
 

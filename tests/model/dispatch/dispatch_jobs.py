@@ -16,7 +16,8 @@ from model.dispatch.exchange import RowExchange
 from model.dispatch.row_split import layer_copies, split_rows
 from model.kernels.torch_kernels import TorchKernels
 from model.placement import Placement
-from tests.process_pool import JOB_AND_MORE_S, ProcessPool, Worker
+from tests.deadlines import BEYOND_PATIENCE_S
+from tests.process_pool import ProcessPool, Worker
 
 DISPATCHERS = ("all_to_all", "gather", "gather_fixed", "auto", "auto_up_to_4_rows")
 
@@ -37,8 +38,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    bits: list[tuple[int, ...]]     # of each layer's output
-    num_rows: list[int]             # that this member computed in each layer
+    bits: list[tuple[int, ...]]     # of each layer's output; (): its rows stay, so that nothing is dispatched
+    num_rows: list[int]             # that this member computed in each layer, if its rows travel
     num_collectives: int
     bytes_sent: int
 
@@ -51,6 +52,12 @@ def member_input(case: Case, layer: int, rank: int) -> tuple[Tensor, Tensor, Ten
     scores_TE = torch.rand(num_tokens, num_experts, generator=random)
     expert_ids_TK = scores_TE.topk(case.num_experts_per_token).indices.sort(dim=1).values
     return x_TD, expert_ids_TK, torch.rand(expert_ids_TK.shape, generator=random)
+
+
+def must_travel(case: Case, layer: int) -> bool:
+    experts = len(case.placement.holders[layer])
+    return any(num_tokens and len(case.placement.experts_of(layer, rank)) < experts
+               for rank, num_tokens in enumerate(case.num_tokens))
 
 
 def holders_of_rows(placement: Placement, layer: int, expert_ids_of_owner: list[list[list[int]]]
@@ -93,6 +100,9 @@ def run_layers(case: Case, dispatcher: Dispatcher, placement: Placement, rank: i
     collectives_before, bytes_before = dispatcher.num_collectives, dispatcher.bytes_sent
     dispatcher.begin_step(num_tokens)
     for layer, (x_TD, expert_ids_TK, weights_TK) in enumerate(inputs):
+        if not isinstance(dispatcher, LocalDispatcher) and not must_travel(case, layer):
+            bits.append(())
+            continue
         rows_RD, handle = dispatcher.dispatch(layer, x_TD, expert_ids_TK)
         assert rows_RD.shape == (sum(handle.num_rows_E), case.hidden_size)
         outputs_RD = compute_experts(rows_RD, handle.num_rows_E, placement.experts_of(layer, rank))
@@ -129,7 +139,7 @@ def join(worker: Worker, meetings: list[Meeting]) -> None:
     """Leave the last groups; form those that this worker is in, beside each other."""
     for group in worker.kept.pop("groups", []):
         group.close()
-    groups = [ProcessGroup.join(worker.endpoint(), meeting, worker.index, JOB_AND_MORE_S, "transport", "cpu")
+    groups = [ProcessGroup.join(worker.endpoint(), meeting, worker.index, BEYOND_PATIENCE_S, "transport", "cpu")
               for meeting in meetings if worker.index < len(meeting.members)]
     worker.kept["groups"] = groups
     worker.kept |= {f"group_of_{group.num_members}": group.rows for group in groups}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.dispatch import row_planner
-from model.dispatch.auto import COLLECTIVE_BYTES, AutoDispatcher, prefers_gather
+from model.dispatch.auto import AutoDispatcher, prefers_gather
 from model.dispatch.exchange import RowExchange
 from model.dispatch.row_plan import layer_routing
 from model.dispatch.silent_group import SilentGroup
@@ -14,10 +14,10 @@ from tests.placements import contiguous_placement
 
 
 def test_small_steps_gather_and_large_ones_go_all_to_all() -> None:
-    row_bytes = 2048
-    enough = COLLECTIVE_BYTES // row_bytes + 1
-    assert prefers_gather((1, 0, 2), (1.0, 1.0, 1.0), row_bytes, fixed_shapes=False)
-    assert not prefers_gather((1, 0, enough), (1.0, 1.0, 1.0), row_bytes, fixed_shapes=False)
+    row_bytes, collective_bytes = 2048, 64 << 10
+    enough = collective_bytes // row_bytes + 1
+    assert prefers_gather((1, 0, 2), (1.0, 1.0, 1.0), row_bytes, False, collective_bytes)
+    assert not prefers_gather((1, 0, enough), (1.0, 1.0, 1.0), row_bytes, False, collective_bytes)
 
 
 def test_what_a_collective_is_worth_decides() -> None:
@@ -28,15 +28,15 @@ def test_what_a_collective_is_worth_decides() -> None:
 
 
 def test_rows_that_must_reach_everybody_always_gather() -> None:
-    assert prefers_gather((100_000, 5, 0), (2.0, 2.0, 2.0), 8192, fixed_shapes=False)
+    assert prefers_gather((100_000, 5, 0), (2.0, 2.0, 2.0), 8192, False, 0)
 
 
 def test_padding_counts_as_waste() -> None:
-    assert not prefers_gather((100_000, 5, 0), (2.0, 2.0, 2.0), 8192, fixed_shapes=True)
+    assert not prefers_gather((100_000, 5, 0), (2.0, 2.0, 2.0), 8192, True, 1 << 20)
 
 
 def test_one_member_gathers() -> None:
-    assert prefers_gather((7,), (0.0,), 8192, fixed_shapes=False)
+    assert prefers_gather((7,), (0.0,), 8192, False, 0)
 
 
 def test_the_tables_of_a_layer_are_made_once_for_both_dispatchers(monkeypatch: pytest.MonkeyPatch) -> None:

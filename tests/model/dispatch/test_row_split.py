@@ -16,6 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from model.dispatch.row_split import layer_copies, split_rows
 from model.placement import ExpertRate
+from tests.deadlines import PATIENCE_S
 
 Rates = tuple[ExpertRate, ...]
 Holders = tuple[tuple[int, ...], ...]
@@ -178,5 +179,6 @@ def test_the_same_in_another_process() -> None:
                "print([t.some_layer(rng, 40, (4, 2, 1, 1), 8.0).split().tolist() for _ in range(20)])")
     rng = random.Random(1)
     expected = str([some_layer(rng, 40, (4, 2, 1, 1), 8.0).split().tolist() for _ in range(20)])
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                            timeout=PATIENCE_S)
     assert result.stdout.strip() == expected

@@ -84,7 +84,7 @@ def test_a_row_without_a_number_takes_experts_that_exist(kernels: Kernels, bad: 
     assert ids_TK.tolist() == [[0, 1, 2]] * 3 and bool(weights_TK.isnan().all())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(num_rows=st.integers(1, 300), num_experts=st.integers(1, 140), dtype=st.sampled_from(DTYPES),
        seed=st.integers(0, 99))
 def test_a_choice_depends_neither_on_other_rows_nor_on_threads(num_rows: int, num_experts: int, dtype: torch.dtype,
@@ -239,7 +239,7 @@ def with_states(plan: StepPlan, step: int) -> StepPlan:
     """Sequences go on from the slots that they wrote in the step before; the first keeps a state on the way."""
     def with_state(request: ScheduledRequest) -> ScheduledRequest:
         first = {"a": 0, "b": 2}[request.request_id]
-        return replace(request, state_read=first + (step + 1) % 2 if request.num_computed_tokens else None,
+        return request._replace(state_read=first + (step + 1) % 2 if request.num_computed_tokens else None,
                        state_write=first + step % 2,
                        state_snapshots=((33, 4 + step),) if len(request.token_ids) > 33 else ())
     return replace(plan, requests=tuple(map(with_state, plan.requests)))

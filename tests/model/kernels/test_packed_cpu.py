@@ -95,7 +95,7 @@ def test_linear_is_one_fma_chain_in_ascending_k(kernels: PackedCpuKernels, dtype
     assert numpy.array_equal(ours_TN.numpy(), chain)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(num_rows=st.integers(0, 260), out_features=st.integers(1, 90), in_features=st.integers(1, 700),
        dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_linear_row_does_not_depend_on_its_batch(num_rows: int, out_features: int, in_features: int,
@@ -119,6 +119,14 @@ def test_linear_does_not_depend_on_threads(kernels: PackedCpuKernels, dtype: tor
         alone = PackedCpuKernels(1).linear(x_TK, weight)
         for threads in (2, 3):
             assert torch.equal(PackedCpuKernels(threads).linear(x_TK, weight), alone)
+
+
+def test_calls_run_on_other_threads_while_they_are_lent_and_give_the_same(kernels: PackedCpuKernels) -> None:
+    weight, x_TK = new_linear(kernels, torch.randn(500, 300).bfloat16()), torch.randn(8, 300).bfloat16()
+    alone, own = kernels.linear(x_TK, weight), kernels.num_threads
+    for threads in (1, own + 3, own):
+        kernels.run_on(threads)
+        assert kernels.num_threads == own and torch.equal(kernels.linear(x_TK, weight), alone)
 
 
 def test_callers_on_several_python_threads_get_their_own_results(kernels: PackedCpuKernels) -> None:
@@ -347,7 +355,7 @@ def test_attention_matches_fp64(kernels: PackedCpuKernels, dtype: torch.dtype, s
         assert_near(part, exact, TOLERANCE[dtype])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), window=st.sampled_from([None, 1, 20, 70]),
        shape=st.sampled_from([AttentionShape(4, 2, 40), AttentionShape(6, 1, 16), AttentionShape(2, 2, 64)]))
 def test_attention_row_depends_on_what_it_sees_only(data: st.DataObject, dtype: torch.dtype, window: int | None,

@@ -137,7 +137,7 @@ def test_a_chunk_gives_the_bits_of_its_tokens(kernels: PackedCpuKernels, shape: 
     assert same_bits(layer.state.conv_NcC[last], layer.state.conv_NcC[0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), shape=st.sampled_from(SHAPES), dtype=st.sampled_from(DTYPES))
 def test_a_row_depends_on_its_sequence_only(data: st.DataObject, shape: Shape, dtype: torch.dtype) -> None:
     """Whole or in any chunks, alone or beside others in any order, from slots anywhere."""

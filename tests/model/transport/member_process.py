@@ -11,7 +11,8 @@ from typing import Any
 from model.transport.endpoint import Endpoint
 from model.transport.group import TransportGroup
 from model.transport.peer_error import PeerError
-from tests.model.transport.members import LONG_S, as_json, exchange, from_json
+from tests.deadlines import BEYOND_PATIENCE_S
+from tests.model.transport.members import as_json, exchange, from_json
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def say(answer: object) -> None:
 
 
 def join(endpoint: Endpoint, groups: dict[int, TransportGroup], group_id: int, addresses: list[dict[str, Any]],
-         rank: int, timeout_s: float = LONG_S) -> str:
+         rank: int, timeout_s: float = BEYOND_PATIENCE_S) -> str:
     members = [from_json(address) for address in addresses]
     groups[group_id] = endpoint.open_group(group_id, members, rank, timeout_s)
     return "joined"

@@ -18,10 +18,10 @@ from model.transport.address import EndpointAddress, Secret
 from model.transport.endpoint import Endpoint
 from model.transport.group import TransportGroup
 from model.transport.peer_error import PeerError
+from tests.deadlines import BEYOND_PATIENCE_S, PATIENCE_S
 
 R = TypeVar("R")
 ROOT = Path(__file__).parents[3]
-LONG_S = 60.0           # a test that would need this long fails
 
 
 class Members:
@@ -41,9 +41,9 @@ class Members:
         """Call it with each rank, all at once."""
         called = range(len(self.endpoints)) if ranks is None else ranks
         futures = [self.start(rank, lambda rank=rank: function(rank)) for rank in called]  # type: ignore[misc]
-        return [future.result(LONG_S) for future in futures]
+        return [future.result(PATIENCE_S) for future in futures]
 
-    def open(self, timeout_s: float = LONG_S, num_members: int | None = None) -> list[TransportGroup]:
+    def open(self, timeout_s: float = BEYOND_PATIENCE_S, num_members: int | None = None) -> list[TransportGroup]:
         group_id, addresses = self.next_group_id(), self.addresses[:num_members]
         return self.run(lambda rank: self.endpoints[rank].open_group(group_id, addresses, rank, timeout_s),
                         list(range(len(addresses))))

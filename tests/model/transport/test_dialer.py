@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from model.transport.address import EndpointAddress
-from tests.model.transport.members import LONG_S, Members, OtherProcess, as_json, exchange_sizes
+from tests.deadlines import BEYOND_PATIENCE_S, PATIENCE_S
+from tests.model.transport.members import Members, OtherProcess, as_json, exchange_sizes
 
 DELAY_S = 0.005
 HOSTS = ("10.211.0.1", "10.211.0.2")
@@ -82,7 +83,7 @@ def test_a_delay_between_members_changes_nothing_but_time() -> None:
         exchanged = [members.start(rank, lambda group=group, sizes_MM=sizes_MM: [  # type: ignore[misc]
             exchange_sizes(group, sizes_MM, seed) for seed in range(3)]) for rank, group in enumerate(groups)]
         for each in exchanged:
-            each.result(LONG_S)
+            each.result(PATIENCE_S)
         for group in groups:
             group.close()
     members.close()
@@ -126,7 +127,7 @@ def test_machines_talk_over_tcp_at_any_size_and_hear_of_a_death(namespaces: tupl
     others = [OtherProcess(True, host, name) for host, name in zip(HOSTS, namespaces, strict=True)]
     try:
         assert not others[0].address.shares_memory_with(others[1].address)
-        join(others, 1, LONG_S)
+        join(others, 1, BEYOND_PATIENCE_S)
         for size, times in ((100, 20), (3 << 20, 2)):
             for other in others:
                 other.tell("exchange", 1, size, times)
@@ -153,7 +154,7 @@ def test_a_cable_that_is_pulled_is_a_deadline_and_the_next_group_has_another_con
         for other in others:
             other.tell("leave", 1)
         assert [other.answer() for other in others] == ["left", "left"]
-        join(others, 2, LONG_S)
+        join(others, 2, BEYOND_PATIENCE_S)
         for other in others:
             other.tell("exchange", 2, 100, 3)
         assert [other.answer() for other in others] == ["exchanged", "exchanged"]

@@ -18,7 +18,8 @@ from model.transport.address import EndpointAddress, Secret
 from model.transport.dialer import dial
 from model.transport.endpoint import Endpoint
 from model.transport.handshake import CHALLENGE_BYTES, HELLO_BYTES, write_hello
-from tests.model.transport.members import LONG_S, Members, exchange_sizes
+from tests.deadlines import BEYOND_PATIENCE_S, PATIENCE_S
+from tests.model.transport.members import Members, exchange_sizes
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["memory", "tcp"])
@@ -30,9 +31,9 @@ def members(request: pytest.FixtureRequest) -> Iterator[Members]:
 
 def call(address: EndpointAddress) -> socket.socket:
     if not address.machine:
-        return socket.create_connection((address.host, address.port), LONG_S)
+        return socket.create_connection((address.host, address.port), PATIENCE_S)
     caller = socket.socket(socket.AF_UNIX)
-    caller.settimeout(LONG_S)
+    caller.settimeout(PATIENCE_S)
     caller.connect(address.socket_name)
     return caller
 
@@ -54,7 +55,7 @@ def members_still_talk(members: Members) -> None:
         group.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.binary(min_size=1, max_size=300), is_well_begun=st.booleans())
 def test_garbage_is_hung_up_on(members: Members, garbage: bytes, is_well_begun: bool) -> None:
     address = members.addresses[1]
@@ -80,9 +81,9 @@ def test_members_go_on_beside_strangers_that_send_half_a_word(members: Members) 
     late = Endpoint("127.0.0.1", machine=members.addresses[0].machine)      # and a newcomer gets in
     both = [members.addresses[0], late.address]
     group_id = 1_000
-    future = members.start(0, lambda: members.endpoints[0].open_group(group_id, both, 0, LONG_S))
-    late.open_group(group_id, both, 1, LONG_S).close()
-    future.result(LONG_S).close()
+    future = members.start(0, lambda: members.endpoints[0].open_group(group_id, both, 0, BEYOND_PATIENCE_S))
+    late.open_group(group_id, both, 1, BEYOND_PATIENCE_S).close()
+    future.result(PATIENCE_S).close()
     members._last_group_id = group_id
     late.close()
     for stranger in strangers:
@@ -114,7 +115,7 @@ def test_an_acceptor_that_does_not_know_the_token_gets_no_proof(members: Members
             connected.recv(HELLO_BYTES)
             connected.sendall(bytes(CHALLENGE_BYTES))
             assert connected.recv(1000) == b""
-    future.result(LONG_S)
+    future.result(PATIENCE_S)
 
 
 def test_a_caller_for_another_process_is_refused(members: Members) -> None:

@@ -17,7 +17,8 @@ from model.errors import GroupError
 from model.transport.endpoint import Endpoint
 from model.transport.group import TransportGroup
 from model.transport.peer_error import Reason
-from tests.model.transport.members import LONG_S, Members, OtherProcess, as_json, exchange, exchange_sizes, failure
+from tests.deadlines import BEYOND_PATIENCE_S, PATIENCE_S
+from tests.model.transport.members import Members, OtherProcess, as_json, exchange, exchange_sizes, failure
 
 ZEROS = 200_000
 
@@ -49,7 +50,7 @@ def joined_group(endpoint: Endpoint, others: list[OtherProcess]) -> tuple[list[o
     addresses = all_addresses(endpoint, others)
     for rank, other in enumerate(others, start=1):
         other.tell("join", 1, addresses, rank)
-    group = endpoint.open_group(1, [endpoint.address, *(other.address for other in others)], 0, LONG_S)
+    group = endpoint.open_group(1, [endpoint.address, *(other.address for other in others)], 0, BEYOND_PATIENCE_S)
     assert [other.answer() for other in others] == ["joined", "joined"]
     return addresses, group
 
@@ -82,7 +83,7 @@ def test_a_death_ends_the_wait_of_all_others_and_survivors_go_on(shares_memory: 
         killer.join()
         group.close()
         others[0].tell("join", 2, addresses[:2], 1)
-        again = endpoint.open_group(2, [endpoint.address, others[0].address], 0, LONG_S)
+        again = endpoint.open_group(2, [endpoint.address, others[0].address], 0, BEYOND_PATIENCE_S)
         assert others[0].answer() == "joined"
         others[0].tell("exchange", 2, ZEROS, 3)
         for _ in range(3):
@@ -91,13 +92,25 @@ def test_a_death_ends_the_wait_of_all_others_and_survivors_go_on(shares_memory: 
         again.close()
 
 
+def test_a_death_is_noticed_while_nothing_is_exchanged(shares_memory: bool) -> None:
+    with group_with_processes(shares_memory) as (endpoint, others):
+        _, group = joined_group(endpoint, others)
+        group.check()
+        assert not endpoint.hangups.poll(0)
+        others[1].kill()
+        assert endpoint.hangups.poll(PATIENCE_S)
+        error = failure(group.check)
+        assert (error.reason, error.rank) == (Reason.CLOSED, 2)
+        group.close()
+
+
 def test_a_member_that_comes_late_is_waited_for(shares_memory: bool) -> None:
     with group_with_processes(shares_memory) as (endpoint, others):
         addresses = all_addresses(endpoint, others)
         timer = threading.Timer(0.1, lambda: others[1].tell("join", 1, addresses, 2))
         others[0].tell("join", 1, addresses, 1)
         timer.start()
-        group = endpoint.open_group(1, [endpoint.address, *(other.address for other in others)], 0, LONG_S)
+        group = endpoint.open_group(1, [endpoint.address, *(other.address for other in others)], 0, BEYOND_PATIENCE_S)
         assert [other.answer() for other in others] == ["joined", "joined"]
         timer.join()
         group.close()
@@ -132,7 +145,7 @@ def test_a_stopped_member_that_comes_back_harms_nobody(shares_memory: bool) -> N
         assert others[1].answer() == "left"
         for rank, other in enumerate(others, start=1):
             other.tell("join", 2, addresses, rank)
-        again = endpoint.open_group(2, [endpoint.address, *(other.address for other in others)], 0, LONG_S)
+        again = endpoint.open_group(2, [endpoint.address, *(other.address for other in others)], 0, BEYOND_PATIENCE_S)
         assert [other.answer() for other in others] == ["joined", "joined"]
         for other in others:
             other.tell("exchange", 2, ZEROS, 2)
@@ -169,9 +182,9 @@ def test_connections_with_processes_that_are_gone_are_let_go_of(shares_memory: b
     for group_id in range(1, 6):
         other = Endpoint("127.0.0.1", machine=None if shares_memory else "")
         members = [endpoint.address, other.address]
-        thread = threading.Thread(target=other.open_group, args=(group_id, members, 1, LONG_S))
+        thread = threading.Thread(target=other.open_group, args=(group_id, members, 1, BEYOND_PATIENCE_S))
         thread.start()
-        endpoint.open_group(group_id, members, 0, LONG_S).close()
+        endpoint.open_group(group_id, members, 0, BEYOND_PATIENCE_S).close()
         thread.join()
         other.close()
     endpoint.open_group(100, [endpoint.address], 0, 1.0).close()
@@ -225,7 +238,7 @@ def test_an_endpoint_that_closes_ends_its_groups_everywhere(shares_memory: bool)
     waiting = [members.start(rank, lambda rank=rank: failure(lambda: exchange(groups[rank], [b"x"] * 2, [1] * 2)))
                for rank in range(1)]
     members.endpoints[1].close()
-    error = waiting[0].result(LONG_S / 2)
+    error = waiting[0].result(PATIENCE_S)
     assert (error.reason, error.rank) == (Reason.CLOSED, 1)
     assert failure(lambda: exchange(groups[1], [b"x"] * 2, [1] * 2)).reason == Reason.NO_GROUP
     members.close()

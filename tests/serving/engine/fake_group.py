@@ -82,6 +82,11 @@ class KvModel:
             for slot in written_slots(request):
                 self.states[slot] = (-1,)
 
+    def move(self, new_number_of: dict[int, int]) -> None:
+        """Go on with the blocks that a resize keeps, under their new numbers."""
+        self.slots = {(new_number_of[block], offset): token_id for (block, offset), token_id in self.slots.items()
+                      if block in new_number_of}
+
     def _write_states(self, request: ScheduledRequest, state: tuple[int, ...]) -> None:
         if request.state_write is None:
             return
@@ -176,9 +181,12 @@ class Group:
             self.changed.clear()
             await self.changed.wait()
 
-    def break_down(self) -> None:
+    def abort(self) -> None:
         self.is_broken = True
         self.changed.set()
+
+    def break_down(self) -> None:
+        self.abort()
         raise GroupError("the group is broken")
 
 
@@ -191,6 +199,7 @@ class FakeExecutor:
         self.model = model
         self.plans: list[StepPlan] = []
         self.in_flight: asyncio.Event | None = None     # set it to let the step under way end
+        self.preparing: dict[str, asyncio.Future[None]] = {}    # by request; ended by the test
         self.agreed_step_index = -1
         self.prepared_revision = 0
         self.running_revision = 0
@@ -219,6 +228,9 @@ class FakeExecutor:
         await group.delay()
         return tuple(headers[rank] for rank in range(group.num_members))
 
+    async def prepare(self, submission: Submission) -> None:
+        await self.preparing.setdefault(submission.request_id, asyncio.get_running_loop().create_future())
+
     async def switch(self, revision: int) -> None:
         headers = self.group.headers[self.agreed_step_index].values()
         assert [header.prepared_revision for header in headers] == [revision] * self.group.num_members
@@ -230,7 +242,7 @@ class FakeExecutor:
         group, num_tokens_of_member = self.group, agreement.num_tokens_of_member
         headers = group.headers[plan.step_index]
         assert plan.num_tokens == num_tokens_of_member[self.rank] == headers[self.rank].num_tokens
-        assert any(num_tokens_of_member) and not any(header.wants_pause for header in headers.values())
+        assert any(num_tokens_of_member)
         self.plans.append(plan)
         if self.in_flight is not None:
             await self.in_flight.wait()

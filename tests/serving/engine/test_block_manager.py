@@ -117,10 +117,22 @@ class BlockManagerMachine(RuleBasedStateMachine):
     def free(self, which: int) -> None:
         self.manager.free(self.tables.pop(which % len(self.tables)))
 
+    @rule(num_more=st.integers(0, 9))
+    def resize(self, num_more: int) -> None:
+        """What is held stays; of the rest what was used last, as far as there is room."""
+        num_held = self.manager.num_held
+        held = {block for table in self.tables for block in table}
+        new_number_of = self.manager.resize(num_held + num_more)
+        assert num_held == len(held) and held <= set(new_number_of)
+        assert sorted(set(new_number_of.values())) == sorted(new_number_of.values())
+        assert all(0 <= block < num_held + num_more for block in new_number_of.values())
+        self.tables = [[new_number_of[block] for block in table] for table in self.tables]
+        self.contents = {new_number_of[block]: name for block, name in self.contents.items() if block in new_number_of}
+
     @invariant()
     def no_block_is_lost_or_wrongly_shared(self) -> None:
         check_blocks(self.manager, self.tables)
 
 
-BlockManagerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+BlockManagerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestBlockManagerMachine = BlockManagerMachine.TestCase

@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable
+from dataclasses import replace
 
 import pytest
 
-from model.errors import GroupError
+from model.errors import GrammarError, GroupError
 from serving.engine.engine import RATE_WINDOW_S, Engine, ShardLoad, WorkRate
-from serving.engine.request import FinishReason
+from serving.engine.request import FinishReason, Submission
 from serving.errors import ContextLengthError
 from tests.serving.engine.fake_group import FakeExecutor, Group, check_blocks, expected
 from tests.serving.router.fake_cluster import Cluster, Shard, SlowModel, submission, turns, until
@@ -120,6 +121,60 @@ async def test_a_passed_deadline_fails_the_request() -> None:
         assert shard.check("a") is FinishReason.FAILED and shard.events("a")[-1].error
 
 
+def with_grammar(name: str, **fields: object) -> Submission:
+    plain = submission(name, **fields)      # type: ignore[arg-type]
+    return replace(plain, sampling=replace(plain.sampling, grammar="of llguidance"))
+
+
+async def test_others_go_on_while_a_grammar_is_prepared() -> None:
+    async with Cluster() as cluster:
+        shard, = cluster.shards
+        shard.submit(with_grammar("a"))
+        shard.submit(submission("b"))
+        await until(lambda: shard.has_ended("b"))
+        agreements = cluster.group.num_agreements
+        await turns(50)
+        assert cluster.group.num_agreements == agreements and not shard.events("a")
+        shard.executor.preparing["a"].set_result(None)
+        await cluster.until_ended()
+        cluster.check()
+
+
+async def test_a_grammar_that_cannot_be_prepared_fails_its_request_only() -> None:
+    async with Cluster() as cluster:
+        shard, = cluster.shards
+        shard.submit(with_grammar("a"))
+        shard.submit(submission("b"))
+        await until(lambda: "a" in shard.executor.preparing)
+        shard.executor.preparing["a"].set_exception(GrammarError("too large"))
+        await cluster.until_ended()
+        assert [(event.finish_reason, event.error) for event in shard.events("a")] == [
+            (FinishReason.FAILED, "too large")]
+        assert shard.check("b") is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("way", ["cancel", "disconnect", "deadline"])
+async def test_a_request_can_end_while_its_grammar_is_prepared(way: str) -> None:
+    async with Cluster() as cluster:
+        shard, = cluster.shards
+        shard.submit(with_grammar("a", deadline_s=5.0))
+        await until(lambda: "a" in shard.executor.preparing)
+        preparing = shard.executor.preparing.pop("a")
+        if way == "cancel":
+            shard.engine.cancel("a")
+        elif way == "disconnect":
+            shard.engine.disconnect("r")
+        else:
+            cluster.clock.now_s = 5.0
+            shard.engine.tell_prepared()
+        await until(preparing.cancelled)
+        shard.engine.submit("r", with_grammar("a", max_tokens=3))       # the id is free again
+        await until(lambda: "a" in shard.executor.preparing)
+        shard.executor.preparing["a"].set_result(None)
+        await until(lambda: sum(len(event.token_ids) for event in shard.events("a")) == 3)
+        assert shard.engine.load().num_sequences == 0
+
+
 async def test_a_deadline_wakes_a_sleeping_shard() -> None:
     cluster = Cluster()
     shard, = cluster.shards
@@ -221,31 +276,6 @@ async def test_a_ring_that_fails_is_left_to_the_agreement() -> None:
         ringer.engine._ring_peers = ringer._ring_peers      # the group sleeps, and is to end in order
 
 
-async def test_a_paused_group_takes_no_step_until_all_have_resumed() -> None:
-    async with Cluster(3) as cluster:
-        first, second, third = cluster.shards
-        third.submit(submission("a", max_tokens=30))
-        await until(lambda: cluster.group.num_steps > 6)
-        await asyncio.gather(first.engine.pause(), second.engine.pause())
-        num_steps = cluster.group.num_steps
-        second.submit(submission("b"))
-        await turns(300)
-        first.engine.resume()
-        await turns(300)
-        assert cluster.group.num_steps == num_steps
-        second.engine.resume()
-        await cluster.until_ended()
-        cluster.check()
-
-
-async def test_pausing_an_idle_group_and_stopping_it_in_order() -> None:
-    cluster = Cluster(2)
-    async with cluster:
-        await cluster.shards[0].engine.pause()
-    await cluster.shards[0].engine.pause()      # nothing runs, so it is paused
-    assert all(task.done() for task in cluster.tasks)
-
-
 # Revisions of the placement.
 
 
@@ -294,39 +324,6 @@ async def test_a_member_alone_switches_by_itself() -> None:
         assert cluster.switches() == [(1, 1)]
 
 
-async def test_a_paused_group_waits_with_the_switch_until_it_is_resumed() -> None:
-    async with Cluster(3) as cluster:
-        first, second, third = cluster.shards
-        third.submit(submission("a", max_tokens=30))
-        await until(lambda: cluster.group.num_steps > 6)
-        first.prepare(1)
-        await first.engine.pause()
-        await cluster.until_asleep()
-        agreements = cluster.group.num_agreements
-        second.prepare(1)
-        third.prepare(1)
-        await turns(300)
-        assert cluster.group.num_agreements == agreements and not cluster.switches()
-        first.engine.resume()
-        await cluster.until_ended()
-        assert [revision for revision, _ in cluster.switches()] == [1]
-        cluster.check()
-
-
-async def test_pausing_while_the_last_member_prepares_does_both() -> None:
-    async with Cluster(2) as cluster:
-        first, second = cluster.shards
-        first.submit(submission("a", max_tokens=30))
-        first.prepare(1)
-        await until(lambda: cluster.group.num_steps > 9)
-        second.prepare(1)
-        await second.engine.pause()
-        assert [revision for revision, _ in cluster.switches()] == [1]
-        second.engine.resume()
-        await cluster.until_ended()
-        cluster.check()
-
-
 @pytest.mark.parametrize("late", range(3))
 async def test_nobody_switches_while_members_have_prepared_different_revisions(late: int) -> None:
     """Revision 1 was taken back, since one could not prepare it, and `late` hears of that last."""
@@ -367,7 +364,7 @@ async def test_only_one_run_at_a_time_and_no_epoch_change_within() -> None:
 
 
 async def client(cluster: Cluster, rng: random.Random, number: int) -> None:
-    """A router at work: submits to any member at any moment, sometimes cancels, holds back or pauses the group."""
+    """A router at work: submits to any member at any moment, sometimes cancels or holds back."""
     for i in range(rng.randint(1, 4)):
         await turns(rng.choice([0, 1, 2, 5, 40, 150]))
         shard = rng.choice(cluster.shards)
@@ -383,17 +380,6 @@ async def client(cluster: Cluster, rng: random.Random, number: int) -> None:
                 shard.engine.hold(f"router{number}", False)
 
 
-async def pauser(cluster: Cluster, rng: random.Random) -> None:
-    """Pauses from one member; no step runs meanwhile."""
-    engine = rng.choice(cluster.shards).engine
-    await turns(rng.randint(0, 100))
-    await engine.pause()
-    num_steps = cluster.group.num_steps
-    await turns(rng.randint(0, 60))
-    assert cluster.group.num_steps == num_steps
-    engine.resume()
-
-
 async def preparer(shard: Shard, rng: random.Random) -> None:
     await turns(rng.choice([0, 1, 10, 100, 300]))
     shard.prepare(1)
@@ -406,8 +392,6 @@ async def test_no_order_of_events_loses_a_wake_up(block_of_seeds: int) -> None:
         cluster = Cluster(rng.randint(2, 4), rng.choice([8, 12, 64]), seed, max_delay=rng.choice([0, 1, 4, 12]))
         async with cluster:
             workers: list[Awaitable[None]] = [client(cluster, rng, number) for number in range(rng.randint(1, 3))]
-            if rng.random() < 0.5:
-                workers.append(pauser(cluster, rng))
             preparers = list(cluster.shards) if rng.random() < 0.5 else cluster.shards[1:]
             workers += [preparer(shard, rng) for shard in preparers]
             await asyncio.gather(*workers)
@@ -446,13 +430,3 @@ async def test_a_broken_group_keeps_its_requests_and_the_next_epoch_draws_the_sa
     cluster.check()
     assert cluster.shards[0].check("b") is FinishReason.CANCELLED
     assert cluster.shards[0].check("a") is cluster.shards[1].check("between") is FinishReason.LENGTH
-
-
-async def test_pausing_a_group_that_breaks_does_not_hang() -> None:
-    cluster = Cluster(2)
-    cluster.group.fail_at = ("agree", 1)
-    cluster.start()
-    pausing = asyncio.create_task(cluster.shards[0].engine.pause())
-    cluster.shards[1].submit(submission("a"))
-    await asyncio.gather(*cluster.tasks, return_exceptions=True)
-    await pausing

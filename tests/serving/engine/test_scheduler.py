@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.step import SamplingSpec, ScheduledRequest, StepPlan
 from serving.config import SchedulerConfig
+from serving.engine import block_names
 from serving.engine import scheduler as scheduler_module
 from serving.engine.block_manager import block_hash
 from serving.engine.request import FinishReason, Request, RequestStatus, Submission, TokenEvent
@@ -56,9 +57,10 @@ class Driver:
         self.model = KvModel(BLOCK)
         self.events: dict[str, list[TokenEvent]] = {}
         self.plans: list[tuple[ScheduledRequest, ...]] = []
+        self.now_s = 0.0
 
     def step(self, fails: bool = False) -> tuple[ScheduledRequest, ...]:
-        plan = StepPlan(1, len(self.plans), self.scheduler.schedule())
+        plan = StepPlan(1, len(self.plans), self.scheduler.schedule(self.now_s))
         self.plans.append(plan.requests)
         if fails:
             self.model.spoil(plan)
@@ -79,6 +81,10 @@ class Driver:
         assert len(reasons) == 1 and events[-1].finish_reason is reasons[0]
         return Expected(tuple(token_id for event in events for token_id in event.token_ids), reasons[0],
                         tuple(logprob for event in events for logprob in event.prompt_logprobs))
+
+
+def names(plan: tuple[ScheduledRequest, ...]) -> list[str]:
+    return [scheduled.request_id for scheduled in plan]
 
 
 def run_all(scheduler: Scheduler, *submissions: Submission) -> Driver:
@@ -113,7 +119,7 @@ def test_a_shard_without_kv_blocks_takes_no_request() -> None:
     scheduler = make_scheduler(num_blocks=0)
     with pytest.raises(InvalidRequestError, match=r"experts only.*send it to a shard that has a share"):
         scheduler.add(Request(submission("a", num_prompt=1, max_tokens=1), "r", 0.0))
-    assert not scheduler.has_work() and scheduler.schedule() == () and scheduler.blocks.num_free == 0
+    assert not scheduler.has_work() and scheduler.schedule(0.0) == () and scheduler.blocks.num_free == 0
 
 
 @pytest.mark.parametrize(("wrong", "param"), [
@@ -145,6 +151,78 @@ def test_decodes_go_before_prefill() -> None:
     for _ in range(5):
         plan = driver.step()
         assert [(each.request_id, len(each.token_ids)) for each in plan] == [("a", 1), ("b", 15)]
+
+
+def test_the_more_urgent_start_first_and_are_preempted_last() -> None:
+    scheduler = make_scheduler(max_running=2)
+    add(scheduler, *(submission(name, priority=priority) for name, priority in (
+        ("late", 1), ("plain", 0), ("also plain", 0), ("urgent", -1))))
+    assert names(scheduler.schedule(0.0)) == ["urgent", "plain"]
+    scheduler = make_scheduler(num_blocks=3)
+    late, soon = add(scheduler, submission("late", 4, 4, priority=1), submission("soon", 4, 4))
+    driver = Driver(scheduler)
+    driver.run()
+    assert (soon.num_preemptions, late.num_preemptions > 0) == (0, True)
+    assert driver.outcome("late") == expected(late.submission)
+
+
+def test_waiting_makes_up_for_a_level_of_priority() -> None:
+    scheduler = make_scheduler(max_running=1)
+    add(scheduler, submission("late", priority=1), submission("soon"))
+    assert names(scheduler.schedule(0.0)) == ["soon"]
+    scheduler.cancel("soon")
+    assert scheduler.add(Request(submission("other"), "r", 10.0)) is None
+    assert names(scheduler.schedule(10.1)) == ["late"]
+
+
+def test_a_less_urgent_sequence_gives_way_and_goes_on_later() -> None:
+    driver = Driver(make_scheduler(max_running=1))
+    (late,) = add(driver.scheduler, submission("late", priority=1))
+    driver.step()
+    add(driver.scheduler, submission("soon"))
+    assert names(driver.step()) == ["soon"] and late.num_preemptions == 1
+    driver.run()
+    assert [driver.outcome(name) for name in ("late", "soon")] == [expected(submission("x"))] * 2
+
+
+def test_a_flood_keeps_no_other_tenant_from_places_and_blocks() -> None:
+    driver = Driver(make_scheduler(num_blocks=16, max_running=8, prefix_caching=False))
+    flood = [submission(f"flood{index}", 10, 6, tenant=1) for index in range(20)]
+    add(driver.scheduler, *flood)
+    driver.step()
+    assert driver.scheduler.blocks.num_free < 5
+    calm = submission("calm", 20, 3, tenant=2)
+    add(driver.scheduler, calm)
+    driver.step()               # it is new, and the flood came first
+    plan = driver.step()
+    assert "calm" in names(plan) and driver.scheduler.num_preemptions > 0
+    (request,) = (one for one in driver.scheduler._running if one.request_id == "calm")
+    driver.run()
+    assert request.num_preemptions == 0
+    for each in (*flood, calm):
+        assert driver.outcome(each.request_id) == expected(each)
+
+
+def test_a_long_prompt_of_a_flood_is_put_off_for_a_tenant_that_was_served_less() -> None:
+    driver = Driver(make_scheduler(max_batch_tokens=16, prefix_caching=False))
+    add(driver.scheduler, submission("calm0", tenant=2))
+    driver.run()
+    add(driver.scheduler, *(submission(f"flood{index}", 100, tenant=1) for index in range(2)))
+    for _ in range(3):
+        driver.step()
+    add(driver.scheduler, submission("calm1", 20, tenant=2))
+    assert [names(driver.step()) for _ in range(2)] == [["calm1"], ["calm1", "flood0"]]
+    driver.run()
+    assert driver.outcome("flood0") == expected(submission("flood0", 100))
+
+
+def test_without_tenants_nobody_gives_way() -> None:
+    driver = Driver(make_scheduler(num_blocks=16, max_running=2))
+    requests = add(driver.scheduler, *(submission(str(index), 10, 4) for index in range(6)))
+    driver.run()
+    assert not any(request.num_preemptions for request in requests)
+    starts = [name for plan in driver.plans for name in names(plan)]
+    assert list(dict.fromkeys(starts)) == [str(index) for index in range(6)]
 
 
 def test_the_last_arrived_is_preempted_and_keeps_its_tokens() -> None:
@@ -289,7 +367,7 @@ def test_a_journal_that_is_complete_ends_at_once(fields: dict[str, tuple[int, ..
     scheduler = make_scheduler()
     event = scheduler.add(Request(replace(submission("a"), **fields), "r", 0.0))    # type: ignore[arg-type]
     assert event is not None and event.finish_reason is reason and event.token_ids == ()
-    assert scheduler.schedule() == () and scheduler.num_waiting == scheduler.num_running == 0
+    assert scheduler.schedule(0.0) == () and scheduler.num_waiting == scheduler.num_running == 0
 
 
 def test_a_journal_shorter_than_min_tokens_does_not_end() -> None:
@@ -301,7 +379,7 @@ def test_a_cancelled_request_frees_its_blocks_at_once_and_its_step_is_dropped() 
     scheduler = make_scheduler()
     model = KvModel(BLOCK)
     add(scheduler, submission("a"), submission("b"))
-    plan = StepPlan(1, 0, scheduler.schedule())
+    plan = StepPlan(1, 0, scheduler.schedule(0.0))
     event = scheduler.cancel("a")
     assert event is not None and event.finish_reason is FinishReason.CANCELLED
     assert scheduler.blocks.num_free == 64 - 2
@@ -317,7 +395,7 @@ def test_a_cancelled_request_frees_its_blocks_at_once_and_its_step_is_dropped() 
 def test_a_deadline_fails_the_request_whatever_its_state() -> None:
     scheduler = make_scheduler(max_running=1)
     add(scheduler, submission("running", deadline_s=5.0), submission("waiting", deadline_s=6.0), submission("patient"))
-    scheduler.schedule()
+    scheduler.schedule(0.0)
     assert scheduler.next_deadline_s() == 5.0
     assert scheduler.expire(4.9) == []
     assert [(event.request_id, event.finish_reason) for event in scheduler.expire(6.0)] == [
@@ -336,7 +414,7 @@ def test_a_prompt_is_hashed_once_for_all_of_its_choices_and_only_as_far_as_it_is
     def count(parent: bytes, token_ids: tuple[int, ...]) -> bytes:
         hashed.append(token_ids)
         return block_hash(parent, token_ids)
-    monkeypatch.setattr(scheduler_module, "block_hash", count)
+    monkeypatch.setattr(block_names, "block_hash", count)
     scheduler = make_scheduler(num_blocks=200, max_batch_tokens=16)
     prompt = tuple(range(40))
     add(scheduler, *(submission(name, max_tokens=1, prompt_token_ids=prompt) for name in "abc"))
@@ -454,7 +532,8 @@ def submissions(draw: st.DrawFn) -> Submission:
         max_tokens, min_tokens=draw(st.integers(0, max_tokens)),
         stop_token_ids=draw(st.lists(st.integers(0, 39), max_size=6).map(tuple)),
         num_prompt_logprobs=draw(st.sampled_from([None, None, 0])),
-        deadline_s=draw(st.sampled_from([None, None, None, 4.0, 9.0])))
+        deadline_s=draw(st.sampled_from([None, None, None, 4.0, 9.0])),
+        priority=draw(st.sampled_from([0, 0, 1, -2])), tenant=draw(st.integers(0, 2)))
     journal = expected(whole).token_ids
     return replace(whole, journal_token_ids=journal[:draw(st.sampled_from([0, 0, 0, 1, 3]))])
 
@@ -504,6 +583,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             with pytest.raises(InvalidRequestError):
                 self.scheduler.add(request)
             return
+        if new.max_tokens + len(new.prompt_token_ids) > self.scheduler.room.max_request_tokens:     # since resize()
+            with pytest.raises(ContextLengthError):
+                self.scheduler.add(request)
+            return
         event = self.scheduler.add(request)
         self.num_accepted += 1
         self.open[name] = request
@@ -523,6 +606,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     def change_budget(self, token_budget: int) -> None:
         self.scheduler.token_budget = token_budget
 
+    @rule(num_blocks=st.integers(5, 24))
+    def resize(self, num_blocks: int) -> None:
+        """Also when a step was in flight, which then has failed."""
+        if self.plan is not None:
+            self.model.spoil(self.plan)
+            self.plan = None
+        new_number_of, ended = self.scheduler.resize(num_blocks)
+        self.model.move(new_number_of)
+        for event in ended:
+            assert event.finish_reason is FinishReason.CANCELLED
+            self.take(event)
+        for request in self.open.values():
+            self.scheduler.room.check(request.submission)
+
     @rule()
     def expire(self) -> None:
         self.now_s += 1.0
@@ -538,18 +635,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         decoding = [request for request in self.open.values() if request.status is RequestStatus.RUNNING
                     and request.num_tokens - request.num_computed_tokens == 1 and request.router_id not in self.held]
         has_work = self.scheduler.has_work()
-        requests = self.scheduler.schedule()
+        requests = self.scheduler.schedule(self.now_s)
         assert bool(requests) == has_work == any(each.router_id not in self.held for each in self.open.values())
         planned = {each.request_id for each in requests}
         assert len(planned) == len(requests)
         assert sum(len(each.token_ids) for each in requests) <= max(self.scheduler.token_budget, len(decoding))
         assert self.scheduler.num_running <= self.scheduler.config.max_running_requests
-        for request in decoding:        # a decode waits only for blocks, and never when it was the first to arrive
+        for request in decoding:        # a decode waits only for blocks
             assert request.request_id in planned or request.status is RequestStatus.PREEMPTED
-        if decoding:
-            assert min(decoding, key=lambda request: request.arrival_index).request_id in planned or any(
-                request.arrival_index < min(each.arrival_index for each in decoding)
-                for request in self.open.values() if request.request_id in planned)
         self.check_plan(requests)
         self.plan = StepPlan(1, self.step_index, requests)
         self.step_index += 1
@@ -600,6 +693,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 # Without shrinking, which takes minutes for a machine of this size: add Phase.shrink when it has found something.
-SchedulerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None,
+SchedulerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40,
                                               phases=[Phase.reuse, Phase.generate])
 TestSchedulerMachine = SchedulerMachine.TestCase
+
+
+def test_what_cannot_be_drawn_fails_its_request_only() -> None:
+    driver = Driver(make_scheduler())
+    add(driver.scheduler, submission("a"), submission("b"))
+    plan = StepPlan(1, 0, driver.scheduler.schedule(0.0))
+    result = driver.model.run(plan)
+    tokens = tuple(token._replace(token_id=None, logprob=None, error="no token") if token.request_id == "a" else token
+                   for token in result.tokens)
+    failed, other = driver.scheduler.apply(plan, replace(result, tokens=tokens))
+    assert failed == TokenEvent("a", finish_reason=FinishReason.FAILED, error="no token") and other.token_ids
+    driver.plans.append(plan.requests)
+    driver.run()
+    assert driver.events["b"][-1].finish_reason is FinishReason.LENGTH
+    check_blocks(driver.scheduler.blocks, [])

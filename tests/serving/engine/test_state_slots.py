@@ -61,6 +61,19 @@ def test_of_what_an_output_leaves_only_the_newest_stays() -> None:
     assert found == [1, 0, 0, 1] and slots.num_snapshots == 2
 
 
+def test_what_an_output_left_before_stays_until_somebody_needs_the_slot() -> None:
+    """Another member may be about to take the sequence over as it was a moment ago."""
+    slots = StateSlots(5)
+    assert slots.start("a", None)
+    for position in (12, 16, 20):
+        run_to(slots, "a", position, keeps=True, is_output=True)
+    assert [slots.num_reusable([name_of(position)]) for position in (12, 16, 20)] == [0, 1, 1]
+    check_state_slots(slots, ["a"])
+    assert slots.start("b", None)
+    assert [slots.num_reusable([name_of(position)]) for position in (16, 20)] == [0, 1]
+    check_state_slots(slots, ["a", "b"])
+
+
 def test_without_room_nothing_is_kept_and_nobody_waits_for_it() -> None:
     slots = StateSlots(2)
     assert slots.start("a", None) and not slots.start("b", None)

@@ -54,7 +54,7 @@ async def test_what_is_too_much_is_refused_by_name(http: httpx.AsyncClient, serv
 
 async def test_an_answer_repeats_prompts_within_a_bound(http: httpx.AsyncClient,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.ingress.openai_completions.MAX_REPEATED_TOKENS", 100)
+    monkeypatch.setattr("serving.ingress.openai.completions.MAX_REPEATED_TOKENS", 100)
     for field in ("echo", "return_token_ids"):
         asked = {"model": "tiny", "prompt": [5] * 10, "max_tokens": 1, field: True}
         assert (await http.post(COMPLETIONS, json=asked | {"n": 10})).status_code == 200

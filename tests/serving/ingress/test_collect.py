@@ -11,6 +11,7 @@ from serving.errors import ClientGoneError, ShardFailedError
 from serving.ingress.collect import CollectedChoice, UsageCount, open_stream
 from serving.router.generation import GenerationDelta, GenerationRequest
 from serving.sampling_params import SamplingParams
+from tests.deadlines import PATIENCE_S
 from tests.serving.ingress.conftest import FakeService
 
 
@@ -37,7 +38,7 @@ async def test_every_delta_arrives_once(service: FakeService, number: int) -> No
 @pytest.mark.parametrize("number", [1, 3])
 async def test_leaving_early_closes_every_stream(service: FakeService, number: int) -> None:
     service.stalls = True
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         async with open_stream(service, requests(number)) as deltas:
             await anext(aiter(deltas))
     assert service.num_closed == len(service.requests) == number

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import InvalidRequestError
@@ -23,13 +23,11 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.lists(st.integers(0, 10**12)) | st.dictionaries(texts, inner), max_leaves=30)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(texts, values), st.booleans(), st.sampled_from([None, 1, "\t"]))
 def test_what_json_writes_is_read_again(body: dict[str, object], ascii_only: bool, indent: int | str | None) -> None:
     assert read_json(json.dumps(body, ensure_ascii=ascii_only, indent=indent).encode(), WIDE) == body
 
 
-@settings(deadline=None)
 @given(st.text(alphabet='{}[]:,"\\/abntrfu01289dDeE+-. \n\t\x00é😀', max_size=20))
 def test_what_is_read_and_what_is_refused_is_as_in_the_standard_library(text: str) -> None:
     content = ('{"a":' + text + "}").encode()
@@ -57,7 +55,6 @@ def any_twice(content: bytes) -> bool:
     return any(found)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=30))
 def test_any_bytes_are_the_clients_error_or_an_object(content: bytes) -> None:
     try:

@@ -26,7 +26,7 @@ def test_rows_agree_between_the_doors() -> None:
     retryable = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
                  grpc.StatusCode.INVALID_ARGUMENT: 400, grpc.StatusCode.DEADLINE_EXCEEDED: 504,
                  grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.NOT_FOUND: 404, grpc.StatusCode.CANCELLED: 499,
-                 grpc.StatusCode.INTERNAL: 500}
+                 grpc.StatusCode.PERMISSION_DENIED: 403, grpc.StatusCode.INTERNAL: 500}
     assert all(retryable[status.grpc] == status.http for status in STATUS.values())
 
 

@@ -43,6 +43,42 @@ class Changed:
             await self._event.wait()
 
 
+class Cable:
+    """Stands between both ends. Once it is cut nothing comes through and nothing is closed: what a lost node looks
+    like."""
+
+    def __init__(self, port: int) -> None:
+        self._to_port = port
+        self._is_cut = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Cable:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        self._is_cut = True
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+        self._writers += (writer, up_writer)
+        self._tasks += (asyncio.create_task(self._pump(reader, up_writer)),
+                        asyncio.create_task(self._pump(up_reader, writer)))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while content := await reader.read(65536):
+            if not self._is_cut:
+                writer.write(content)
+
+
 @dataclass
 class RecordingEngine:
     """Takes everything, computes nothing. Prompts of more than 100 tokens are refused."""

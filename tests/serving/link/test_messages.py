@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.step import SamplingSpec, TokenLogprob
@@ -14,9 +14,11 @@ from serving.link.messages import (
     decode_event,
     decode_load,
     decode_submission,
+    decode_updates,
     encode_event,
     encode_load,
     encode_submission,
+    encode_updates,
     error_of_text,
     error_text,
     merge_events,
@@ -31,12 +33,12 @@ logprobs = st.lists(st.builds(TokenLogprob, small, floats, st.lists(st.tuples(sm
 biases = st.dictionaries(small, floats, max_size=3).map(lambda bias: tuple(sorted(bias.items())))
 specs = st.builds(SamplingSpec, floats, st.none() | small, floats, floats, floats, floats, floats, biases, token_ids,
                   st.integers(-2**63, 2**63 - 1), st.none() | small)
-submissions = st.builds(Submission, st.text(), token_ids, specs, small, small, token_ids, token_ids, st.none() | small)
+submissions = st.builds(Submission, st.text(), token_ids, specs, small, small, token_ids, token_ids, st.none() | small,
+                        source_shard_id=st.text(), priority=st.integers(-100, 100), tenant=st.integers(0, 2**64 - 1))
 events = st.builds(TokenEvent, st.just("r"), token_ids, logprobs, logprobs, st.none() | small,
-                   st.none() | st.sampled_from(FinishReason), st.none() | small, st.text())
+                   st.none() | st.sampled_from(FinishReason), st.none() | small, st.text(), small)
 
 
-@settings(deadline=None)
 @given(submission=submissions)
 def test_a_submission_arrives_as_it_was_sent(submission: Submission) -> None:
     wire = encode_submission(submission, 5.0).SerializeToString()
@@ -48,11 +50,37 @@ def test_a_deadline_moves_to_the_other_sides_clock() -> None:
     assert decode_submission(encode_submission(submission, 10.0), 500.0).deadline_s == 502.0
 
 
-@settings(deadline=None)
 @given(event=events)
 def test_an_event_arrives_as_it_was_sent(event: TokenEvent) -> None:
     wire = encode_event(event).SerializeToString()
     assert decode_event(shard_pb2.SequenceUpdate.FromString(wire)) == event
+
+
+one_token = small.map(lambda token_id: TokenEvent("r", (token_id,)))
+
+
+@given(step=st.lists(one_token | events, max_size=5))
+def test_the_events_of_a_step_arrive_in_one_message_as_they_were_sent(step: list[TokenEvent]) -> None:
+    sent = [event._replace(request_id=str(index)) for index, event in enumerate(step)]
+    message = shard_pb2.ToRouter()
+    encode_updates(message, sent)
+    received = decode_updates(shard_pb2.ToRouter.FromString(message.SerializeToString()))
+    assert {event.request_id: event for event in received} == {event.request_id: event for event in sent}
+
+
+@pytest.mark.parametrize("broken", [TokenEvent("x", (2**32,)), TokenEvent("x", (1,), stop_token_id=-1)])
+def test_an_event_that_cannot_be_sent_fails_alone(broken: TokenEvent) -> None:
+    message = shard_pb2.ToRouter()
+    encode_updates(message, [TokenEvent("a", (1,)), broken, TokenEvent("b", (2,)), TokenEvent("c", (3, 4))])
+    received = {event.request_id: event for event in decode_updates(message)}
+    failed = received.pop("x")
+    assert failed.finish_reason is FinishReason.FAILED and "could not be sent" in failed.error
+    assert received == {"a": TokenEvent("a", (1,)), "b": TokenEvent("b", (2,)), "c": TokenEvent("c", (3, 4))}
+
+
+def test_columns_of_different_lengths_are_no_message_of_ours() -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        decode_updates(shard_pb2.ToRouter(drawn_request_ids=["a", "b"], drawn_token_ids=[1]))
 
 
 def test_a_load_arrives_as_it_was_sent() -> None:
@@ -60,7 +88,6 @@ def test_a_load_arrives_as_it_was_sent() -> None:
     assert decode_load(encode_load(load)) == load
 
 
-@settings(deadline=None)
 @given(steps=st.lists(events, min_size=1, max_size=5))
 def test_merged_events_say_the_same_as_the_steps(steps: list[TokenEvent]) -> None:
     merged = steps[0]
@@ -86,7 +113,7 @@ def test_other_faults_are_the_shards(text: str) -> None:
 
 
 def test_the_choices_of_one_request_share_what_is_alike() -> None:
-    first = Submission("a-0", tuple(range(1000)), SamplingSpec(seed=1, logit_bias=((3, 1.0), (5, 2.0))), 4,
+    first = Submission("a-0", tuple(range(1000)), SamplingSpec(seed=1, logit_bias=((3, 1.0), (5, 2.0)), grammar="g"), 4,
                        stop_token_ids=(7, 8))
     second = replace(first, request_id="a-1", sampling=replace(first.sampling, seed=2))
     wires = [encode_submission(submission, 0.0) for submission in (first, second)]

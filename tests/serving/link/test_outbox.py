@@ -17,9 +17,9 @@ async def test_one_message_per_step_while_the_router_keeps_up() -> None:
     box, holds = outbox(window=4)
     assert (await box.take()).events == ()      # the greeting
     for step in range(20):
-        box.deliver(step, [TokenEvent("a", (step,)), TokenEvent("b", (step,))])
+        box.deliver([TokenEvent("a", (step,)), TokenEvent("b", (step,))])
         dispatch = await box.take()
-        assert dispatch.step_index == step and dispatch.sequence == step + 1
+        assert dispatch.sequence == step + 1
         assert [event.token_ids for event in dispatch.events] == [(step,), (step,)]
         box.acknowledge(dispatch.sequence)
     assert holds == []
@@ -30,11 +30,11 @@ async def test_a_silent_router_is_held_and_its_updates_coalesce() -> None:
     await box.take()
     for step in range(3):
         assert holds == []
-        box.deliver(step, [TokenEvent("a", (step,))])
+        box.deliver([TokenEvent("a", (step,))])
         await box.take()
     assert holds == [True]
     for step in range(3, 6):                    # steps that were under way
-        box.deliver(step, [TokenEvent("a", (step,))])
+        box.deliver([TokenEvent("a", (step,))])
     waiting = asyncio.create_task(box.take())
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -50,7 +50,7 @@ async def test_a_slow_write_coalesces_and_holds_too() -> None:
     box, holds = outbox(window=3)
     await box.take()
     for step in range(3):
-        box.deliver(step, [TokenEvent("a", (step,))])
+        box.deliver([TokenEvent("a", (step,))])
     assert holds == [True]
     assert (await box.take()).events == (TokenEvent("a", (0, 1, 2)),)
 
@@ -58,8 +58,8 @@ async def test_a_slow_write_coalesces_and_holds_too() -> None:
 async def test_acknowledging_what_was_never_sent_changes_nothing() -> None:
     box, holds = outbox(window=2)
     await box.take()
-    box.deliver(0, [TokenEvent("a")])
-    box.deliver(1, [TokenEvent("a")])
+    box.deliver([TokenEvent("a")])
+    box.deliver([TokenEvent("a")])
     box.acknowledge(1_000_000)
     assert holds == [True]
 

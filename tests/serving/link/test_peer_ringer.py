@@ -13,8 +13,8 @@ async def test_a_ring_reaches_every_peer_and_not_oneself() -> None:
     engines = [RecordingEngine() for _ in range(3)]
     servers = []
     for engine in engines:
-        servicer = ShardLinkServer(clock)
-        servicer.open_epoch(4, engine)
+        servicer = ShardLinkServer("s", clock)
+        servicer.serve(engine)
         servers.append(await start_link_server(servicer, "127.0.0.1:0"))
     ringer = PeerRinger(epoch_of(4, *(port for _, port in servers)).members, 4, my_rank=1)
     ringer.connect()
@@ -25,21 +25,15 @@ async def test_a_ring_reaches_every_peer_and_not_oneself() -> None:
         await server.stop(None)
 
 
-async def test_rings_of_a_coming_epoch_are_kept_and_late_ones_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    servicer, engine = ShardLinkServer(clock), RecordingEngine()
+async def test_a_ring_where_no_engine_is_wakes_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    servicer, engine = ShardLinkServer("s", clock), RecordingEngine()
     server, port = await start_link_server(servicer, "127.0.0.1:0")
-    coming = PeerRinger(epoch_of(2, 1, port).members, 2, my_rank=0)
-    await coming.ring_peers(3)
-    await coming.ring_peers(2)
-    servicer.open_epoch(1, RecordingEngine())
-    servicer.open_epoch(2, engine)
-    assert engine.rings == [(2, 3)]
-    late = PeerRinger(epoch_of(1, 1, port).members, 1, my_rank=0)
+    ringer = PeerRinger(epoch_of(2, 1, port).members, 2, my_rank=0)
     with caplog.at_level(logging.WARNING):
-        await late.ring_peers(9)
-    assert engine.rings == [(2, 3)] and "FAILED_PRECONDITION" in caplog.text
-    for ringer in (coming, late):
-        await ringer.close()
+        await ringer.ring_peers(3)
+    servicer.serve(engine)
+    assert engine.rings == [] and caplog.text == ""
+    await ringer.close()
     await server.stop(None)
 
 
@@ -52,9 +46,9 @@ async def test_a_peer_that_is_gone_is_logged_within_the_deadline(caplog: pytest.
 
 
 async def test_a_ring_that_fails_in_any_way_keeps_none_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    engine, servicer = RecordingEngine(), ShardLinkServer(clock)
+    engine, servicer = RecordingEngine(), ShardLinkServer("s", clock)
     server, port = await start_link_server(servicer, "127.0.0.1:0")
-    servicer.open_epoch(4, engine)
+    servicer.serve(engine)
     ringer = PeerRinger(epoch_of(4, 1, port, port).members, 4, my_rank=1)
     await ringer._channels["s0"].close()        # what is called on it then raises no error of a call
     with caplog.at_level(logging.WARNING):

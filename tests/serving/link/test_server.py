@@ -13,9 +13,8 @@ import pytest
 
 from model.step import SamplingSpec
 from serving.engine.request import FinishReason, Submission, TokenEvent
-from serving.link.channel_options import channel_options
 from serving.link.client import ShardLinkClient, SubmissionQueue
-from serving.link.messages import error_of_text
+from serving.link.messages import decode_updates, error_of_text
 from serving.link.server import ShardLinkServer, start_link_server
 from serving.proto import shard_pb2, shard_pb2_grpc
 from serving.supervision import first_end, owned_tasks
@@ -32,20 +31,19 @@ class Shard:
 
 @pytest.fixture
 async def shard() -> AsyncIterator[Shard]:
-    engine, servicer = RecordingEngine(), ShardLinkServer(clock)
+    engine, servicer = RecordingEngine(), ShardLinkServer("s0", clock)
     server, port = await start_link_server(servicer, "127.0.0.1:0")
-    servicer.open_epoch(1, engine)
+    servicer.serve(engine)
     yield Shard(engine, servicer, server, port)
-    servicer.close_epoch("the test ends")
+    servicer.stop("the test ends")
     await server.stop(None)
 
 
 @asynccontextmanager
-async def linked(port: int, epoch_number: int = 1, router_id: str = "r",
+async def linked(port: int, shard_id: str = "s0", router_id: str = "r",
                  window: int = 8) -> AsyncIterator[tuple[ShardLinkClient, RecordingOwner]]:
     owner = RecordingOwner()
-    link = ShardLinkClient(member(port), lambda: SubmissionQueue(epoch_number, router_id, window, clock),
-                           epoch_number, owner)
+    link = ShardLinkClient(member(port), lambda: SubmissionQueue(shard_id, router_id, window, clock), owner)
     link.start()
     try:
         yield link, owner
@@ -78,10 +76,10 @@ async def test_submissions_go_up_and_one_message_per_step_comes_down(shard: Shar
 
 
 async def test_what_gathers_before_a_write_goes_in_one_message() -> None:
-    queue = SubmissionQueue(1, "r", 8, clock)
+    queue = SubmissionQueue("s0", "r", 8, clock)
     messages = queue.messages()
     first = await anext(messages)
-    assert (first.epoch_number, first.router_id, first.window) == (1, "r", 8)
+    assert (first.shard_id, first.router_id, first.window) == ("s0", "r", 8)
     queue.submit(submission("a"))
     queue.submit(submission("b"))
     queue.cancel("b")               # the shard need never hear of it
@@ -89,11 +87,11 @@ async def test_what_gathers_before_a_write_goes_in_one_message() -> None:
     queue.handled(7)
     message = await anext(messages)
     assert [entry.request_id for entry in message.submissions] == ["a"]
-    assert list(message.cancellations) == ["c"] and message.acknowledged_sequence == 7 and message.epoch_number == 1
+    assert list(message.cancellations) == ["c"] and message.acknowledged_sequence == 7
 
 
 async def test_acknowledgements_alone_wait_for_a_quarter_of_the_window() -> None:
-    queue = SubmissionQueue(1, "r", 8, clock)
+    queue = SubmissionQueue("s0", "r", 8, clock)
     messages = queue.messages()
     await anext(messages)
     following = asyncio.ensure_future(anext(messages))
@@ -240,7 +238,7 @@ async def test_bytes_that_are_no_message_end_the_stream_with_a_reason(shard: Sha
         with pytest.raises(grpc.aio.AioRpcError, match="the stream began without a message"):
             await call.read()
         call = connect()
-        await call.write(shard_pb2.ToShard(epoch_number=1, router_id="r", window=4).SerializeToString())
+        await call.write(shard_pb2.ToShard(shard_id="s0", router_id="r", window=4).SerializeToString())
         await call.read()
         await call.write(b"\xff\xff\xff")
         with pytest.raises(grpc.aio.AioRpcError, match="the shard could not handle a message: Error parsing"):
@@ -249,7 +247,7 @@ async def test_bytes_that_are_no_message_end_the_stream_with_a_reason(shard: Sha
 
 
 async def test_a_long_prompt_goes_in_a_message_of_its_own() -> None:
-    queue = SubmissionQueue(1, "r", 8, clock)
+    queue = SubmissionQueue("s0", "r", 8, clock)
     messages = queue.messages()
     await anext(messages)
     for name, num_prompt in (("a", 10), ("b", 70_000), ("c", 10), ("d", 10)):
@@ -266,50 +264,81 @@ async def test_a_router_that_connects_again_replaces_itself(shard: Shard) -> Non
             assert shard.engine.disconnected[0] == "r"
 
 
-async def test_an_old_epoch_is_refused_for_good(shard: Shard) -> None:
-    shard.servicer.open_epoch(2, shard.engine)
-    async with linked(shard.port, epoch_number=1) as (link, owner):
-        assert link._task is not None
-        await link._task
-        assert owner.num_connected == 0
+async def test_a_stream_that_is_meant_for_another_process_is_refused(shard: Shard) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel:
+        call = shard_pb2_grpc.ShardLinkStub(channel).Connect()
+        await call.write(shard_pb2.ToShard(shard_id="of-yesterday", router_id="r", window=4,
+                                           submissions=[shard_pb2.Submission(request_id="x")]))
+        with pytest.raises(grpc.aio.AioRpcError, match="shard of-yesterday is not here any more; shard s0 has taken"):
+            await call.read()
+    assert shard.engine.submissions == [] and shard.engine.holds == []
 
 
-async def test_the_end_of_an_epoch_breaks_its_links(shard: Shard) -> None:
-    async with linked(shard.port, epoch_number=1) as (_, owner):
+async def test_streams_go_on_while_the_engine_changes_its_epoch(shard: Shard) -> None:
+    """The server is not told of epochs at all: only of an engine that was made anew."""
+    async with linked(shard.port) as (link, owner):
         await connected(owner)
-        shard.servicer.open_epoch(2, RecordingEngine())
-        await owner.changed.until(lambda: len(owner.errors) == 1)
-        assert shard.engine.disconnected == ["r"]
-        assert "epoch 2 begins" in str(owner.errors[0])
+        shard.servicer.deliver("r", 7, [TokenEvent("a", (1,))])
+        shard.servicer.deliver("r", 0, [TokenEvent("a", (2,))])     # steps are counted from 0 again
+        await owner.changed.until(lambda: sum((event.token_ids for event in owner.events), ()) == (1, 2))
+        assert link.is_connected and owner.num_connected == 1
 
 
-async def test_a_router_may_hear_of_an_epoch_before_its_shard(shard: Shard) -> None:
+async def test_an_engine_that_is_made_anew_breaks_the_links_to_the_one_before(shard: Shard) -> None:
     later = RecordingEngine()
-    async with linked(shard.port, epoch_number=2) as (link, owner):
-        async with linked(shard.port, epoch_number=1, router_id="other") as (_, other):
-            await connected(other)      # by now the first link's stream waits
-        assert owner.num_connected == 0
-        shard.servicer.open_epoch(2, later)
+    async with linked(shard.port) as (link, owner):
         await connected(owner)
+        shard.servicer.serve(later)
+        await owner.changed.until(lambda: len(owner.errors) == 1)
+        assert shard.engine.disconnected == ["r"] and "made anew" in str(owner.errors[0])
+        await connected(owner, times=2)
         link.submit(submission("a"))
         await later.changed.until(lambda: len(later.submissions) == 1)
 
 
-async def test_a_message_of_another_epoch_ends_the_stream(shard: Shard) -> None:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel:
+async def test_routers_wait_for_a_shard_that_has_no_engine_yet(shard: Shard) -> None:
+    shard.servicer.stop("it loads")
+    async with linked(shard.port) as (link, owner):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel:     # by its answer the other waits
+            await shard_pb2_grpc.ShardLinkStub(channel).Ring(shard_pb2.RingRequest(epoch_number=1, step_index=1))
+        assert owner.num_connected == 0
+        shard.servicer.serve(shard.engine)
+        await connected(owner)
+        link.submit(submission("a"))
+        await shard.engine.changed.until(lambda: len(shard.engine.submissions) == 1)
+
+
+async def test_a_router_that_waits_too_long_for_an_engine_comes_again() -> None:
+    servicer, engine = ShardLinkServer("s0", clock, engine_wait_s=0.0), RecordingEngine()
+    server, port = await start_link_server(servicer, "127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = shard_pb2_grpc.ShardLinkStub(channel).Connect()
-        await call.write(shard_pb2.ToShard(epoch_number=1, router_id="r", window=4))
-        assert (await call.read()).epoch_number == 1
-        await call.write(shard_pb2.ToShard(epoch_number=2, submissions=[shard_pb2.Submission(request_id="x")]))
-        with pytest.raises(grpc.aio.AioRpcError, match="message of epoch 2 came on a stream of epoch 1"):
+        await call.write(shard_pb2.ToShard(shard_id="s0", router_id="r", window=4))
+        with pytest.raises(grpc.aio.AioRpcError, match="shard s0 has no engine yet"):
             await call.read()
-        assert shard.engine.submissions == [] and shard.engine.disconnected == ["r"]
+    async with linked(port) as (_, owner):
+        servicer.serve(engine)
+        await connected(owner)
+    servicer.stop("the test ends")
+    await server.stop(None)
+
+
+async def test_what_comes_late_on_a_stream_that_was_given_up_is_not_heard(shard: Shard) -> None:
+    """A submission of it would be taken for one of the router's new stream, a cancellation end what was sent again."""
+    async def late() -> AsyncIterator[shard_pb2.ToShard]:
+        shard.servicer._register(shard_pb2.ToShard(shard_id="s0", router_id="r", window=4), shard.engine)
+        yield shard_pb2.ToShard(submissions=[shard_pb2.Submission(request_id="a")], cancellations=["b"])
+
+    first = shard.servicer._register(shard_pb2.ToShard(shard_id="s0", router_id="r", window=4), shard.engine)
+    await shard.servicer._read(first, late())
+    assert shard.engine.submissions == [] and shard.engine.cancelled == []
+    assert shard.engine.disconnected == ["r"]       # of the first stream, once: the second one serves
 
 
 async def test_a_router_that_does_not_acknowledge_is_held_and_only_that_one(shard: Shard) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel, linked(shard.port) as (_, owner):
         silent = shard_pb2_grpc.ShardLinkStub(channel).Connect()
-        await silent.write(shard_pb2.ToShard(epoch_number=1, router_id="silent", window=2))
+        await silent.write(shard_pb2.ToShard(shard_id="s0", router_id="silent", window=2))
         await silent.read()
         await connected(owner)
         for step in range(20):
@@ -320,8 +349,8 @@ async def test_a_router_that_does_not_acknowledge_is_held_and_only_that_one(shar
         received = []
         while len(received) < 20:
             message = await silent.read()
-            received += [token_id for update in message.updates for token_id in update.token_ids]
-            await silent.write(shard_pb2.ToShard(epoch_number=1, acknowledged_sequence=message.sequence))
+            received += [token_id for event in decode_updates(message) for token_id in event.token_ids]
+            await silent.write(shard_pb2.ToShard(acknowledged_sequence=message.sequence))
         assert received == list(range(20))
         await shard.engine.changed.until(lambda: shard.engine.holds[-1] == ("silent", False))
         silent.cancel()
@@ -341,35 +370,3 @@ async def test_every_router_learns_the_load_of_a_working_shard(shard: Shard, mon
 async def test_an_address_in_use_is_an_error(shard: Shard) -> None:
     with pytest.raises(RuntimeError):
         await start_link_server(shard.servicer, f"127.0.0.1:{shard.port}")
-
-
-async def test_a_peer_that_falls_silent_is_noticed(shard: Shard) -> None:
-    """A proxy between both ends stops forwarding without closing: what a lost node looks like."""
-    frozen = asyncio.Event()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while content := await reader.read(65536):
-            if not frozen.is_set():
-                writer.write(content)
-
-    tasks: list[asyncio.Task[None]] = []
-    writers: list[asyncio.StreamWriter] = []
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", shard.port)
-        writers.extend((writer, up_writer))
-        tasks.extend((asyncio.create_task(pump(reader, up_writer)), asyncio.create_task(pump(up_reader, writer))))
-
-    proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
-    owner = RecordingOwner()
-    link = ShardLinkClient(member(proxy.sockets[0].getsockname()[1]), lambda: SubmissionQueue(1, "r", 8, clock),
-                           1, owner, options=channel_options(keepalive_time_s=0.1, timeout_s=0.1))
-    link.start()
-    await connected(owner)
-    frozen.set()
-    await owner.changed.until(lambda: len(owner.errors) == 1)
-    await link.close()
-    proxy.close()
-    for writer in writers:
-        writer.close()
-    await asyncio.gather(*tasks)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from model.errors import GroupError
 from model.step import SamplingSpec, StepPlan, StepResult
 from serving.config import SchedulerConfig
 from serving.engine.engine import Engine
@@ -136,9 +137,10 @@ class Cluster:
             for task in self.tasks:
                 task.cancel()
             return
-        await self.shards[0].engine.pause()
+        self.group.abort()
         await asyncio.gather(*(shard.engine.stop() for shard in self.shards))
-        await asyncio.gather(*self.tasks)
+        for ended in await asyncio.gather(*self.tasks, return_exceptions=True):
+            assert ended is None or isinstance(ended, GroupError)
 
     async def until_asleep(self) -> None:
         """Every member has left the last agreement, and enters no other."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
@@ -41,6 +43,13 @@ def test_context_and_kv_cache_have_one_text(num_context: int, kv_limit: int | No
     with pytest.raises(ContextLengthError, match=f"{says}. However, your prompt has {limit} tokens"):
         check_request(ask(limit), card, 10, of_cache)
     check_request(ask(limit - 1), card, 10, of_cache)
+
+
+def test_a_priority_has_a_range() -> None:
+    for priority in (None, -100, 100):
+        check_request(replace(ask(), priority=priority), CARD, 10, None)
+    with pytest.raises(InvalidRequestError, match="priority=101"):
+        check_request(replace(ask(), priority=101), CARD, 10, None)
 
 
 def test_log_probabilities_of_prompts_are_bounded_for_one_and_for_all() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.router.shard_choice import PrefixIndex, RoutedRequest, ShardSnapshot, block_hashes, choose_shard
@@ -158,7 +158,6 @@ def test_the_choice_follows_what_a_shard_with_states_can_go_on_from() -> None:
     assert choose(request(range(1100)), [replace(one, state_slots_total=0) for one in shards], index) == "cached"
 
 
-@settings(deadline=None)
 @given(tokens=st.lists(st.integers(0, 3), max_size=80), cut=st.integers(0, 80), num_known=st.integers(0, 5))
 def test_hashes_agree_exactly_on_the_common_prefix(tokens: list[int], cut: int, num_known: int) -> None:
     hashes = block_hashes(tokens, BLOCK)

@@ -15,7 +15,7 @@ from serving.text.tokenizer import Tokenizer
 from tests.serving.conftest import metaspace_tokenizer
 
 MULTILINGUAL = ["你好，世界。龘靐", "👩‍👩‍👧‍👦🏳️‍🌈 emoji 🎉🎉", "สวัสดีชาวโลก กำลัง", "naïve café", "ꦲꦏ꧀ࡀࡁ", "   spaces  "]
-short = settings(deadline=None, max_examples=150)
+short = settings(max_examples=150)
 
 
 @pytest.fixture(scope="module", params=["byte_level", "metaspace", "metaspace step"])

@@ -40,7 +40,6 @@ def test_ids_and_text_equal_transformers(folder: Path) -> None:
         token_id for token_id, token in theirs.added_tokens_decoder.items() if token.special}
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_any_text_equals_transformers(both: tuple[Tokenizer, AutoTokenizer], text: str) -> None:
     ours, theirs = both
@@ -199,7 +198,7 @@ def test_encoding_a_long_text_lets_other_threads_run(byte_level_dir: Path) -> No
     assert turns > 100
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(words=st.lists(st.sampled_from(["hello", " ", "\n", "é", "x", "  ", "世界", "0123456789", "<|im_end|>"]),
                       max_size=60),
        number=st.integers(0, 80), window=st.integers(17, 60))

@@ -44,7 +44,7 @@ def test_a_member_that_takes_no_part_does_not_slow_the_others() -> None:
     assert seconds[2] == 0.0 and seconds.max() < 0.1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 4), st.integers(1, 8), st.integers(0, 999), st.booleans())
 def test_nothing_exchanges_in_less_than_the_least(num_members: int, num_slots: int, seed: int, is_whole: bool) -> None:
     """Random shares, and random copies in the slots."""

@@ -28,7 +28,7 @@ def assert_legal(problem: LayerProblem, solution: LayerSolution) -> None:
     assert solution.num_moved == (held_EM & ~problem.previous_EM()).sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(layer_problems())
 def test_the_exact_placement_is_legal_and_above_its_bound(problem: LayerProblem) -> None:
     assert_legal(problem, solve_exact(problem, time_limit_s=1.0))

@@ -20,7 +20,7 @@ def without(holders: Holders, gone: int) -> Holders:
     return tuple(tuple(rank - (rank > gone) for rank in ranks if rank != gone) for ranks in holders)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layer_problems())
 def test_the_greedy_placement_is_legal_and_not_faster_than_the_exact_one(problem: LayerProblem) -> None:
     greedy = solve_greedy(problem)

@@ -1,0 +1,1 @@
+"""How many replicas of each pool the load needs. Pure. May import: planner, planner.costs, planner.layer."""

@@ -1,0 +1,4 @@
+"""Files of tenants, and batches of requests in them, in the database that all routers share.
+
+May import: tenants.
+"""

@@ -1,0 +1,78 @@
+"""Who holds more of a shard than its part, and who gives way to whom. Pure.
+
+Each tenant with requests in a shard has an equal part of its KV blocks and of its places in the batch. Nobody is kept
+from taking more while others leave it; but where a request of a tenant within its part does not fit, those give way
+that go beyond theirs, the last come first, and never a tenant's last one. Of a less urgent priority whoever would be
+later in turn gives way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from serving.engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """KV blocks, and places in the batch."""
+
+    num_blocks: int
+    num_places: int
+
+
+class TenantShares:
+    """What tenants hold, of those requests that run."""
+
+    def __init__(self, running: Iterable[Request], num_tenants: int, room: Room) -> None:
+        """`num_tenants`: with requests here, waiting ones too; `room`: of the whole shard."""
+        self._part = Room(room.num_blocks // num_tenants, max(1, room.num_places // num_tenants))
+        self._num_blocks: Counter[Hashable] = Counter()
+        self._num_places: Counter[Hashable] = Counter()
+        for request in running:
+            self._num_blocks[request.tenant] += len(request.block_table)
+            self._num_places[request.tenant] += 1
+
+    def is_over(self, tenant: Hashable) -> bool:
+        """Return whether a tenant holds more than its part."""
+        return self._num_blocks[tenant] > self._part.num_blocks or self._num_places[tenant] > self._part.num_places
+
+    def has_part_for(self, tenant: Hashable, num_blocks: int) -> bool:
+        """Return whether one more request of so many blocks leaves a tenant within its part."""
+        return (self._num_blocks[tenant] + num_blocks <= self._part.num_blocks
+                and self._num_places[tenant] < self._part.num_places)
+
+    def can_spare_one(self, tenant: Hashable) -> bool:
+        return self.is_over(tenant) and self._num_places[tenant] > 1
+
+    def give_back(self, request: Request) -> None:
+        """Count a request out."""
+        self._num_blocks[request.tenant] -= len(request.block_table)
+        self._num_places[request.tenant] -= 1
+
+
+def who_gives_way(newcomer: Request, num_blocks: int, running: Sequence[Request], shares: TenantShares,
+                  lacking: Room) -> list[Request]:
+    """Return who must give its blocks and place back so that a newcomer of `num_blocks` can start, first who goes
+    first; nobody when all that may would not be enough. `running` in the order of turns. Changes `shares`."""
+    is_within = shares.has_part_for(newcomer.tenant, num_blocks)
+    found: list[Request] = []
+    num_found = 0
+    for request in reversed(running):
+        if num_found >= lacking.num_blocks and len(found) >= lacking.num_places:
+            break
+        is_less_urgent = request.priority > newcomer.priority and request.turn > newcomer.turn
+        is_beyond = (is_within and request.tenant != newcomer.tenant and request.priority >= newcomer.priority
+                     and shares.can_spare_one(request.tenant))
+        if is_less_urgent or is_beyond:
+            found.append(request)
+            num_found += len(request.block_table)
+            shares.give_back(request)
+    return found if num_found >= lacking.num_blocks and len(found) >= lacking.num_places else []
+
+
+def last_to_keep(running: Sequence[Request], shares: TenantShares) -> Request:
+    """Return who gives its blocks back when those that run lack one: the last in turn of those beyond their part."""
+    return next((request for request in reversed(running) if shares.is_over(request.tenant)), running[-1])

@@ -1,0 +1,38 @@
+"""A pool of the running service has fewer shards, and more again; streams go on through both."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.conftest import Service, moesaic
+from tests.e2e.steady_streams import Streams
+from tests.e2e.test_operations import shards_of
+
+pytestmark = pytest.mark.multinode
+
+
+def scale(service: Service, *arguments: str) -> None:
+    done = moesaic("scale", "cpu", *arguments, "--wait", "100", "--state-dir", str(service.state_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def ready_shards(service: Service) -> set[str]:
+    return {str(member["shard_id"]) for member, shard in shards_of(service.status()) if shard["state"] == "ready"}
+
+
+def test_the_shard_that_was_named_is_the_one_that_serve_stops(service: Service) -> None:
+    pids, before = {process.pid for process in service.shard_processes()}, ready_shards(service)
+    gone = min(before)
+    streams = Streams(service.url)
+    with streams.running():
+        scale(service, "2", "--shard", gone)
+    streams.verify()
+    assert ready_shards(service) == before - {gone}
+    assert {process.pid for process in service.shard_processes()} < pids
+    scale(service, "3")
+    assert ready_shards(service) > before - {gone}
+
+
+def test_a_number_beyond_the_limits_is_refused(service: Service) -> None:
+    refused = moesaic("scale", "cpu", "1", "--state-dir", str(service.state_dir))
+    assert refused.returncode == 1 and "pool cpu may have 2 to 3 shards, not 1" in refused.stderr
