@@ -27,7 +27,6 @@ from tests.serving.link.fake_link import RecordingEngine, RecordingOwner, clock,
 SHARD = EndpointAddress("0" * 32, "127.0.0.1", 1, "", Secret("the token"))
 STRANGER = replace(SHARD, token=Secret("another token"))
 AUTHORITY = Authority()
-GREETING = shard_pb2.ToShard(shard_id="s0", router_id="r", window=8)
 
 
 @dataclass
@@ -81,12 +80,13 @@ async def code_of_ring(shard: Shard, security: LinkSecurity, known: EndpointAddr
 
 @pytest.mark.parametrize("known", [None, STRANGER, replace(SHARD, peer_id="1" * 32)], ids=["none", "wrong", "other"])
 async def test_a_stranger_ends_and_wakes_nothing(known: EndpointAddress | None) -> None:
-    """It knows the ids of shard and router, and would take the router's place."""
+    """It knows the ids of shard and router, and would take the router's place. It is refused before it has sent anything:
+    of a call that ends while it writes, grpc.aio says INTERNAL."""
     async with served() as shard, linked(shard) as (link, owner):
         async with PLAIN.channel(shard.member.link_address, channel_options()) as channel:
             stub, blocks = shard_pb2_grpc.ShardLinkStub(channel), shard_pb2_grpc.BlockLinkStub(channel)
-            for call in (stub.Connect(iter([GREETING]), timeout=PATIENCE_S, metadata=proof_for(known)),
-                         blocks.Fetch(iter([shard_pb2.ToSender()]), timeout=PATIENCE_S, metadata=proof_for(known))):
+            for call in (stub.Connect(timeout=PATIENCE_S, metadata=proof_for(known)),
+                         blocks.Fetch(timeout=PATIENCE_S, metadata=proof_for(known))):
                 assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
         assert await code_of_ring(shard, PLAIN, known) is grpc.StatusCode.UNAUTHENTICATED
         assert await code_of_ring(shard, PLAIN) is grpc.StatusCode.OK
