@@ -80,8 +80,8 @@ async def code_of_ring(shard: Shard, security: LinkSecurity, known: EndpointAddr
 
 @pytest.mark.parametrize("known", [None, STRANGER, replace(SHARD, peer_id="1" * 32)], ids=["none", "wrong", "other"])
 async def test_a_stranger_ends_and_wakes_nothing(known: EndpointAddress | None) -> None:
-    """It knows the ids of shard and router, and would take the router's place. It is refused before it has sent anything:
-    of a call that ends while it writes, grpc.aio says INTERNAL."""
+    """It knows the ids of shard and router, and would take the router's place. It is refused before it has sent
+    anything: of a call that ends while it writes, grpc.aio says INTERNAL."""
     async with served() as shard, linked(shard) as (link, owner):
         async with PLAIN.channel(shard.member.link_address, channel_options()) as channel:
             stub, blocks = shard_pb2_grpc.ShardLinkStub(channel), shard_pb2_grpc.BlockLinkStub(channel)
