@@ -238,8 +238,11 @@ def _waiting(snapshot: GroupSnapshot, why: str) -> View:
 
 
 def is_of_unknown_epoch(report: Report, known_epoch_number: int) -> bool:
-    """Return whether the shard is in an epoch that another coordinator made: it must tell before a new one is made."""
-    return (report.status.epoch_number > known_epoch_number
+    """Return whether the shard is in an epoch that another coordinator made: it must tell before a new one is made.
+
+    A newcomer is not asked: to go on with the epoch that it loads for would have those that run the one before wait.
+    """
+    return (report.status.epoch_number > known_epoch_number and not report.status.is_newcomer
             and report.status.state in (*IN_EPOCH, ShardState.BROKEN))
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar, cast
 
 from cluster.coordinator.client import CoordinatorApi, CoordinatorUnavailableError, Reporter
-from cluster.coordinator.reports import HAS_LEFT
+from cluster.coordinator.reports import HAS_LEFT, IN_EPOCH
 from cluster.coordinator.view import ShardState, View
 from cluster.device.facts import resident_memory_bytes
 from cluster.device.node import NodeIdentity, ReservedPort, host_and_port
@@ -59,6 +59,7 @@ class RegisteredShard:
         self._lost_peers: tuple[str, ...] = ()  # who ended its last epoch
         self._ended_s = 0.0
         self._is_leaving = False
+        self._is_newcomer = False
         self._reporter = Reporter(self.status, self._send, _is_news)
 
     async def run(self) -> None:
@@ -111,7 +112,7 @@ class RegisteredShard:
             revision=engine.revision if run and engine else 0, prepared_revision=run.prepared_revision if run else 0,
             failed_revision=run.revisions.failed_revision if run else 0,
             detail=(run.revisions.detail if run else "") or self._detail, is_leaving=self._is_leaving,
-            lost_peers=self._lost_now())
+            is_newcomer=self._is_newcomer and self._lifecycle.state in IN_EPOCH, lost_peers=self._lost_now())
 
     def _lost_now(self) -> tuple[str, ...]:
         """Return who of the epoch that it has left ended it, until it could be heard again, and who is silent."""
@@ -170,6 +171,8 @@ class RegisteredShard:
     async def _serve(self, epoch: Epoch, rank: int) -> None:
         """Load, join and step, until the epoch is over. Raises GroupError when the group breaks."""
         parts, self._epoch = self._parts, epoch
+        running = parts.views.view.epoch
+        self._is_newcomer = running is None or running.number < epoch.number
         parts.watch(epoch)
         self._reserve_store_port()
         self._advance(ShardState.LOADING, f"epoch {epoch.number}, rank {rank}")
@@ -184,6 +187,7 @@ class RegisteredShard:
         if complete is None:
             return
         (model, held), self._epoch = loaded, complete       # it says where to meet
+        self._is_newcomer = False
         self._advance(ShardState.JOINING, "all members have loaded")
         run = await EpochRun.join(parts, complete, rank, model, held, self._note_revision)
         try:

@@ -200,5 +200,6 @@ class ShardStatus:
     failed_revision: int = 0        # highest that it could not prepare; `detail` says why
     detail: str = ""                # what went wrong, when the state says so
     is_leaving: bool = False        # it was told to go: no epoch is to begin with it
+    is_newcomer: bool = False       # it loads for an epoch that has yet to begin, while others run the one before
     # Shard ids: they ended the epoch that it has left, by an end of file or by not answering; or do not answer now.
     lost_peers: tuple[str, ...] = ()

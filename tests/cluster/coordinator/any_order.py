@@ -37,10 +37,12 @@ class Shard:
     epoch: Epoch | None = None
     view: View = View(GroupPhase.WAITING, None)     # the latest that it has heard
     unheard: frozenset[str] = frozenset()           # shard ids, of any epoch
+    is_newcomer: bool = False
 
     def status(self) -> ShardStatus:
         status = status_of(self.member, self.state, self.epoch.number if self.epoch else 0)
-        return replace(status, lost_peers=() if self.state in IN_EPOCH else tuple(sorted(self.unheard_members())))
+        lost = () if self.state in IN_EPOCH else tuple(sorted(self.unheard_members()))
+        return replace(status, lost_peers=lost, is_newcomer=self.is_newcomer and self.state in IN_EPOCH)
 
     def unheard_members(self) -> frozenset[str]:
         """Return those of its latest epoch that do not answer."""
@@ -63,13 +65,13 @@ class Shard:
                 self.state = ShardState.LOADED
             elif view.epoch is not None and view.epoch.number == epoch.number and view.phase in (
                     GroupPhase.JOINING, GroupPhase.READY):
-                self.epoch = view.epoch
+                self.epoch, self.is_newcomer = view.epoch, False
                 self.state = ShardState.JOINING if self.state is ShardState.LOADED else ShardState.READY
             return
         for wanted in (view.epoch, view.coming):
             if wanted is not None and (epoch is None or wanted.number > epoch.number) \
                     and wanted.rank_of(self.member.shard_id) is not None:
-                self.epoch, self.state = wanted, ShardState.LOADING
+                self.epoch, self.state, self.is_newcomer = wanted, ShardState.LOADING, wanted is view.coming
                 return
 
 

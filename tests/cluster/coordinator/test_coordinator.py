@@ -205,6 +205,33 @@ async def test_newcomers_load_beside_the_running_epoch_and_are_then_taken_in(coo
     assert view.epoch is not None and view.epoch.number == 3 and view.has_ended(2)
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["heard first", "heard last"])
+async def test_a_restart_while_a_newcomer_loads_has_nobody_wait_for_it(coordinator: Coordinator, clock: Clock,
+                                                                       is_first: bool) -> None:
+    await bring_to_ready(coordinator)
+    await lose_c(coordinator)
+    epoch, newcomer = await planned(coordinator), member("c2")
+    assert (await offer(coordinator, newcomer)).coming is not None
+    again, loads = Coordinator(rules(), clock), replace(status_of(newcomer, ShardState.LOADING, 3), is_newcomer=True)
+    told = [(newcomer, loads, None), *((one, status_of(one, ShardState.READY, 2), epoch) for one in (A, B))]
+    for one, status, known in told if is_first else reversed(told):
+        assert await again.report(one, status) == (one is A and is_first or one is B and not is_first)
+        await again.report(one, status, known)
+    view = await again.watch("", 0.0)
+    assert (view.phase, view.epoch) == (GroupPhase.READY, epoch) and view.has_withdrawn(3)
+    await again.report(newcomer, status_of(newcomer, ShardState.WAITING, 3))
+    while view.coming is None:
+        view = await again.watch(view.key, PATIENCE_S)
+    assert view.coming.number > 3 and view.coming.members == (A, B, newcomer)
+
+
+async def test_newcomers_alone_after_a_restart_begin_anew(clock: Clock) -> None:
+    """Those who ran the epoch before are gone, and nobody can tell of it."""
+    again = Coordinator(rules(1), clock)
+    await again.report(A, replace(status_of(A, ShardState.LOADING, 3), is_newcomer=True))
+    assert (await planned(again)).number == 4
+
+
 async def test_a_newcomer_that_fails_leaves_the_running_epoch_alone(coordinator: Coordinator) -> None:
     epoch = await bring_to_ready(coordinator)
     await lose_c(coordinator)
