@@ -116,6 +116,7 @@ class MessagesBody(CountTokensBody):
     top_k: Whole | None = None
     top_p: float | None = None
     metadata: Metadata | None = None
+    priority: Whole | None = None       # vLLM's, as in the other APIs
 
 
 B = TypeVar("B", MessagesBody, CountTokensBody)

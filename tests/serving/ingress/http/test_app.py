@@ -504,7 +504,8 @@ async def test_the_user_is_the_tenant_without_keys(http: httpx.AsyncClient, serv
 
 async def test_a_priority_comes_with_a_body(http: httpx.AsyncClient, service: FakeService) -> None:
     for path, body in (("/v1/completions", TEXT), ("/v1/chat/completions", CHAT),
-                       ("/v1/responses", {"model": "tiny", "input": "hi"})):
+                       ("/v1/responses", {"model": "tiny", "input": "hi"}),
+                       ("/v1/messages", CHAT | {"max_tokens": 4})):
         for given in (-3, None):
             answer = await http.post(path, json=body | {"priority": given})
             assert answer.status_code == 200 and service.requests[-1].priority == given, answer.text
