@@ -279,7 +279,7 @@ async def serve_shard(port: Synchronized[float], context: int, block_s: Synchron
 
     scheduler = Scheduler(SchedulerConfig(block_size=BLOCK_SIZE), 4 * context // BLOCK_SIZE, context)
     engine = Engine(scheduler, OneTokenExecutor(), 1, time.monotonic, ring_nobody, servicer.deliver)
-    servicer.serve(engine)
+    servicer.serve(engine, NUM_EMBEDDINGS)
     await run_endless(engine=engine.run(), ticker=tick(block_s))
 
 

@@ -159,7 +159,7 @@ class MoesaicEngine:
             self._engine_task.result()
         if not waiter.done():
             for request_id in self._times:
-                self._engine.cancel(request_id)
+                self._engine.cancel("bench", request_id)
             await waiter
         return timing_of(start_s, list(self._times.values()))
 

@@ -98,7 +98,7 @@ async def serve_shard(port: Synchronized[int], step_s: float) -> None:
 
     scheduler = Scheduler(SchedulerConfig(block_size=BLOCK_SIZE), 256 * CONTEXT // BLOCK_SIZE, CONTEXT)
     engine = Engine(scheduler, OneTokenExecutor(step_s), 1, time.monotonic, ring_nobody, servicer.deliver)
-    servicer.serve(engine)
+    servicer.serve(engine, NUM_EMBEDDINGS)
     await engine.run()
 
 

@@ -15,6 +15,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256       # of one stop string
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIASES = 1024
+MAX_GRAMMAR_CHARACTERS = 2**16  # of a grammar, also one that was made of a schema
 MIN_REPETITION_PENALTY = 0.01   # logits are divided by it, in float32
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -47,7 +48,7 @@ class SamplingParams(BaseModel):
     skip_special_tokens: bool = True
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None    # of generated tokens; 0: chosen only
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    grammar: str = ""                           # of llguidance; empty: none
+    grammar: Annotated[str, Field(max_length=MAX_GRAMMAR_CHARACTERS)] = ""      # of llguidance; empty: none
 
     @model_validator(mode="after")
     def _min_tokens_can_be_reached(self) -> Self:

@@ -167,8 +167,11 @@ class Engine:
         self._queue([ended] if ended else [])
         self._wake.set()
 
-    def cancel(self, request_id: str) -> None:
-        """End a sequence and free its blocks now; what a step in flight still computes for it is dropped."""
+    def cancel(self, router_id: str, request_id: str) -> None:
+        """End a sequence of this router and free its blocks now; what a step in flight still computes for it is
+        dropped. Sequences of other routers are not its to end."""
+        if self._router_of.get(request_id) != router_id:
+            return
         ended = self.scheduler.cancel(request_id)
         self._queue([ended] if ended else [])
         self._wake.set()

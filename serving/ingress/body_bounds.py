@@ -21,7 +21,6 @@ MAX_TOOLS = 128                 # in one body, and calls of one message
 MAX_TOOLS_CHARACTERS = 2**18    # of all descriptions and schemas
 MAX_SCHEMA_VALUES = 4096        # of one function
 MAX_SCHEMA_DEPTH = 24
-MAX_GRAMMAR_CHARACTERS = 2**16  # of a grammar, also one that was made of a schema
 MAX_CHOICE_STRINGS = 1024
 MAX_ARGUMENT_VALUES = 2**16     # of all tool calls in one body
 

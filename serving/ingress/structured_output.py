@@ -10,9 +10,10 @@ from llguidance import LLMatcher
 from pydantic import JsonValue
 
 from serving.errors import InvalidRequestError, UnsupportedFieldError
-from serving.ingress.body_bounds import MAX_CHOICE_STRINGS, MAX_GRAMMAR_CHARACTERS
+from serving.ingress.body_bounds import MAX_CHOICE_STRINGS
 from serving.ingress.build_request import SamplingFields
 from serving.ingress.tools import check_schema
+from serving.sampling_params import MAX_GRAMMAR_CHARACTERS
 
 FORMAT_FIELDS = frozenset({"response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
                            "guided_grammar"})

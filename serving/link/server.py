@@ -23,6 +23,7 @@ from serving.link.block_sender import BlockSender
 from serving.link.channel_options import Options, server_options
 from serving.link.messages import decode_submission, encode_load, encode_updates, failed_event
 from serving.link.outbox import Outbox, OutboxClosedError
+from serving.link.received import MAX_ID_CHARACTERS, check_submission
 from serving.link.security import PLAIN, LinkSecurity, ProofInterceptor
 from serving.proto import shard_pb2, shard_pb2_grpc
 
@@ -39,7 +40,7 @@ class LinkedEngine(Protocol):
     """Takes what routers send: the part of `serving.engine.engine.Engine` that the link needs."""
 
     def submit(self, router_id: str, submission: Submission) -> None: ...
-    def cancel(self, request_id: str) -> None: ...
+    def cancel(self, router_id: str, request_id: str) -> None: ...
     def disconnect(self, router_id: str) -> None: ...
     def hold(self, router_id: str, held: bool) -> None: ...
     def ring(self, epoch_number: int, step_index: int) -> None: ...
@@ -49,9 +50,10 @@ class LinkedEngine(Protocol):
 class RouterStream:
     """One connected router."""
 
-    def __init__(self, router_id: str, engine: LinkedEngine, window: int) -> None:
+    def __init__(self, router_id: str, engine: LinkedEngine, num_embeddings: int, window: int) -> None:
         self.router_id = router_id
         self.engine = engine
+        self._num_embeddings = num_embeddings
         self.is_over = False        # its sequences are out of the engine; what still comes on it is not for them
         self.outbox = Outbox(window, self._hold)
         self._last_submission: Submission | None = None
@@ -65,8 +67,11 @@ class RouterStream:
         self.outbox.acknowledge(message.acknowledged_sequence)
         for submission in message.submissions:
             try:
-                self._last_submission = decode_submission(submission, now_s, self._last_submission)
-                self.engine.submit(self.router_id, self._last_submission)
+                before = self._last_submission
+                received = decode_submission(submission, now_s, before)
+                check_submission(received, self._num_embeddings, before)
+                self._last_submission = received
+                self.engine.submit(self.router_id, received)
             except ServingError as error:
                 self.outbox.deliver((failed_event(submission.request_id, error),))
             except Exception as error:      # a fault of ours in one request must not end the stream of all
@@ -74,7 +79,7 @@ class RouterStream:
                 self.outbox.deliver((failed_event(submission.request_id, ShardFailedError(
                     f"the shard could not take the request up: {error!r:.200}", fix="send it again")),))
         for request_id in message.cancellations:
-            self.engine.cancel(request_id)
+            self.engine.cancel(self.router_id, request_id)
 
 
 class ShardLinkServer:
@@ -85,14 +90,16 @@ class ShardLinkServer:
         self._clock = clock
         self._engine_wait_s = engine_wait_s
         self._engine: LinkedEngine | None = None
+        self._num_embeddings = 0            # of the engine's model
         self._engine_came = asyncio.Event()
         self._streams: dict[str, RouterStream] = {}         # by router id; the current one of each
         self._load_timer: asyncio.TimerHandle | None = None
 
-    def serve(self, engine: LinkedEngine) -> None:
-        """Give `engine` what routers send, until stop(). It may go through any number of epochs meanwhile."""
+    def serve(self, engine: LinkedEngine, num_embeddings: int) -> None:
+        """Give `engine` what routers send, until stop(). It may go through any number of epochs meanwhile. Token ids
+        are below `num_embeddings`."""
         self.stop("the shard's engine was made anew")
-        self._engine = engine
+        self._engine, self._num_embeddings = engine, num_embeddings
         self._engine_came.set()
 
     def stop(self, why: str) -> None:
@@ -120,6 +127,9 @@ class ShardLinkServer:
                 first = await anext(requests)
         except (TimeoutError, StopAsyncIteration, DecodeError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the stream began without a message: {error!r}")
+        if not 0 < len(first.router_id) <= MAX_ID_CHARACTERS:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the stream began without a router's id, or with one "
+                                f"of more than {MAX_ID_CHARACTERS} characters")
         stream = self._register(first, await self._engine_for(first.shard_id, context))
         reader = asyncio.create_task(self._read(stream, requests))
         try:
@@ -165,7 +175,7 @@ class ShardLinkServer:
         before = self._streams.get(first.router_id)
         if before is not None:      # its end was not noticed yet; the router has given that stream up
             self._drop(before, "the router connected again")
-        stream = RouterStream(first.router_id, engine, first.window)
+        stream = RouterStream(first.router_id, engine, self._num_embeddings, first.window)
         self._streams[first.router_id] = stream
         engine.hold(first.router_id, False)
         logger.info("router_connected router_id=%s", first.router_id)

@@ -5,12 +5,13 @@ Limits of single fields are in sampling_params.py, those of a body's shape in th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from serving.priority import check_priority
 from serving.router.generation import GenerationRequest, ModelCard
+from serving.token_ids import check_token_ids
 
 # Of a prompt: tokens x (1 + prompt_logprobs). They travel in one message and are written into one answer.
 MAX_PROMPT_SCORES = 2**16
@@ -68,14 +69,6 @@ def check_requests(requests: Sequence[GenerationRequest], card: ModelCard, num_e
         raise InvalidRequestError(
             f"the request asks for {num_scores} log-probabilities of prompts, at most {MAX_REQUEST_SCORES} may be",
             fix="send fewer prompts, or ask for fewer choices", param="prompt_logprobs")
-
-
-def check_token_ids(param: str, token_ids: Collection[int], num_embeddings: int) -> None:
-    """Raise InvalidRequestError for an id that the model has no embedding of."""
-    if token_ids and (min(token_ids) < 0 or max(token_ids) >= num_embeddings):
-        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < num_embeddings)
-        raise InvalidRequestError(f"{param} holds the token id {wrong}, which is not of this model",
-                                  fix=f"token ids are 0 to {num_embeddings - 1}", param=param)
 
 
 def context_limit(card: ModelCard) -> LengthLimit:

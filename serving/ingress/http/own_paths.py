@@ -22,9 +22,9 @@ from serving.ingress.openai.bodies import DetokenizeBody, TokenizeBody, parse_bo
 from serving.ingress.prompts import Text
 from serving.ingress.tools import ToolUse, check_tools
 from serving.router.generation import Service
-from serving.router.request_checks import check_token_ids
 from serving.tenants.key import Scope
 from serving.text.tokenizer import Tokenizer
+from serving.token_ids import check_token_ids
 
 _MANY_TOKENS = 4096                 # from there a thread writes an answer about them
 RenderMetrics = Callable[[], tuple[bytes, str]]         # -> text and its content type

@@ -136,7 +136,7 @@ class LiveMember:
         held = HeldEngine(model, config, sizes, pace, 0, runner)
         self.run = await EpochRun.join(parts, epoch, rank, model, held, self.changed.set)
         self.engine = held.enter(epoch.number, self.run.executor, self.run.ringer.ring_peers, self.link.deliver)
-        self.link.serve(self.engine)
+        self.link.serve(self.engine, args.vocab_size)
         self._follow_task = asyncio.create_task(views.run())
         self._run_task = asyncio.create_task(self.run.until(self.engine, self._over.wait()))
 

@@ -207,7 +207,7 @@ async def test_a_request_that_is_cancelled_in_the_middle_leaves_nothing(folders:
         content.write_blocks = lambda *arguments: asyncio.ensure_future(held_write(*arguments))  # type: ignore
         second.submit("warm", PROMPT, NUM_OUTPUT, whole[:NUM_MOVED], "s0")
         await begun.wait()
-        second.engine.cancel("warm")
+        second.engine.cancel("r", "warm")
         for _ in range(10):
             await asyncio.sleep(0)
         assert second.engine.transfers._held, "a block that is written belongs to nobody else"

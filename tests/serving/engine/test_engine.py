@@ -10,7 +10,7 @@ import pytest
 from model.errors import GrammarError, GroupError
 from serving.engine.engine import RATE_WINDOW_S, Engine, ShardLoad, WorkRate
 from serving.engine.request import FinishReason, Submission
-from serving.errors import ContextLengthError
+from serving.errors import ContextLengthError, InvalidRequestError
 from tests.serving.engine.fake_group import FakeExecutor, Group, check_blocks, expected
 from tests.serving.router.fake_cluster import Cluster, Shard, SlowModel, submission, turns, until
 
@@ -59,7 +59,7 @@ async def test_cancelling_in_flight_frees_the_blocks_and_drops_the_step() -> Non
         shard.submit(submission("a"))
         shard.submit(submission("b"))
         await until(lambda: len(shard.executor.plans) == 1)
-        shard.engine.cancel("a")
+        shard.engine.cancel("r", "a")
         assert shard.engine.load().kv_blocks_free == 64 - 2 and shard.engine.load().num_running == 1
         shard.executor.in_flight.set()
         await cluster.until_ended()
@@ -73,10 +73,23 @@ async def test_cancelling_while_asleep_is_told_without_an_agreement() -> None:
         shard.engine.hold("r", True)
         shard.submit(submission("a"))
         agreements = cluster.group.num_agreements
-        shard.engine.cancel("a")
-        shard.engine.cancel("never heard of")
+        shard.engine.cancel("r", "a")
+        shard.engine.cancel("r", "never heard of")
         await until(lambda: shard.has_ended("a"))
         assert cluster.group.num_agreements == agreements
+
+
+async def test_a_router_cannot_cancel_what_is_anothers() -> None:
+    async with Cluster() as cluster:
+        shard, = cluster.shards
+        shard.submit(submission("a"))
+        shard.engine.cancel("another", "a")
+        with pytest.raises(InvalidRequestError, match="'a' is already open here"):
+            shard.engine.submit("another", submission("a"))
+        shard.engine.disconnect("another")
+        await cluster.until_ended()
+        assert shard.check("a") is FinishReason.LENGTH
+        cluster.check()
 
 
 async def test_a_disconnected_router_loses_its_requests_and_no_others() -> None:
@@ -161,7 +174,7 @@ async def test_a_request_can_end_while_its_grammar_is_prepared(way: str) -> None
         await until(lambda: "a" in shard.executor.preparing)
         preparing = shard.executor.preparing.pop("a")
         if way == "cancel":
-            shard.engine.cancel("a")
+            shard.engine.cancel("r", "a")
         elif way == "disconnect":
             shard.engine.disconnect("r")
         else:
@@ -207,7 +220,7 @@ async def test_other_tasks_run_between_steps() -> None:
             num_plans = len(shard.executor.plans)
             await turns(3)
             assert len(shard.executor.plans) - num_plans <= 3
-        shard.engine.cancel("a")
+        shard.engine.cancel("r", "a")
 
 
 def test_speed_is_measured_over_recent_work() -> None:
@@ -373,7 +386,7 @@ async def client(cluster: Cluster, rng: random.Random, number: int) -> None:
         match rng.randint(0, 5):
             case 0:
                 await turns(rng.randint(0, 30))
-                shard.engine.cancel(name)
+                shard.engine.cancel("r", name)
             case 1:
                 shard.engine.hold(f"router{number}", True)
                 await turns(rng.randint(0, 60))
@@ -420,7 +433,7 @@ async def test_a_broken_group_keeps_its_requests_and_the_next_epoch_draws_the_sa
     for ended in await asyncio.gather(*cluster.tasks, return_exceptions=True):
         assert isinstance(ended, GroupError)
     cluster.shards[1].submit(submission("between", max_tokens=3))
-    cluster.shards[0].engine.cancel("b")
+    cluster.shards[0].engine.cancel("r", "b")
     cluster.group = Group(3, epoch_number=2)
     for shard in cluster.shards:
         shard.executor = FakeExecutor(cluster.group, shard.rank, shard.model)

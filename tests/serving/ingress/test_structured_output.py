@@ -10,7 +10,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from pydantic import BaseModel
 
-from serving.ingress.body_bounds import MAX_GRAMMAR_CHARACTERS
+from serving.sampling_params import MAX_GRAMMAR_CHARACTERS
 from tests.serving.ingress.conftest import FakeService
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

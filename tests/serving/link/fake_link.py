@@ -16,6 +16,7 @@ from serving.link.epoch import DeviceFacts, Epoch, Member
 from tests.placements import even_shares
 
 FACTS = DeviceFacts("cpu", "test", "test", 1, 1)
+NUM_EMBEDDINGS = 100_000
 
 
 def member(port: int, shard_id: str = "s0") -> Member:
@@ -99,7 +100,7 @@ class RecordingEngine:
         self.submissions.append(submission)
         self.changed.set()
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, router_id: str, request_id: str) -> None:
         self.cancelled.append(request_id)
         self.changed.set()
 

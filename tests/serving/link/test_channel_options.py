@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from serving.link.channel_options import Options, channel_options, server_options
 from serving.link.client import ShardLinkClient, SubmissionQueue
 from serving.link.server import ShardLinkServer, start_link_server
-from tests.serving.link.fake_link import Cable, RecordingEngine, RecordingOwner, clock, member
+from tests.serving.link.fake_link import NUM_EMBEDDINGS, Cable, RecordingEngine, RecordingOwner, clock, member
 from tests.serving.router.served_shards import Shard, until
 
 
@@ -29,7 +29,7 @@ async def link_through(port: int, options: Options | None = None) -> AsyncIterat
 async def test_a_shard_that_is_cut_off_is_noticed() -> None:
     servicer = ShardLinkServer("s0", clock)
     server, port = await start_link_server(servicer, "127.0.0.1:0")
-    servicer.serve(RecordingEngine())
+    servicer.serve(RecordingEngine(), NUM_EMBEDDINGS)
     async with Cable(port) as cable, link_through(cable.port, channel_options(0.1, 0.1)) as owner:
         cable.cut()
         await owner.changed.until(lambda: len(owner.errors) == 1)
@@ -39,7 +39,7 @@ async def test_a_shard_that_is_cut_off_is_noticed() -> None:
 async def test_a_router_that_is_cut_off_loses_its_sequences() -> None:
     engine, servicer = RecordingEngine(), ShardLinkServer("s0", clock)
     server, port = await start_link_server(servicer, "127.0.0.1:0", server_options(0.1, 0.1))
-    servicer.serve(engine)
+    servicer.serve(engine, NUM_EMBEDDINGS)
     async with Cable(port) as cable, link_through(cable.port):
         cable.cut()
         await engine.changed.until(lambda: engine.disconnected == ["r"])

@@ -22,7 +22,7 @@ from serving.proto import shard_pb2, shard_pb2_grpc
 from serving.tls.identity import CLUSTER_NAME, RenewedIdentity
 from tests.certificates import Authority, replace_file
 from tests.deadlines import PATIENCE_S
-from tests.serving.link.fake_link import RecordingEngine, RecordingOwner, clock, member
+from tests.serving.link.fake_link import NUM_EMBEDDINGS, RecordingEngine, RecordingOwner, clock, member
 
 SHARD = EndpointAddress("0" * 32, "127.0.0.1", 1, "", Secret("the token"))
 STRANGER = replace(SHARD, token=Secret("another token"))
@@ -43,7 +43,7 @@ class Shard:
 async def served(security: LinkSecurity = PLAIN) -> AsyncIterator[Shard]:
     engine, servicer = RecordingEngine(), ShardLinkServer("s0", clock)
     server, port = await start_link_server(servicer, "127.0.0.1:0", own=SHARD, security=security)
-    servicer.serve(engine)
+    servicer.serve(engine, NUM_EMBEDDINGS)
     try:
         yield Shard(engine, port)
     finally:

@@ -13,12 +13,13 @@ import pytest
 
 from model.step import SamplingSpec
 from serving.engine.request import FinishReason, Submission, TokenEvent
+from serving.errors import InvalidRequestError
 from serving.link.client import ShardLinkClient, SubmissionQueue
 from serving.link.messages import decode_updates, error_of_text
 from serving.link.server import ShardLinkServer, start_link_server
 from serving.proto import shard_pb2, shard_pb2_grpc
 from serving.supervision import first_end, owned_tasks
-from tests.serving.link.fake_link import RecordingEngine, RecordingOwner, clock, member
+from tests.serving.link.fake_link import NUM_EMBEDDINGS, RecordingEngine, RecordingOwner, clock, member
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Shard:
 async def shard() -> AsyncIterator[Shard]:
     engine, servicer = RecordingEngine(), ShardLinkServer("s0", clock)
     server, port = await start_link_server(servicer, "127.0.0.1:0")
-    servicer.serve(engine)
+    servicer.serve(engine, NUM_EMBEDDINGS)
     yield Shard(engine, servicer, server, port)
     servicer.stop("the test ends")
     await server.stop(None)
@@ -119,6 +120,33 @@ async def test_a_refused_submission_ends_with_the_engines_error(shard: Shard) ->
         event = owner.events[0]
         assert event.request_id == "long" and event.finish_reason is FinishReason.FAILED
         assert repr(error_of_text(event.error)) == "ContextLengthError('too long. shorten it')"
+
+
+async def test_what_no_door_lets_in_is_refused_and_the_stream_goes_on(shard: Shard) -> None:
+    async with linked(shard.port) as (link, owner):
+        await connected(owner)
+        link.submit(replace(submission("strange"), prompt_token_ids=(1, NUM_EMBEDDINGS)))
+        link.submit(replace(submission("again"), prompt_token_ids=(1, NUM_EMBEDDINGS)))     # like the one before
+        link.submit(submission("good"))
+        await owner.changed.until(lambda: len(owner.events) == 2)
+        await shard.engine.changed.until(lambda: len(shard.engine.submissions) == 1)
+        assert [(event.request_id, event.finish_reason) for event in owner.events] == [
+            ("strange", FinishReason.FAILED), ("again", FinishReason.FAILED)]
+        error = error_of_text(owner.events[0].error)
+        assert isinstance(error, InvalidRequestError)
+        assert f"prompt_token_ids holds the token id {NUM_EMBEDDINGS}" in str(error)
+        assert f"token ids are 0 to {NUM_EMBEDDINGS - 1}" in str(error)
+        assert shard.engine.submissions[0].request_id == "good" and owner.num_connected == 1
+
+
+@pytest.mark.parametrize("router_id", ["", "r" * 513])
+async def test_a_stream_of_nobody_is_refused(shard: Shard, router_id: str) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel:
+        call = shard_pb2_grpc.ShardLinkStub(channel).Connect()
+        await call.write(shard_pb2.ToShard(shard_id="s0", router_id=router_id, window=4))
+        with pytest.raises(grpc.aio.AioRpcError, match="without a router's id"):
+            await call.read()
+    assert shard.engine.holds == []
 
 
 async def test_a_closed_link_takes_its_sequences_out_of_the_engine(shard: Shard) -> None:
@@ -288,7 +316,7 @@ async def test_an_engine_that_is_made_anew_breaks_the_links_to_the_one_before(sh
     later = RecordingEngine()
     async with linked(shard.port) as (link, owner):
         await connected(owner)
-        shard.servicer.serve(later)
+        shard.servicer.serve(later, NUM_EMBEDDINGS)
         await owner.changed.until(lambda: len(owner.errors) == 1)
         assert shard.engine.disconnected == ["r"] and "made anew" in str(owner.errors[0])
         await connected(owner, times=2)
@@ -302,7 +330,7 @@ async def test_routers_wait_for_a_shard_that_has_no_engine_yet(shard: Shard) -> 
         async with grpc.aio.insecure_channel(f"127.0.0.1:{shard.port}") as channel:     # by its answer the other waits
             await shard_pb2_grpc.ShardLinkStub(channel).Ring(shard_pb2.RingRequest(epoch_number=1, step_index=1))
         assert owner.num_connected == 0
-        shard.servicer.serve(shard.engine)
+        shard.servicer.serve(shard.engine, NUM_EMBEDDINGS)
         await connected(owner)
         link.submit(submission("a"))
         await shard.engine.changed.until(lambda: len(shard.engine.submissions) == 1)
@@ -317,7 +345,7 @@ async def test_a_router_that_waits_too_long_for_an_engine_comes_again() -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="shard s0 has no engine yet"):
             await call.read()
     async with linked(port) as (_, owner):
-        servicer.serve(engine)
+        servicer.serve(engine, NUM_EMBEDDINGS)
         await connected(owner)
     servicer.stop("the test ends")
     await server.stop(None)

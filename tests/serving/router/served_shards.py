@@ -21,7 +21,7 @@ from serving.link.epoch import Epoch, Member, RequestShare
 from serving.link.server import ShardLinkServer, start_link_server
 from serving.router.generation import GenerationDelta, GenerationRequest
 from serving.router.service import InferenceService
-from serving.sampling_params import SamplingParams
+from serving.sampling_params import MAX_COUNT, SamplingParams
 from serving.tenants.key import Tenant
 from tests.placements import even_shares
 from tests.serving.engine.fake_group import Expected, FakeExecutor, Group, KvModel, expected
@@ -79,7 +79,7 @@ class Shard:
 
     async def start(self, options: Options | None = None) -> None:
         self.server, self.port = await start_link_server(self.servicer, "127.0.0.1:0", options)
-        self.servicer.serve(self.engine)
+        self.servicer.serve(self.engine, MAX_COUNT)
         self._task = asyncio.create_task(self.engine.run())
 
     async def stop(self) -> None:

@@ -23,6 +23,7 @@ from serving.metrics import RouterMetrics
 from serving.proto import shard_pb2
 from serving.router.generation import GenerationDelta, GenerationRequest, ModelCard
 from serving.router.service import InferenceService
+from serving.sampling_params import MAX_COUNT
 from serving.text.tokenizer import Tokenizer
 from tests.placements import even_shares
 from tests.serving.engine.fake_group import FakeExecutor, Group, KvModel, check_blocks
@@ -51,7 +52,7 @@ class SteppedShard:
         self.scheduler = Scheduler(SCHEDULER, NUM_BLOCKS, MAX_MODEL_LEN)
         self.servicer = ShardLinkServer(shard_id, clock)
         self.engine = Engine(self.scheduler, self.executor, 1, clock, self._ring_nobody, self.servicer.deliver)
-        self.servicer.serve(self.engine)
+        self.servicer.serve(self.engine, MAX_COUNT)
         self._step: asyncio.Task[None] | None = None
 
     async def _ring_nobody(self, step_index: int) -> None:
@@ -234,7 +235,7 @@ class World:
         engine = self.shard_of(slot).engine
         for sequence_id in set(engine._router_of) - self.given_up:
             self.given_up.add(sequence_id)
-            engine.cancel(sequence_id)
+            engine.cancel(engine._router_of[sequence_id], sequence_id)
 
     def notice_breaks(self) -> None:
         for link in list(self.links.values()):

@@ -22,6 +22,7 @@ from serving.errors import ContextLengthError, DeadlineExceededError, Overloaded
 from serving.link.epoch import Member
 from serving.router import shard_links
 from serving.router.generation import GenerationRequest
+from serving.sampling_params import MAX_COUNT
 from serving.text.tokenizer import Tokenizer
 from tests.serving.link.fake_link import member
 from tests.serving.router.served_shards import (
@@ -183,7 +184,7 @@ async def test_a_request_that_comes_while_links_are_made_waits_for_them(start: S
     service.set_epoch(epoch_with(2, later))
     task = asyncio.create_task(collect(service, ask()))
     await until(lambda: list(service._unplaced) != [])
-    later.servicer.serve(later.engine)
+    later.servicer.serve(later.engine, MAX_COUNT)
     assert token_ids(await task) == truth().token_ids
     await shard.until_empty()
     await service.close()
@@ -271,7 +272,8 @@ async def test_a_sequence_that_its_shard_gives_up_goes_on_elsewhere(start: Start
     await other.start()
     service.set_epoch(epoch_with(2, shard, other), leaving=("s0",))
     await until(lambda: service._links.is_complete)
-    shard.engine.cancel(next(iter(shard.scheduler._requests)))
+    (sequence_id, router_id), = shard.engine._router_of.items()
+    shard.engine.cancel(router_id, sequence_id)
     shard.executor.allow(None)
     assert token_ids(await task) == truth(40).token_ids
     assert counter(service, 'stream_pause_seconds_count{cause="given_up"}') == 1
