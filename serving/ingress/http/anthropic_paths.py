@@ -26,10 +26,10 @@ class AnthropicPaths:
         self._endpoint = MessagesEndpoint(service, tokenizer, tool_parser)
 
     def routes(self) -> list[Route]:
-        guarded = self._door.guarded
+        route = self._door.route
         return [
-            Route("/v1/messages", guarded(self.messages, anthropic_error), methods=["POST"]),
-            Route("/v1/messages/count_tokens", guarded(self.count_tokens, anthropic_error), methods=["POST"]),
+            route("/v1/messages", self.messages, "POST", anthropic_error),
+            route("/v1/messages/count_tokens", self.count_tokens, "POST", anthropic_error),
         ]
 
     async def messages(self, request: Request, caller: Caller) -> Response:

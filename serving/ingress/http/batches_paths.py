@@ -9,40 +9,32 @@ from starlette.routing import Route
 from serving.batches.stores import BatchStores
 from serving.ingress.batches.batches import BatchesEndpoint, parse_batch_body
 from serving.ingress.caller import Caller
-from serving.ingress.http.door import Door, Handler, json_response
-from serving.ingress.http.errors import openai_error
-from serving.ingress.http.files_paths import no_database
+from serving.ingress.http.door import Door, json_response
+from serving.ingress.http.files_paths import given
 
 
 class BatchesPaths:
     def __init__(self, door: Door, stores: BatchStores | None) -> None:
         """Without stores, so without a database, each path says how to have one."""
         self._door = door
-        self._given = None if stores is None else BatchesEndpoint(stores)
+        self._endpoint = None if stores is None else BatchesEndpoint(stores)
 
     def routes(self) -> list[Route]:
-        def route(path: str, handler: Handler, method: str) -> Route:
-            return Route(path, self._door.guarded(handler, openai_error), methods=[method])
+        route = self._door.route
         return [
-            route("/v1/batches", self.create, "POST"), route("/v1/batches", self.list, "GET"),
-            route("/v1/batches/{id}", self.get, "GET"), route("/v1/batches/{id}/cancel", self.cancel, "POST"),
+            route("/v1/batches", self.create, "POST"), route("/v1/batches", self.list),
+            route("/v1/batches/{id}", self.get), route("/v1/batches/{id}/cancel", self.cancel, "POST"),
         ]
 
-    @property
-    def _endpoint(self) -> BatchesEndpoint:
-        if self._given is None:
-            raise no_database()
-        return self._given
-
     async def create(self, request: Request, caller: Caller) -> Response:
-        endpoint = self._endpoint
+        endpoint = given(self._endpoint)
         return json_response(await endpoint.create(await self._door.read(request, parse_batch_body), caller))
 
     async def list(self, request: Request, caller: Caller) -> Response:
-        return json_response(await self._endpoint.list(dict(request.query_params), caller.owner))
+        return json_response(await given(self._endpoint).list(dict(request.query_params), caller.owner))
 
     async def get(self, request: Request, caller: Caller) -> Response:
-        return json_response(await self._endpoint.get(request.path_params["id"], caller.owner))
+        return json_response(await given(self._endpoint).get(request.path_params["id"], caller.owner))
 
     async def cancel(self, request: Request, caller: Caller) -> Response:
-        return json_response(await self._endpoint.cancel(request.path_params["id"], caller.owner))
+        return json_response(await given(self._endpoint).cancel(request.path_params["id"], caller.owner))

@@ -13,12 +13,13 @@ from typing import TypeVar
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from serving.errors import ClientGoneError
 from serving.ingress.auth import key_of_headers
 from serving.ingress.caller import Caller, Stamp, choose_request_id
 from serving.ingress.endpoint import A, Endpoint, G
-from serving.ingress.http.errors import ErrorWriter
+from serving.ingress.http.errors import ErrorWriter, openai_error
 from serving.ingress.http.event_stream import EventStream
 from serving.ingress.http.request import read_body, to_utf8, until_disconnect
 from serving.ingress.json_reader import BodyBounds
@@ -48,7 +49,7 @@ class Door:
         self._bounds = bounds
         self.version = version("moesaic")
 
-    def guarded(self, handler: Handler, write_error: ErrorWriter, scope: Scope | None = Scope.INFER
+    def _guarded(self, handler: Handler, write_error: ErrorWriter, scope: Scope | None
                 ) -> Callable[[Request], Awaitable[Response]]:
         """Put authentication before, and request id, rates and error objects after a handler. Without `scope` no key is
         asked for."""
@@ -69,6 +70,11 @@ class Door:
                 response.headers.update(self._rates(key))
             return response
         return endpoint
+
+    def route(self, path: str, handler: Handler, method: str = "GET", write_error: ErrorWriter = openai_error,
+              scope: Scope | None = Scope.INFER) -> Route:
+        """Return the guarded route of one method of a path."""
+        return Route(path, self._guarded(handler, write_error, scope), methods=[method])
 
     def check(self, request: Request, scope: Scope) -> Key | None:
         """Return the request's key; None when no keys are needed. Raises UnauthorizedError, ForbiddenError."""

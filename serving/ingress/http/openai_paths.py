@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from serving.ingress.build_request import RequestBuilder
 from serving.ingress.caller import Caller
-from serving.ingress.http.door import AnswerStyle, Door, Handler, json_response
+from serving.ingress.http.door import AnswerStyle, Door, json_response
 from serving.ingress.http.errors import openai_error
 from serving.ingress.openai.answers import ModelEntry, ModelList
 from serving.ingress.openai.bodies import ChatCompletionBody, CompletionBody, parse_body
@@ -33,12 +33,11 @@ class OpenAIPaths:
         self._completions = CompletionEndpoint(service, tokenizer)
 
     def routes(self) -> list[Route]:
-        def route(path: str, handler: Handler, method: str) -> Route:
-            return Route(path, self._door.guarded(handler, openai_error), methods=[method])
+        route = self._door.route
         return [
             route("/v1/chat/completions", self.chat_completions, "POST"),
             route("/v1/completions", self.completions, "POST"),
-            route("/v1/models", self.models, "GET"), route("/v1/models/{name:path}", self.model, "GET"),
+            route("/v1/models", self.models), route("/v1/models/{name:path}", self.model, "GET"),
         ]
 
     async def chat_completions(self, request: Request, caller: Caller) -> Response:

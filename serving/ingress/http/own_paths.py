@@ -15,7 +15,6 @@ from serving.errors import InvalidRequestError, NotReadyError, UnsupportedFieldE
 from serving.ingress.build_request import RequestBuilder
 from serving.ingress.caller import Caller
 from serving.ingress.http.door import Door, json_response
-from serving.ingress.http.errors import openai_error
 from serving.ingress.http.openapi import describe, page
 from serving.ingress.openai.answers import Detokenized, Tokenized, Version
 from serving.ingress.openai.bodies import DetokenizeBody, TokenizeBody, parse_body, to_conversation
@@ -43,15 +42,12 @@ class OwnPaths:
         self._description = describe(door.version)
 
     def routes(self) -> list[Route]:
-        door = self._door
+        route = self._door.route
         return [
-            Route("/tokenize", door.guarded(self.tokenize, openai_error), methods=["POST"]),
-            Route("/detokenize", door.guarded(self.detokenize, openai_error), methods=["POST"]),
-            Route("/health", door.guarded(self.health, openai_error, scope=None)),
-            Route("/metrics", door.guarded(self.metrics, openai_error, Scope.STATUS)),
-            Route("/version", door.guarded(self.version, openai_error, scope=None)),
-            Route("/openapi.json", door.guarded(self.openapi, openai_error, scope=None)),
-            Route("/docs", door.guarded(self.docs, openai_error, scope=None)),
+            route("/tokenize", self.tokenize, "POST"), route("/detokenize", self.detokenize, "POST"),
+            route("/health", self.health, scope=None), route("/metrics", self.metrics, scope=Scope.STATUS),
+            route("/version", self.version, scope=None), route("/openapi.json", self.openapi, scope=None),
+            route("/docs", self.docs, scope=None),
         ]
 
     async def tokenize(self, request: Request, caller: Caller) -> Response:

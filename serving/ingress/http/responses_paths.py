@@ -26,11 +26,10 @@ class ResponsesPaths:
         self._endpoint = ResponsesEndpoint(service, tokenizer, tool_parser, store)
 
     def routes(self) -> list[Route]:
-        guarded = self._door.guarded
+        route = self._door.route
         return [
-            Route("/v1/responses", guarded(self.create, openai_error), methods=["POST"]),
-            Route("/v1/responses/{id}", guarded(self.get, openai_error), methods=["GET"]),
-            Route("/v1/responses/{id}", guarded(self.delete, openai_error), methods=["DELETE"]),
+            route("/v1/responses", self.create, "POST"), route("/v1/responses/{id}", self.get),
+            route("/v1/responses/{id}", self.delete, "DELETE"),
         ]
 
     async def create(self, request: Request, caller: Caller) -> Response:

@@ -34,12 +34,11 @@ class UiPaths:
         self._feed = feed
 
     def routes(self) -> list[Route]:
-        door = self._door
+        route = self._door.route
         return [
-            Route("/ui", door.guarded(_page(), openai_error, scope=None)),
-            Route("/ui/ui.css", door.guarded(_file("ui.css", "text/css"), openai_error, scope=None)),
-            Route("/ui/ui.js", door.guarded(_file("ui.js", "text/javascript"), openai_error, scope=None)),
-            Route("/ui/events", door.guarded(self.events, openai_error, Scope.STATUS)),
+            route("/ui", _page(), scope=None), route("/ui/ui.css", _file("ui.css", "text/css"), scope=None),
+            route("/ui/ui.js", _file("ui.js", "text/javascript"), scope=None),
+            route("/ui/events", self.events, scope=Scope.STATUS),
         ]
 
     async def events(self, request: Request, caller: Caller) -> Response:
