@@ -28,6 +28,7 @@ from serving.ingress.http.app import HttpParts, build_http_app, no_rates
 from serving.ingress.http.server import HttpServer
 from serving.ingress.http.ui.live_feed import LiveFeed
 from serving.ingress.responses.store import MemoryStore, SharedStore
+from serving.ingress.usage import UsageEndpoint
 from serving.link.epoch import Epoch
 from serving.link.security import link_security
 from serving.metrics import RouterMetrics
@@ -83,6 +84,7 @@ class RouterReplica:
             metered = LoggedService(metered, time.monotonic)
         keys = self._access.keys if self._access and config.access.keys else None
         responses = SharedStore(self._access.responses) if self._access else MemoryStore()
+        usage = UsageEndpoint(self._access.usage, config.access.prices, time.time) if self._access else None
         self._batches = BatchRunner(
             self._stores, LineWorker(PatientService(metered), tokenizer, router.tool_parser, responses, keys),
             self._service.has_room, time.time, metrics.batches) if self._stores else None
@@ -92,7 +94,7 @@ class RouterReplica:
             metered, tokenizer, config.router, metrics.render, config.route_prefix,
             HttpParts(lambda: self._follower.view.why or "the router connects to its shards", keys,
                       self._access.meter.headers if self._access else no_rates, responses, self._live_feed,
-                      self._stores))
+                      self._stores, usage))
         self._doors = RouterDoors(
             HttpServer(self.http_app, max_http_connections(router.admission, num_files)),
             build_grpc_server(metered, tokenizer, keys, router.tool_parser), config.http_host, node.address,

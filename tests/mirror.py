@@ -97,6 +97,7 @@ COVERED_BY = {
     "serving/router/open_request.py": "serving/router/test_service.py",
     "serving/tenants/schema.py": "serving/tenants/test_database.py",
     "serving/tenants/usage_by.py": "serving/tenants/test_usage.py",
+    "serving/tenants/usage_reader.py": "serving/ingress/test_usage.py",
     "serving/tenants/migrations/m0001_keys.py": "serving/tenants/test_database.py",
     "serving/tenants/migrations/m0002_usage.py": "serving/tenants/test_database.py",
     "serving/tenants/migrations/m0003_responses.py": "serving/tenants/test_database.py",

@@ -14,26 +14,18 @@ from rich.table import Table
 
 from cluster.device.state_dir import database_url
 from serving.config import AccessConfig, PriceConfig, check_options
-from serving.errors import InvalidRequestError
 from serving.tenants.database import open_database
-from serving.tenants.days import day_of, day_of_text
 from serving.tenants.usage import Usage, read_usage
-from serving.tenants.usage_by import UsageBy, UsageFormat
+from serving.tenants.usage_by import UsageBy, UsageFormat, days_between
 
 
 def usage_between(database: str | None, state_dir: Path, by: UsageBy, since: str | None, until: str | None
                   ) -> list[Usage]:
     """Return what was used from the first to the last of these days, both included. Raises InvalidRequestError."""
     checked = check_options(AccessConfig, {"database": database}, "--database", "database")
-    days = [0, day_of(time.time())]
-    for index, text in enumerate((since, until)):
-        if text is not None:
-            try:
-                days[index] = day_of_text(text)
-            except ValueError:
-                raise InvalidRequestError(f"{text[:80]!r} is not a day", fix="write it as 2026-11-28") from None
+    days = days_between(since, until, time.time())
     engine = open_database(database_url(checked.database, state_dir))
-    found = read_usage(engine, by, *days)
+    found = read_usage(engine, by, days)
     engine.dispose()
     return found
 
@@ -41,8 +33,8 @@ def usage_between(database: str | None, state_dir: Path, by: UsageBy, since: str
 def print_usage(console: Console, usages: Sequence[Usage], by: UsageBy, prices: PriceConfig | None,
                 form: UsageFormat) -> None:
     """Print a line for each; with prices, also what it costs."""
-    rows = [_row(usage, by, prices) for usage in usages]
-    names = list(_row(Usage("", "", 0, 0, 0, 0, 0, 0), by, prices))
+    rows = [usage.row(by, prices) for usage in usages]
+    names = list(Usage("", "", 0, 0, 0, 0, 0, 0).row(by, prices))
     if form is UsageFormat.JSON:
         console.print(json.dumps(rows, indent=1), markup=False, highlight=False, soft_wrap=True)
     elif form is UsageFormat.CSV:
@@ -56,15 +48,3 @@ def print_usage(console: Console, usages: Sequence[Usage], by: UsageBy, prices: 
         for row in rows:
             table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
         console.print(table)
-
-
-def _row(usage: Usage, by: UsageBy, prices: PriceConfig | None) -> dict[str, object]:
-    row: dict[str, object] = {by.value: usage.of}
-    if by is UsageBy.KEY:
-        row["name"] = usage.name
-    row |= {"requests": usage.num_requests, "open": usage.num_open, "prompt_tokens": usage.num_prompt,
-            "cached_tokens": usage.num_cached, "generated_tokens": usage.num_generated,
-            "reasoning_tokens": usage.num_reasoning}
-    if prices is not None:
-        row[f"cost_{prices.currency.lower()}"] = f"{usage.cost(prices):.6f}"
-    return row

@@ -16,6 +16,7 @@ from serving.tenants.key_store import KeyStore
 from serving.tenants.ledger import Ledger
 from serving.tenants.meter import Meter
 from serving.tenants.usage_archive import UsageArchive
+from serving.tenants.usage_reader import UsageReader
 
 
 class Access:
@@ -28,6 +29,7 @@ class Access:
         self.meter = Meter(Ledger(self.engine, router_id), self._thread, time.time)
         self._archive = UsageArchive(self.engine, self._thread, time.time, keep_days)
         self.responses = KeptResponses(self.engine, time.time)
+        self.usage = UsageReader(self.engine)
         self._follower = KeyFollower(KeyStore(self.engine), self.keys, self._thread)
 
     async def run(self) -> None:
@@ -41,4 +43,5 @@ class Access:
         await self.meter.write()
         await asyncio.to_thread(self._thread.shutdown)
         await asyncio.to_thread(self.responses.close)
+        await asyncio.to_thread(self.usage.close)
         self.engine.dispose()

@@ -19,8 +19,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")      # of keys an
 
 class Scope(enum.StrEnum):
     INFER = "infer"         # ask the model
-    STATUS = "status"       # read metrics
-    ADMIN = "admin"         # both
+    STATUS = "status"       # read metrics, and what its own tenant has used
+    ADMIN = "admin"         # both, and what all tenants have used
 
 
 @dataclass(frozen=True, slots=True)

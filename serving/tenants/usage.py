@@ -35,13 +35,26 @@ class Usage:
         return ((self.num_prompt - self.num_cached) * prices.prompt + self.num_cached * prices.cached
                 + (self.num_generated - self.num_reasoning) * prices.generated + self.num_reasoning * reasoning) / 1e6
 
+    def row(self, by: UsageBy, prices: PriceConfig | None) -> dict[str, str | int]:
+        """Return it as `moesaic usage` and /usage show it; with prices, also what it costs."""
+        row: dict[str, str | int] = {by.value: self.of}
+        if by is UsageBy.KEY:
+            row["name"] = self.name
+        row |= {"requests": self.num_requests, "open": self.num_open, "prompt_tokens": self.num_prompt,
+                "cached_tokens": self.num_cached, "generated_tokens": self.num_generated,
+                "reasoning_tokens": self.num_reasoning}
+        if prices is not None:
+            row[f"cost_{prices.currency.lower()}"] = f"{self.cost(prices):.6f}"
+        return row
 
-def read_usage(engine: Engine, by: UsageBy, first_day: int, last_day: int) -> list[Usage]:
-    """Return what arrived on these days, numbers since 1970, UTC."""
+
+def read_usage(engine: Engine, by: UsageBy, days: tuple[int, int], tenant: str | None = None) -> list[Usage]:
+    """Return what arrived from the first to the last of these days, numbers since 1970, UTC; of all tenants or one."""
     rows = _rows().subquery()
     group = {UsageBy.TENANT: rows.c.tenant, UsageBy.KEY: rows.c.key_id, UsageBy.DAY: rows.c.day}[by]
     query = select(group, *(func.sum(rows.c[name]) for name in ("num_requests", "num_open", *_TOKENS))).where(
-        rows.c.day >= first_day, rows.c.day <= last_day).group_by(group).order_by(group)
+        rows.c.day.between(*days), *([] if tenant is None else [rows.c.tenant == tenant])
+    ).group_by(group).order_by(group)
     with reading(engine) as connection:
         found = connection.execute(query).all()
         names = {row[0]: row[1] for row in connection.execute(select(KEYS.c.key_id, KEYS.c.name))}

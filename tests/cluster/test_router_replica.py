@@ -139,7 +139,7 @@ async def test_with_keys_an_answer_is_counted_once_also_at_the_end(checkpoint: P
         assert answer.status_code == 200 and answer.headers["x-ratelimit-limit-requests"] == "9"
         refusal = await running.http.post("/v1/completions", json=BODY, headers=headers)
         assert refusal.status_code == 429 and refusal.json()["error"]["code"] == "insufficient_quota"
-    (usage,) = read_usage(engine, UsageBy.TENANT, 0, 10**6)
+    (usage,) = read_usage(engine, UsageBy.TENANT, (0, 10**6))
     engine.dispose()
     assert (usage.of, usage.num_requests, usage.num_open, usage.num_generated) == ("team", 1, 0, 8)
 

@@ -31,6 +31,7 @@ from serving.ingress.http.responses_paths import ResponsesPaths
 from serving.ingress.http.ui.live_feed import LiveFeed
 from serving.ingress.http.ui_paths import UiPaths
 from serving.ingress.responses.store import MemoryStore, ResponseStore
+from serving.ingress.usage import UsageEndpoint
 from serving.router.generation import Service
 from serving.tenants.key import Key
 from serving.tenants.key_ring import KeyRing
@@ -58,6 +59,7 @@ class HttpParts:
     responses: ResponseStore | None = None      # None: they are kept in memory
     live: LiveFeed | None = None                # what the page at /ui follows; None: there is no page
     stores: BatchStores | None = None           # None: there are no files and batches
+    usage: UsageEndpoint | None = None          # None: none is counted
 
 
 def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig, render_metrics: RenderMetrics,
@@ -68,7 +70,7 @@ def build_http_app(service: Service, tokenizer: Tokenizer, config: RouterConfig,
               *AnthropicPaths(door, service, tokenizer, config.tool_parser).routes(),
               *ResponsesPaths(door, service, tokenizer, config.tool_parser, parts.responses or MemoryStore()).routes(),
               *FilesPaths(door, parts.stores).routes(), *BatchesPaths(door, parts.stores).routes(),
-              *OwnPaths(door, service, tokenizer, render_metrics, parts.why_not_ready).routes(),
+              *OwnPaths(door, service, tokenizer, render_metrics, parts.why_not_ready, parts.usage).routes(),
               *(UiPaths(door, parts.live).routes() if parts.live else ())]
     middleware = [Middleware(PlainPaths, prefix=route_prefix)]
     if config.cors_origins:

@@ -28,6 +28,7 @@ from serving.ingress.openai.answers import (
 from serving.ingress.openai.bodies import ChatCompletionBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serving.ingress.responses.answers import Deleted, Response
 from serving.ingress.responses.bodies import ResponseBody
+from serving.ingress.usage import UsageQuery, UsageReport
 
 Json = dict[str, JsonValue]
 _REFS = "#/components/schemas/{model}"
@@ -72,6 +73,7 @@ OPERATIONS = (
     Operation("post", "/detokenize", "Make a text of tokens", DetokenizeBody, Detokenized),
     Operation("get", "/health", "Tell whether requests can be served"),
     Operation("get", "/metrics", "Show metrics, for Prometheus"),
+    Operation("get", "/usage", "Show what tenants, keys or days have used", answer=UsageReport, query=UsageQuery),
     Operation("get", "/version", "Show the version", answer=Version),
     Operation("get", "/ui", "Show the live page"),
     Operation("get", "/ui/ui.css", "Show how the live page looks"),

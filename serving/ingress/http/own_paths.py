@@ -1,4 +1,4 @@
-"""The paths of no other API than vLLM's, /tokenize, /detokenize, /version, /health and /metrics, and /docs."""
+"""The paths of no other API than vLLM's, /tokenize, /detokenize, /version, /health and /metrics, /usage and /docs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from serving.errors import InvalidRequestError, NotReadyError, UnsupportedFieldError
+from serving.errors import InvalidRequestError, NotFoundError, NotReadyError, UnsupportedFieldError
 from serving.ingress.build_request import RequestBuilder
 from serving.ingress.caller import Caller
 from serving.ingress.http.door import Door, json_response
 from serving.ingress.http.openapi import describe, page
+from serving.ingress.http.request import until_disconnect
 from serving.ingress.openai.answers import Detokenized, Tokenized, Version
 from serving.ingress.openai.bodies import DetokenizeBody, TokenizeBody, parse_body, to_conversation
 from serving.ingress.prompts import Text
 from serving.ingress.tools import ToolUse, check_tools
+from serving.ingress.usage import UsageEndpoint
 from serving.router.generation import Service
 from serving.tenants.key import Scope
 from serving.text.tokenizer import Tokenizer
@@ -32,13 +34,15 @@ WhyNotReady = Callable[[], str]
 
 class OwnPaths:
     def __init__(self, door: Door, service: Service, tokenizer: Tokenizer, render_metrics: RenderMetrics,
-                 why_not_ready: WhyNotReady) -> None:
+                 why_not_ready: WhyNotReady, usage: UsageEndpoint | None) -> None:
+        """`usage` None: there are no keys that anything is counted for."""
         self._door = door
         self._service = service
         self._tokenizer = tokenizer
         self._builder = RequestBuilder(service, tokenizer)
         self._render_metrics = render_metrics
         self._why_not_ready = why_not_ready
+        self._usage = usage
         self._description = describe(door.version)
 
     def routes(self) -> list[Route]:
@@ -46,8 +50,8 @@ class OwnPaths:
         return [
             route("/tokenize", self.tokenize, "POST"), route("/detokenize", self.detokenize, "POST"),
             route("/health", self.health, scope=None), route("/metrics", self.metrics, scope=Scope.STATUS),
-            route("/version", self.version, scope=None), route("/openapi.json", self.openapi, scope=None),
-            route("/docs", self.docs, scope=None),
+            route("/usage", self.usage, scope=Scope.STATUS), route("/version", self.version, scope=None),
+            route("/openapi.json", self.openapi, scope=None), route("/docs", self.docs, scope=None),
         ]
 
     async def tokenize(self, request: Request, caller: Caller) -> Response:
@@ -89,6 +93,13 @@ class OwnPaths:
     async def metrics(self, request: Request, caller: Caller) -> Response:
         text, content_type = self._render_metrics()
         return Response(text, headers={"content-type": content_type})
+
+    async def usage(self, request: Request, caller: Caller) -> Response:
+        if self._usage is None or caller.key is None:
+            raise NotFoundError("this service counts nobody's usage: it asks for no keys",
+                                fix="its operator sets access.keys in the config")
+        report = self._usage.report(dict(request.query_params), caller.key)
+        return json_response(await until_disconnect(request.receive, report))
 
     async def version(self, request: Request, caller: Caller) -> Response:
         return json_response(Version(version=self._door.version))

@@ -26,14 +26,17 @@ def test_requests_are_added_up_by_tenant_key_and_day(engine: Engine) -> None:
         ledger.write([Opening(str(number), "r", key, "m", Ask(9, 9, 9), day * DAY_S + 5.0)], [])
     ledger.write([], [Ending(str(number), key.key_id, Outcome.FINISHED, Used(5, 2, 4, 1), DAY * DAY_S + 9.0)
                       for number, key in ((0, first), (1, first))])
-    assert read_usage(engine, UsageBy.TENANT, 0, DAY + 9) == [
+    assert read_usage(engine, UsageBy.TENANT, (0, DAY + 9)) == [
         Usage("a", "", 2, 0, 10, 4, 8, 2), Usage("b", "", 1, 1, 0, 0, 0, 0)]
-    assert {(usage.of, usage.name) for usage in read_usage(engine, UsageBy.KEY, 0, DAY + 9)} == {
+    assert {(usage.of, usage.name) for usage in read_usage(engine, UsageBy.KEY, (0, DAY + 9))} == {
         (first.key_id, "one"), (second.key_id, "two")}
-    assert [(usage.of, usage.num_requests) for usage in read_usage(engine, UsageBy.DAY, DAY, DAY + 1)] == [
+    assert [(usage.of, usage.num_requests) for usage in read_usage(engine, UsageBy.DAY, (DAY, DAY + 1))] == [
         ("2026-11-28", 1), ("2026-11-29", 2)]
-    assert [usage.of for usage in read_usage(engine, UsageBy.TENANT, DAY, DAY)] == ["a"]
-    assert read_usage(engine, UsageBy.TENANT, 0, 1) == []
+    assert [usage.of for usage in read_usage(engine, UsageBy.TENANT, (DAY, DAY))] == ["a"]
+    assert read_usage(engine, UsageBy.TENANT, (0, 1)) == []
+    assert [(usage.of, usage.num_requests) for usage in read_usage(engine, UsageBy.DAY, (0, DAY + 9), "b")] == [
+        ("2026-11-29", 1)]
+    assert [usage.of for usage in read_usage(engine, UsageBy.KEY, (0, DAY + 9), "a")] == [first.key_id]
 
 
 def test_a_bill_has_a_price_for_each_class_of_tokens() -> None:

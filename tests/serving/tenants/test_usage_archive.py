@@ -44,15 +44,15 @@ async def test_bills_stay_when_requests_go(engine: Engine, archives: list[UsageA
     ledger.write(openings, [])
     ledger.write([], [Ending(one.usage_id, one.key.key_id, Outcome.FINISHED, Used(5, 2, 4, 1), one.now_s + 9.0)
                       for one in openings if one.usage_id != "0"])
-    before = {by: read_usage(engine, by, 0, DAY + 9) for by in UsageBy}
+    before = {by: read_usage(engine, by, (0, DAY + 9)) for by in UsageBy}
     assert before[UsageBy.TENANT] == [Usage("team", "", 30, 1, 145, 58, 116, 29)]
     await asyncio.gather(*(archive.archive() for archive in archives))
     assert num_requests(engine) == 21       # those of two days, and one that is open
-    assert {by: read_usage(engine, by, 0, DAY + 9) for by in UsageBy} == before
+    assert {by: read_usage(engine, by, (0, DAY + 9)) for by in UsageBy} == before
     ledger.write([], [Ending("0", keys[0].key_id, Outcome.FINISHED, Used(5, 2, 4, 1), DAY * DAY_S + 99.0)])
     await archives[0].archive()
     assert num_requests(engine) == 20
-    assert read_usage(engine, UsageBy.TENANT, 0, DAY + 9) == [Usage("team", "", 30, 0, 150, 60, 120, 30)]
+    assert read_usage(engine, UsageBy.TENANT, (0, DAY + 9)) == [Usage("team", "", 30, 0, 150, 60, 120, 30)]
 
 
 async def test_a_database_that_is_away_is_asked_again_later(engine: Engine, archives: list[UsageArchive],
