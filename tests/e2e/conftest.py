@@ -5,13 +5,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -21,8 +21,10 @@ import yaml
 from cluster.launch.process_marks import process_of, stop_processes
 from cluster.launch.state_file import RunningCluster, read_state
 from serving.errors import ServingError
+from tests.deadlines import PATIENCE_S
 from tests.e2e.tiny_model import write_checkpoint
 from tests.ports import held_port
+from tests.process_pool import ProcessPool
 
 COMMAND_TIMEOUT_S = 150.0
 MAX_OPEN_REQUESTS = 40
@@ -30,17 +32,13 @@ MAX_QUEUED_REQUESTS = 8
 APPLICATION = "e2e"
 
 
-def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S,
-                          env={**os.environ, **variables})
-
-
 def moesaic(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line, as a user runs it."""
-    return run("-c", "from cluster.cli.main import main; main()", *arguments)
+    """Run the command line in a process of its own, as a user does."""
+    return subprocess.run([sys.executable, "-c", "from cluster.cli.main import main; main()", *arguments],
+                          capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 120.0) -> bool:
+def eventually(holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
     """For what other processes do in their own time."""
     until_s = time.monotonic() + timeout_s
     while not holds():
@@ -57,6 +55,7 @@ class Service:
     state_dir: Path
     work_dir: Path
     proxy_url: str          # of Ray Serve's proxy, which all applications of the cluster share
+    worker: ProcessPool     # of one process, connected to the cluster
 
     @property
     def url(self) -> str:
@@ -66,11 +65,21 @@ class Service:
     def model(self) -> str:
         return self.running.model
 
+    def moesaic(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Carry out a command that asks a running service, without a process of its own: see ray_commands.py."""
+        done: subprocess.CompletedProcess[str] = self.ray("moesaic", *arguments, "--state-dir", str(self.state_dir))
+        return done
+
     def status(self, application: str = APPLICATION) -> dict[str, object]:
-        """`moesaic status --json`."""
-        found = moesaic("status", "--json", "--state-dir", str(self.state_dir), "--application", application)
-        assert found.stdout, found.stderr
-        return dict(json.loads(found.stdout))
+        """`moesaic status --json`, as soon as there is an answer."""
+        found: list[str] = []
+
+        def is_answered() -> bool:
+            done = self.moesaic("status", "--json", "--address", self.running.address, "--application", application)
+            found[:] = [done.stdout or done.stderr]
+            return bool(done.stdout)
+        assert eventually(is_answered), found
+        return dict(json.loads(found[0]))
 
     def metric(self, name: str, route_prefix: str = "") -> float:
         """Add it up over all labels. `route_prefix`: of another application on the same cluster."""
@@ -95,10 +104,9 @@ class Service:
                         found.append(child)
         return found
 
-    def ray(self, command: str, application: str, *rest: str) -> str:
-        done = run("-m", "tests.e2e.ray_commands", self.running.address, command, application, *rest)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def ray(self, command: str, *arguments: object) -> Any:
+        """Have one of ray_commands.py carried out."""
+        return self.worker.run(f"tests.e2e.ray_commands:{command}", [(self.running.address, *arguments)])[0]
 
 
 def config_of(checkpoint: Path) -> dict[str, object]:
@@ -129,7 +137,14 @@ def _stop(state_dir: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def connected_worker() -> Iterator[ProcessPool]:
+    worker = ProcessPool(1)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(scope="session")
+def service(connected_worker: ProcessPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     work_dir = tmp_path_factory.mktemp("e2e")
     checkpoint, state_dir = work_dir / "tiny", work_dir / "state"
     write_checkpoint(checkpoint)
@@ -142,7 +157,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         started = moesaic("up", str(config_path), "--state-dir", str(state_dir))
         assert started.returncode == 0, started.stdout + started.stderr
         yield Service(read_state(state_dir, APPLICATION), checkpoint, state_dir, work_dir,
-                      f"http://127.0.0.1:{config['proxy_port']}")
+                      f"http://127.0.0.1:{config['proxy_port']}", connected_worker)
         stopped = moesaic("down", "--state-dir", str(state_dir), "--application", APPLICATION)
         assert stopped.returncode == 0, stopped.stderr
     finally:

@@ -1,40 +1,54 @@
-"""Does to the Ray cluster what tests need, in a process of its own: `python -m tests.e2e.ray_commands ADDRESS ...`."""
+"""What tests do to the Ray cluster, as jobs of a worker process (tests/process_pool.py) that stays connected to it.
+
+A process of its own for each command would spend seconds on importing Ray and on connecting, on cores that the cluster
+needs; tests of the command line itself start such processes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import sys
+from subprocess import CompletedProcess
 
+from cluster.cli.main import main
 from cluster.launch.cluster_client import ClusterClient
-from cluster.launch.state_file import RunningCluster
 from serving.config import load_config
+from tests.deadlines import PATIENCE_S
+from tests.process_pool import Worker
 
 
-def main(address: str, command: str, application: str, *rest: str) -> None:
-    running = RunningCluster(application, address, http_url="", model="")
-    with ClusterClient.connected(running) as client:
-        if command == "deploy":
-            client.deploy(load_config(rest[0]))
-        elif command == "delete":
-            client.delete()
-        elif command == "epoch-number":
-            epoch = client.status().view.epoch
-            assert sys.__stdout__ is not None       # what else is written while connected goes to stderr
-            sys.__stdout__.write(str(epoch.number if epoch else 0))
-        elif command == "kill-coordinator":
-            kill_coordinator(application)
-        elif command == "kill-controller":
-            kill_controller()
-        elif command == "await-controller":
-            client.is_deployed()        # it answers, or Ray waits for it
-        elif command == "keep":
-            keep_replicas(application, rest[0], int(rest[1]))
+def moesaic(worker: Worker, address: str, *arguments: str) -> CompletedProcess[str]:
+    """Carry out a command that asks a running service."""
+    _connect(worker, address)
+    stdout, stderr, exit_code = io.StringIO(), io.StringIO(), 0
+    given, sys.argv = sys.argv, ["moesaic", *arguments]
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            main()
+    except SystemExit as end:
+        exit_code = int(end.code or 0)
+    finally:
+        sys.argv = given
+    return CompletedProcess(arguments, exit_code, stdout.getvalue(), stderr.getvalue())
 
 
-def kill_coordinator(application: str) -> None:
+def deploy(worker: Worker, address: str, application: str, config_path: str) -> None:
+    _connect(worker, address)
+    ClusterClient(application).deploy(load_config(config_path))
+
+
+def delete(worker: Worker, address: str, application: str) -> None:
+    _connect(worker, address)
+    ClusterClient(application).delete()
+
+
+def kill_coordinator(worker: Worker, address: str, application: str) -> None:
     """Kill its process; Serve notices and starts another."""
     import ray
 
+    _connect(worker, address)
     prefix = f"SERVE_REPLICA::{application}#Coordinator#"
     names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)
              if entry["name"].startswith(prefix)]
@@ -42,20 +56,33 @@ def kill_coordinator(application: str) -> None:
     ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
 
 
-def kill_controller() -> None:
-    """Kill Serve's controller; Ray starts it again."""
+def replace_controller(worker: Worker, address: str, application: str) -> None:
+    """Kill Serve's controller, which Ray starts again, and return when the new one answers."""
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-    ray.kill(ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE), no_restart=False)
+    _connect(worker, address)
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    pid = ray.get(controller.get_pid.remote(), timeout=PATIENCE_S)
+    ray.kill(controller, no_restart=False)
+    while ray.get(controller.get_pid.remote(), timeout=PATIENCE_S) == pid:      # Ray repeats a call that dies with it
+        pass
+    assert ClusterClient(application).is_deployed()
 
 
-def keep_replicas(application: str, pool: str, num: int) -> None:
+def keep(worker: Worker, address: str, application: str, pool: str, num: int) -> None:
     """Have Serve keep so many shards of a pool, with nobody asked: it stops whom it chooses."""
     from cluster.serve_replicas import ServeDeployments
 
+    _connect(worker, address)
     asyncio.run(ServeDeployments(application, [pool]).keep(pool, num))
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def _connect(worker: Worker, address: str) -> None:
+    """Connect once; from then on commands find this process connected, and leave it so."""
+    if "address" not in worker.kept:
+        ClusterClient("").connect(address)
+        ClusterClient.connect = lambda client, address: None     # type: ignore[method-assign]
+        ClusterClient.disconnect = lambda client: None           # type: ignore[method-assign]
+        worker.kept["address"] = address
+    assert worker.kept["address"] == address, "a worker is connected to one cluster"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import Service, config_of, eventually
+from tests.e2e.test_operations import epoch_number
 from tests.e2e.tiny_model import write_checkpoint
 
 pytestmark = pytest.mark.multinode
@@ -82,14 +83,14 @@ def test_survivors_of_a_lost_shard_go_on_and_take_another_in_within_their_budget
                                                                                 three_url: str) -> None:
     """Two cannot hold the model: the answer that runs waits for another, and is what it is without a loss."""
     body = {"model": "tiny", "prompt": [[index] * 50 for index in range(8)], "max_tokens": 400, "temperature": 0}
-    first_epoch = int(service.ray("epoch-number", "three").split()[-1])
+    first_epoch = epoch_number(service, "three")
     with ThreadPoolExecutor(1) as threads:
         disturbed = threads.submit(httpx.post, three_url, json=body, timeout=120.0)
         assert eventually(lambda: service.metric("num_requests_running", "/three") > 0)
         lost, *survivors = service.shard_processes("three")
         lost.kill()
         assert disturbed.result().status_code == 200, disturbed.result().text
-    assert eventually(lambda: int(service.ray("epoch-number", "three").split()[-1]) > first_epoch)
+    assert eventually(lambda: epoch_number(service, "three") > first_epoch)
     assert eventually(lambda: health(service, "three").status_code == 200), health(service, "three").text
     assert all(process.is_running() for process in survivors)
     undisturbed = httpx.post(three_url, json=body, timeout=120.0)

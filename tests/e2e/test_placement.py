@@ -12,14 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.conftest import APPLICATION, Service, eventually, moesaic
+from tests.e2e.conftest import Service, eventually
 
 pytestmark = pytest.mark.multinode
 NUM_STREAMS = 6
 
 
 def run_placement(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = moesaic("placement", *arguments, "--state-dir", str(service.state_dir), "--application", APPLICATION)
+    done = service.moesaic("placement", *arguments)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -41,6 +41,8 @@ def as_it_was(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Ite
     path = tmp_path_factory.mktemp("placement") / "first.json"
     path.write_text(json.dumps(show(service)))
     yield
+    http_client().close()
+    http_client.cache_clear()
     code, text = placement(service, "apply", str(path))
     assert code == 0, text
 
@@ -143,9 +145,9 @@ def test_loads_are_counted_and_the_best_placement_for_them_is_applied(service: S
     assert code == 0 and "as counted" in text, text
     figures = show(service)["figures"]
     assert isinstance(figures, dict) and figures["step_s"] >= figures["bound_s"] > 0
-    table = moesaic("status", "--experts", "--state-dir", str(service.state_dir))
+    table = service.moesaic("status", "--experts")
     assert table.returncode == 0 and "max/mean" in table.stdout
-    assert service.metric("placement_revision") > 0
+    assert eventually(lambda: service.metric("placement_revision") > 0)
 
 
 def _expert_rows(service: Service) -> list[list[float]]:

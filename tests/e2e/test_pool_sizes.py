@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.conftest import Service, moesaic
+from tests.deadlines import PATIENCE_S
+from tests.e2e.conftest import Service, eventually
 from tests.e2e.steady_streams import Streams
 from tests.e2e.test_operations import shards_of
 
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.multinode
 
 
 def scale(service: Service, *arguments: str) -> None:
-    done = moesaic("scale", "cpu", *arguments, "--wait", "100", "--state-dir", str(service.state_dir))
+    done = service.moesaic("scale", "cpu", *arguments, "--wait", str(PATIENCE_S / 2))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -27,12 +28,12 @@ def test_the_shard_that_was_named_is_the_one_that_serve_stops(service: Service) 
     with streams.running():
         scale(service, "2", "--shard", gone)
     streams.verify()
-    assert ready_shards(service) == before - {gone}
-    assert {process.pid for process in service.shard_processes()} < pids
+    assert eventually(lambda: ready_shards(service) == before - {gone})
+    assert eventually(lambda: {process.pid for process in service.shard_processes()} < pids)
     scale(service, "3")
-    assert ready_shards(service) > before - {gone}
+    assert eventually(lambda: ready_shards(service) > before - {gone})
 
 
 def test_a_number_beyond_the_limits_is_refused(service: Service) -> None:
-    refused = moesaic("scale", "cpu", "1", "--state-dir", str(service.state_dir))
+    refused = service.moesaic("scale", "cpu", "1")
     assert refused.returncode == 1 and "pool cpu may have 2 to 3 shards, not 1" in refused.stderr
