@@ -20,6 +20,9 @@ WINDOW_S = 24 * 3600.0          # completion_window: the only one that there is
 MAX_TRIES = 5                   # of a line that fails by no fault of its own
 MAX_RETRY_S = 60.0
 MAX_ERRORS = 20                 # of an input file, that are told
+_WHY_UNANSWERED = {
+    "batch_expired": "This request could not be executed before the completion window expired.",
+    "batch_cancelled": "This request was not executed, because its batch was cancelled."}
 
 
 class BatchStatus(enum.StrEnum):
@@ -45,7 +48,8 @@ OPEN = frozenset(NEXT)          # the others are ends
 class LineOutcome(enum.StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
-    EXPIRED = "expired"
+    EXPIRED = "expired"         # this and the next: it was never answered
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +124,10 @@ def line_id(batch_id: str, number: int) -> str:
     return f"batch_req_{batch_id.removeprefix('batch_')}_{number}"
 
 
-def expired_line(batch_id: str, number: int, custom_id: str) -> bytes:
-    """Return what the error file says of a line that was not answered in time."""
-    error = {"code": "batch_expired",
-             "message": "This request could not be executed before the completion window expired."}
+def unanswered_line(batch_id: str, number: int, custom_id: str, outcome: LineOutcome) -> bytes:
+    """Return what the error file says of a line that was not answered before its batch expired or was cancelled."""
+    code = f"batch_{outcome}"
+    error = {"code": code, "message": _WHY_UNANSWERED[code]}
     return json.dumps({"id": line_id(batch_id, number), "custom_id": custom_id, "response": None,
                        "error": error}).encode() + b"\n"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, delete, func, insert, or_, select, update
 
 from serving.batches.batch import (
     NEXT,
@@ -19,7 +19,7 @@ from serving.batches.batch import (
     LineEntry,
     LineOutcome,
     TokenCounts,
-    expired_line,
+    unanswered_line,
 )
 from serving.batches.file_store import add_file, append_chunk, find_file
 from serving.batches.page import OBJECT_ID, Page
@@ -30,7 +30,7 @@ from serving.tenants.ledger import LEASE_S
 from serving.tenants.schema import BATCH_LINES, BATCHES, FILES, ROUTERS
 
 MAX_OPEN_BATCHES = 100      # of one tenant
-_NUM_AT_ONCE = 500          # lines that one transaction expires or deletes
+_NUM_AT_ONCE = 500          # lines that one transaction gives up or deletes
 _IS_OPEN = BATCHES.c.status.in_([status.value for status in OPEN])
 
 
@@ -105,13 +105,18 @@ class BatchStore:
                 return True
             if batch.status is BatchStatus.FINALIZING:
                 if late := _open_lines(connection, batch_id, _NUM_AT_ONCE):
-                    _expire(connection, batch, late)
+                    _leave(connection, batch, late, LineOutcome.EXPIRED)
                     return True
                 _show_files(connection, batch)
                 move(connection, batch, _end_of(connection, batch_id), now_s)
-            elif batch.status is BatchStatus.CANCELLING and not _is_held(connection, batch_id, now_s):
-                _show_files(connection, batch)
-                move(connection, batch, BatchStatus.CANCELLED, now_s)
+            elif batch.status is BatchStatus.CANCELLING:
+                left = _open_lines(connection, batch_id, _NUM_AT_ONCE, _is_nobodys(now_s))
+                if left and batch.num_total:        # it was validated: all its lines are known
+                    _leave(connection, batch, left, LineOutcome.CANCELLED)
+                    return True
+                if not _open_lines(connection, batch_id, 1, ~_is_nobodys(now_s)):
+                    _show_files(connection, batch)
+                    move(connection, batch, BatchStatus.CANCELLED, now_s)
         return False
 
     def take_for_validation(self, router_id: str, now_s: float) -> Batch | None:
@@ -231,20 +236,27 @@ def _validates(connection: Connection, batch_id: str, router_id: str) -> bool:
         BATCHES.c.status == BatchStatus.VALIDATING.value).with_for_update()).first() is not None
 
 
-def _open_lines(connection: Connection, batch_id: str, num: int) -> list[tuple[int, str]]:
+def _open_lines(connection: Connection, batch_id: str, num: int, *which: ColumnElement[bool]
+                ) -> list[tuple[int, str]]:
     """Return number and custom_id of the first lines without an outcome."""
     return [(row[0], row[1]) for row in connection.execute(
         select(BATCH_LINES.c.number, BATCH_LINES.c.custom_id).where(
-            BATCH_LINES.c.batch_id == batch_id, BATCH_LINES.c.outcome.is_(None)
+            BATCH_LINES.c.batch_id == batch_id, BATCH_LINES.c.outcome.is_(None), *which
         ).order_by(BATCH_LINES.c.number).limit(num))]
 
 
-def _expire(connection: Connection, batch: Batch, lines: list[tuple[int, str]]) -> None:
-    content = b"".join(expired_line(batch.batch_id, *line) for line in lines)
+def _is_nobodys(now_s: float) -> ColumnElement[bool]:
+    """Return the condition that no router that lives has a line."""
+    return or_(BATCH_LINES.c.router_id.is_(None), BATCH_LINES.c.router_id.not_in(living(now_s)))
+
+
+def _leave(connection: Connection, batch: Batch, lines: list[tuple[int, str]], outcome: LineOutcome) -> None:
+    """Give lines up: the error file says of each why."""
+    content = b"".join(unanswered_line(batch.batch_id, *line, outcome) for line in lines)
     append_chunk(connection, batch.error_file_id, lines[0][0], content)
     connection.execute(update(BATCH_LINES).where(
         BATCH_LINES.c.batch_id == batch.batch_id, BATCH_LINES.c.number.in_([number for number, _ in lines])
-    ).values(outcome=LineOutcome.EXPIRED.value))
+    ).values(outcome=outcome.value))
     connection.execute(update(BATCHES).where(BATCHES.c.batch_id == batch.batch_id).values(
         num_failed=BATCHES.c.num_failed + len(lines)))
 
@@ -253,13 +265,6 @@ def _end_of(connection: Connection, batch_id: str) -> BatchStatus:
     is_late = connection.execute(select(BATCH_LINES.c.number).where(
         BATCH_LINES.c.batch_id == batch_id, BATCH_LINES.c.outcome == LineOutcome.EXPIRED.value).limit(1)).first()
     return BatchStatus.COMPLETED if is_late is None else BatchStatus.EXPIRED
-
-
-def _is_held(connection: Connection, batch_id: str, now_s: float) -> bool:
-    """Return whether a router that lives still has one of the lines."""
-    return connection.execute(select(BATCH_LINES.c.number).where(
-        BATCH_LINES.c.batch_id == batch_id, BATCH_LINES.c.outcome.is_(None),
-        BATCH_LINES.c.router_id.in_(living(now_s))).limit(1)).first() is not None
 
 
 def _show_files(connection: Connection, batch: Batch) -> None:

@@ -12,9 +12,10 @@ from serving.batches.batch import (
     NEXT,
     OPEN,
     BatchStatus,
+    LineOutcome,
     counts_as_try,
-    expired_line,
     retry_after_s,
+    unanswered_line,
 )
 from serving.errors import (
     DeadlineExceededError,
@@ -54,7 +55,9 @@ def test_every_open_batch_can_come_to_an_end() -> None:
     assert ends <= reached and reached | {BatchStatus.VALIDATING} == set(BatchStatus)
 
 
-def test_an_expired_line_says_so() -> None:
-    written = json.loads(expired_line("batch_ab", 3, "é"))
+@pytest.mark.parametrize(("outcome", "code"), [
+    (LineOutcome.EXPIRED, "batch_expired"), (LineOutcome.CANCELLED, "batch_cancelled")])
+def test_a_line_that_was_not_answered_says_why(outcome: LineOutcome, code: str) -> None:
+    written = json.loads(unanswered_line("batch_ab", 3, "é", outcome))
     assert written["id"] == "batch_req_ab_3" and written["custom_id"] == "é" and written["response"] is None
-    assert written["error"]["code"] == "batch_expired"
+    assert written["error"]["code"] == code and written["error"]["message"]

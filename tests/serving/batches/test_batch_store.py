@@ -127,8 +127,40 @@ def test_a_cancelled_batch_waits_for_the_lines_of_routers_that_live(engine: Engi
     assert stores.lines.finish(first, LineAnswer(b"1\n", is_error=False))       # it was just done
     stores.lines.free([second.place])
     done = end(stores, batch)
-    assert (done.status, done.num_completed, done.num_total) == (BatchStatus.CANCELLED, 1, 3)
+    assert (done.status, done.num_completed, done.num_failed, done.num_total) == (BatchStatus.CANCELLED, 1, 2, 3)
     assert stores.files.get("team", batch.output_file_id).num_bytes == 2
+
+
+def test_lines_of_a_cancelled_batch_that_had_not_begun_say_so_some_at_a_time(
+        engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_store, "_NUM_AT_ONCE", 2)
+    stores = stores_of(engine)
+    batch = running_batch(stores, *"abcdef")
+    (held,) = stores.lines.take([], 1, NOW_S)
+    stores.batches.cancel("team", batch.batch_id, NOW_S)
+    for num_left in (2, 4, 5):
+        assert stores.batches.advance(batch.batch_id, NOW_S)
+        assert stores.batches.get("team", batch.batch_id).num_failed == num_left
+    assert not stores.batches.advance(batch.batch_id, NOW_S)        # it waits for the one that is computed
+    assert stores.lines.finish(held, LineAnswer(b"1\n", is_error=False))
+    done = end(stores, batch)
+    assert (done.status, done.num_completed, done.num_failed) == (BatchStatus.CANCELLED, 1, 5)
+    errors = [json.loads(line) for line in content_of(stores, batch.error_file_id).splitlines()]
+    assert [(error["custom_id"], error["error"]["code"]) for error in errors] == [
+        (f"id-{number}", "batch_cancelled") for number in range(2, 7)]
+    assert stores.files.get("team", batch.error_file_id).num_bytes > 0
+
+
+def test_a_batch_that_is_cancelled_before_its_lines_are_known_has_no_files(engine: Engine) -> None:
+    stores = stores_of(engine)
+    batch = new_batch(stores, "a", "b")
+    stores.batches.take_for_validation("one", NOW_S)
+    assert stores.batches.add_lines(batch.batch_id, "one", [LineEntry(1, "a", 0, 1)])
+    stores.batches.cancel("team", batch.batch_id, NOW_S)
+    done = end(stores, batch)
+    assert (done.status, done.num_failed) == (BatchStatus.CANCELLED, 0)
+    with pytest.raises(NotFoundError):
+        stores.files.get("team", batch.error_file_id)
 
 
 def test_who_holds_lines_of_a_cancelled_batch_and_is_gone_is_not_waited_for(engine: Engine) -> None:

@@ -190,7 +190,7 @@ async def test_a_cancelled_batch_stops_what_is_computed(house: House) -> None:
         await work.started.wait()
         await stores.thread.call(lambda: stores.batches.cancel("team", batch.batch_id, house.now_s))
         done = await until(stores, batch, has(BatchStatus.CANCELLED))
-    assert done.num_completed == 0
+    assert (done.num_completed, done.num_failed) == (0, 3) and len(lines_of(stores, batch.error_file_id)) == 3
 
 
 async def test_a_window_that_ends_stops_what_is_computed(house: House) -> None:
