@@ -75,6 +75,11 @@ class StepPlan:
     def num_tokens(self) -> int:
         return sum(len(request.token_ids) for request in self.requests)
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Return the tokens of sequences that compute more than one: of prompts, or again after a preemption."""
+        return sum(len(request.token_ids) for request in self.requests if len(request.token_ids) > 1)
+
 
 @dataclass(frozen=True, slots=True)
 class StepHeader:
@@ -84,14 +89,15 @@ class StepHeader:
     step_index: int
     num_tokens: int
     prepared_revision: int = 0      # of the placement: this member could switch to it now
+    num_prompt_tokens: int = 0      # of num_tokens; all others are decoded
 
-    def to_ints(self) -> tuple[int, int, int, int]:
-        return (self.epoch_number, self.step_index, self.num_tokens, self.prepared_revision)
+    def to_ints(self) -> tuple[int, int, int, int, int]:
+        return (self.epoch_number, self.step_index, self.num_tokens, self.prepared_revision, self.num_prompt_tokens)
 
     @staticmethod
     def from_ints(ints: tuple[int, ...]) -> StepHeader:
-        epoch_number, step_index, num_tokens, prepared_revision = ints
-        return StepHeader(epoch_number, step_index, num_tokens, prepared_revision)
+        epoch_number, step_index, num_tokens, prepared_revision, num_prompt_tokens = ints
+        return StepHeader(epoch_number, step_index, num_tokens, prepared_revision, num_prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from model.pace import Pace
 from model.runner import Runner
 from serving.config import PoolConfig, ServeConfig
 from serving.engine.engine import Engine, Executor
+from serving.engine.prefill_budget import PrefillBudget
 from serving.engine.request import TokenEvent
 from serving.engine.scheduler import Scheduler
 from serving.link.epoch import Epoch
@@ -99,8 +100,11 @@ class HeldEngine:
 
     def _new_scheduler(self) -> Scheduler:
         max_tokens = max_model_len(self.model.decoder.args, self.config)
-        return Scheduler(self.config.scheduler, self.sizes.num_blocks, max_tokens, self.sizes.num_state_slots,
-                         slot_bytes=self.slot_bytes, block_bytes=self.block_bytes)
+        scheduler = Scheduler(self.config.scheduler, self.sizes.num_blocks, max_tokens, self.sizes.num_state_slots,
+                              slot_bytes=self.slot_bytes, block_bytes=self.block_bytes)
+        if self.config.autoscaling is not None:
+            scheduler.prefill_budget = PrefillBudget(self.config.autoscaling.itl_slo_s)
+        return scheduler
 
 
 def hold(config: ServeConfig, pool: PoolConfig, model: LoadedModel, epoch: Epoch, rank: int) -> HeldEngine:

@@ -259,7 +259,7 @@ class Engine:
         if self._is_awake:
             result = result or await self.executor.execute(plan, agreement)
             self._deliver(self.scheduler.apply(plan, result), plan.step_index)
-            self._measure(plan, result, self._clock() - began_s)
+            self._measure(plan, agreement, result, self._clock() - began_s)
 
     # The verbs of a step.
 
@@ -294,8 +294,11 @@ class Engine:
             self._ring_tasks.add(ring_task)
             ring_task.add_done_callback(self._ring_tasks.discard)
         self._told_revision = self.executor.prepared_revision
-        header = StepHeader(plan.epoch_number, plan.step_index, plan.num_tokens, self._told_revision)
+        header = StepHeader(plan.epoch_number, plan.step_index, plan.num_tokens, self._told_revision,
+                            plan.num_prompt_tokens)
         agreement, result = await self.executor.agree(header, plan)
+        if self.scheduler.prefill_budget is not None:
+            self.scheduler.prefill_budget.hear(agreement, header)
         self._step_index += 1
         self._is_awake = agreement.is_step
         return agreement, result
@@ -355,7 +358,9 @@ class Engine:
         for router_id, router_events in outbox.items():
             self._deliver_to_router(router_id, step_index, router_events)
 
-    def _measure(self, plan: StepPlan, result: StepResult, step_s: float) -> None:
+    def _measure(self, plan: StepPlan, agreement: Agreement, result: StepResult, step_s: float) -> None:
+        if self.scheduler.prefill_budget is not None:
+            self.scheduler.prefill_budget.measure(agreement, step_s)
         self.num_steps += 1
         self.num_tokens_computed += plan.num_tokens
         self.num_expert_rows += result.stats.num_expert_rows

@@ -16,6 +16,7 @@ from operator import attrgetter
 from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult
 from serving.config import SchedulerConfig
 from serving.engine.cache_room import CacheRoom
+from serving.engine.prefill_budget import PrefillBudget
 from serving.engine.request import FinishReason, Request, RequestStatus, TokenEvent
 from serving.engine.sequence_caches import SequenceCaches
 from serving.engine.tenant_shares import Room, TenantShares, last_to_keep, who_gives_way
@@ -44,6 +45,7 @@ class Scheduler:
         self.config = config
         self.room = CacheRoom(max_model_len, num_blocks, config.block_size, block_bytes, slot_bytes)
         self.token_budget = config.max_batch_tokens     # of a step, at least 1; may change between two steps
+        self.prefill_budget: PrefillBudget | None = None    # where those that decode have an SLO
         self.num_preemptions = 0
         self.num_cached_tokens = 0                      # not computed, as the prefix cache had them
         self._caches = SequenceCaches(config, num_blocks, num_state_slots)
@@ -176,7 +178,7 @@ class Scheduler:
         may_start = self._make_room() or may_start
         plan = [self._scheduled(request, 1) for request in decoding if request.status is RequestStatus.RUNNING]
         prefilling = [request for request in prefilling if request.status is RequestStatus.RUNNING]     # still
-        self._add_prompts(plan, self.token_budget - len(plan), prefilling, may_start)
+        self._add_prompts(plan, self._num_prompt_tokens(len(plan)), prefilling, may_start)
         self._in_flight = {scheduled.request_id: self._requests[scheduled.request_id] for scheduled in plan}
         return tuple(plan)
 
@@ -247,6 +249,11 @@ class Scheduler:
     def _max_running(self) -> int:
         """A lowered budget does not end who runs, so decodes may exceed it until some have ended."""
         return min(self.config.max_running_requests, self.token_budget)
+
+    def _num_prompt_tokens(self, num_decoding: int) -> int:
+        if self.prefill_budget is None:
+            return self.token_budget - num_decoding
+        return self.prefill_budget.of_step(self.token_budget, num_decoding)
 
     def _add_prompts(self, plan: list[ScheduledRequest], budget: int, prefilling: list[Request],
                      may_start: bool) -> None:

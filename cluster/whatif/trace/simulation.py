@@ -16,11 +16,11 @@ from cluster.autoscaler.fleet import Counts, Work
 from cluster.whatif.trace.fleet_model import FleetModel
 from cluster.whatif.trace.scalers import Scaler
 from cluster.whatif.trace.trace_file import TracedRequest
+from serving.engine.prefill_budget import SLO_PART
 
 DECIDE_S = 0.5              # between two decisions
 LEAVE_S = 1.0               # in which a replica that leaves is still paid
 LATE_S = 600.0              # after the last arrival nothing is awaited any more
-ITL_PART = 0.9              # of the SLO of a token, that a step is filled for
 _LEAST_CHUNK = 16           # tokens of prompts in a step, however many sequences decode
 
 
@@ -167,7 +167,7 @@ class Simulation:
         requests, ready = self._requests, self._ready
         num_decoding, num_members = len(requests.decoding), sum(ready)
         budget = min(num_members * self._model.max_batch_tokens,
-                     int(self._model.rows_within(ready, ITL_PART * self._model.rules.itl_slo_s)))
+                     int(self._model.rows_within(ready, SLO_PART * self._model.rules.itl_slo_s)))
         num_prompt_tokens, done = requests.take_prompts(
             max(_LEAST_CHUNK, budget - num_decoding), self._model.kv_room(ready), num_members * self._model.max_running)
         if not num_prompt_tokens and not num_decoding:

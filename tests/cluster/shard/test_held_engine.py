@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import AsyncMock, Mock
+
+import pytest
 
 from cluster.planner.cache_plan import CacheSizes
 from cluster.shard.held_engine import HeldEngine, hold
@@ -10,6 +13,7 @@ from cluster.shard.loaded_model import new_runner
 from model.memory import expert_bytes, kv_block_bytes
 from model.moe import new_experts
 from model.pace import UNTIMED
+from serving.config import AutoscalingConfig
 from serving.link.epoch import Epoch
 from tests.cluster.shard.test_loaded_model import MEMBERS, PLACEMENT, POOL, USED, Case, case, loader
 from tests.placements import even_shares
@@ -43,3 +47,12 @@ def test_nobody_waits_for_caches_in_a_group(case: Case) -> None:
     fewer = held.sizes.num_blocks - 1
     held.resize(fewer)              # another epoch came before the group had formed
     assert held.caches.nbytes == fewer * block_bytes
+
+
+@pytest.mark.parametrize("goals", [None, AutoscalingConfig(itl_slo_s=0.1)], ids=["without", "with"])
+def test_prompts_are_bounded_where_tokens_have_an_slo(case: Case, goals: AutoscalingConfig | None) -> None:
+    config, sizes = case.config.model_copy(update={"autoscaling": goals}), CacheSizes(4, 0)
+    runner = new_runner(case.model, sizes, config.scheduler.block_size, UNTIMED)
+    held = HeldEngine(case.model, config, sizes, UNTIMED, USED, runner)
+    engine = held.enter(1, Mock(prepared_revision=0), AsyncMock(), Mock())
+    assert (engine.scheduler.prefill_budget is not None) == (goals is not None)
