@@ -38,10 +38,12 @@ from serving.router.metered_service import MeteredService
 from serving.router.patient_service import PatientService
 from serving.router.router_load import RouterLoad
 from serving.router.service import InferenceService
+from serving.router.traced_service import TracedService
 from serving.served_model import read_served_model
 from serving.supervision import run_endless
 from serving.tenants.access import Access
 from serving.tls.identity import RenewedIdentity
+from serving.tracing.opening import open_tracer
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,9 @@ class RouterReplica:
             else MeteredService(self._service, self._access.meter, time.time, metrics.tenants)
         if config.router.log_requests:
             metered = LoggedService(metered, time.monotonic)
+        self._tracer = open_tracer(config.tracing, "router", self._service.router_id, time.monotonic)
+        if self._tracer is not None:
+            metered = TracedService(metered, self._tracer, time.monotonic)
         keys = self._access.keys if self._access and config.access.keys else None
         responses = SharedStore(self._access.responses) if self._access else MemoryStore()
         usage = UsageEndpoint(self._access.usage, config.access.prices, time.time) if self._access else None
@@ -131,6 +136,8 @@ class RouterReplica:
         await self._doors.close()
         if self._stores:
             await self._stores.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
     async def _follow_epochs(self) -> None:
         while True:

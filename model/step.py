@@ -125,6 +125,10 @@ class StepWork:
     planning_s: tuple[float, ...]   # by MoE layer: whose rows go to which expert, whatever their number
     experts_s: tuple[float, ...]    # by MoE layer, for whoever's rows: picked, computed, and ready to go back
 
+    @property
+    def total_s(self) -> float:
+        return sum(self.own_s) + sum(self.planning_s) + sum(self.experts_s)
+
 
 @dataclass(frozen=True, slots=True)
 class StepStats:

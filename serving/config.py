@@ -22,7 +22,7 @@ from pydantic import (
 
 from serving.errors import ServingError
 from serving.log_format import LogFormat
-from serving.option_types import AbsolutePath, Bytes, DatabaseUrl, Host, Origin, ToolParserName
+from serving.option_types import AbsolutePath, Bytes, CollectorUrl, DatabaseUrl, Host, Origin, ToolParserName
 
 MIN_CONTEXT_TOKENS = 2              # a prompt and its answer
 MAX_CONTEXT_TOKENS = 2**31 - 1      # numbers of messages between processes hold it
@@ -174,6 +174,16 @@ class ClusterTlsConfig(TlsConfig):
     ca: AbsolutePath
 
 
+class TracingConfig(Options):
+    """Where spans of requests are sent to, by OTLP. Headers that the collector asks for are in the variable
+    OTEL_EXPORTER_OTLP_HEADERS of routers and shards, never in here."""
+
+    endpoint: CollectorUrl                      # of a collector: http://host:4317, or https
+    protocol: Literal["grpc", "http"] = "grpc"  # http: protobuf to /v1/traces below the endpoint
+    # Of requests whose client sends no traceparent: who sends one says in it whether to trace.
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
 class BatchConfig(Options):
     """Bounds of files and batches. They are kept in the database of keys: access.database."""
 
@@ -235,6 +245,7 @@ class ServeConfig(Options):
     access: AccessConfig = AccessConfig()
     tls: TlsConfig | None = None                # of the HTTP and gRPC doors; None: plain
     cluster_tls: ClusterTlsConfig | None = None     # of the links between routers and shards; None: plain
+    tracing: TracingConfig | None = None        # None: no spans
     batch: BatchConfig = BatchConfig()
     group: GroupConfig = GroupConfig()
     placement: PlacementConfig = PlacementConfig()

@@ -49,4 +49,5 @@ AbsolutePath = Annotated[str, Field(pattern=r"^/.")]
 Host = Annotated[str, BeforeValidator(parse_host)]
 DatabaseUrl = Annotated[str, BeforeValidator(parse_database_url)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0), WithJsonSchema({"type": ["integer", "string"]})]
+CollectorUrl = Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/[^?#\s]*)?$")]     # no password in it
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]      # as browsers write it: no path

@@ -93,6 +93,7 @@ COVERED_BY = {
     "serving/text/answers/answer_format.py": "serving/text/answers/test_answer_parser.py",
     "serving/ingress/openai/bodies.py": "serving/ingress/http/test_app.py",
     "serving/engine/block_names.py": "serving/engine/test_scheduler.py",
+    "serving/tracing/request_trace.py": "serving/tracing/test_tracer.py",
     "serving/router/generation.py": "serving/router/test_service.py",
     "serving/router/open_request.py": "serving/router/test_service.py",
     "serving/tenants/schema.py": "serving/tenants/test_database.py",

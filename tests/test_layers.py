@@ -234,7 +234,7 @@ def test_who_covers_a_module_reaches_it(name: str) -> None:
 
 @pytest.mark.parametrize(("modules", "unwanted"), [
     ("cluster.launch.bring_up, cluster.cli.status_table, cluster.deployments", {"torch", "scipy"}),
-    ("cluster.shard.shard, cluster.router_replica", {"scipy"})])
+    ("cluster.shard.shard, cluster.router_replica", {"scipy", "opentelemetry.sdk"})])
 def test_what_starts_often_loads_no_library_that_it_does_not_use(modules: str, unwanted: set[str]) -> None:
     """SciPy takes the coordinator a second to import, torch a shard two."""
     code = f"import sys, {modules}; print(*{unwanted} & set(sys.modules))"

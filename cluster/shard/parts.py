@@ -17,6 +17,7 @@ from cluster.shard.process_group import ProcessGroup
 from model.errors import GroupError
 from model.transport.endpoint import Endpoint
 from serving.config import PoolConfig, ServeConfig
+from serving.engine.sequence_traces import SequenceTraces
 from serving.link.epoch import Epoch
 from serving.link.security import LinkSecurity
 from serving.link.server import ShardLinkServer
@@ -36,6 +37,7 @@ class ShardParts:
     thread: ThreadPoolExecutor          # the model thread: everything that touches tensors
     views: ViewFollower
     counters: StepCounters
+    traces: SequenceTraces
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Call it on the model thread."""

@@ -228,6 +228,7 @@ class RegisteredShard:
         engine = held.enter(epoch.number, run.executor, run.ringer.ring_peers, self._parts.link.deliver)
         self._parts.blocks.enter(epoch, self._member.shard_id, engine, held.caches)
         if is_new:
+            engine.traces = self._parts.traces
             self._parts.link.serve(engine, held.model.decoder.args.vocab_size)
         self._run = run
         return engine

@@ -23,10 +23,12 @@ from cluster.shard.work_meter import WorkMeter
 from model.transport.endpoint import Endpoint
 from serving.config import PoolConfig, ServeConfig
 from serving.engine.expert_load import ExpertLoadCounter
+from serving.engine.sequence_traces import SequenceTraces
 from serving.link.epoch import Member
 from serving.link.security import link_security
 from serving.link.server import ShardLinkServer, start_link_server
 from serving.supervision import first_end, owned_tasks
+from serving.tracing.opening import open_tracer
 
 
 class Shard:
@@ -51,10 +53,12 @@ class Shard:
         server, port = await start_link_server(link, host_and_port(self._node.address, 0), blocks=blocks.sender,
                                                own=endpoint.address, security=security)
         thread = ThreadPoolExecutor(1, "model")
+        tracer = open_tracer(self._config.tracing, "shard", self.shard_id, time.monotonic)
         try:
             prepared = await asyncio.get_running_loop().run_in_executor(thread, prepare, self._config, self._pool)
             parts = ShardParts(self._config, self._pool, link, security, endpoint, heartbeats, blocks,
-                               thread, ViewFollower(self._coordinator), self._new_counters(prepared))
+                               thread, ViewFollower(self._coordinator), self._new_counters(prepared),
+                               SequenceTraces(tracer, time.monotonic))
             await _until_left(self._registered(parts, prepared, port))
         finally:
             link.stop("the shard stops")
@@ -63,6 +67,8 @@ class Shard:
             heartbeats.close()
             blocks.close()
             thread.shutdown(wait=False, cancel_futures=True)
+            if tracer is not None:
+                await tracer.close()
 
     async def until_ready(self) -> None:
         """Return when the first epoch runs here."""

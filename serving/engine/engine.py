@@ -27,8 +27,9 @@ from typing import Protocol
 from model.step import StepHeader, StepPlan, StepResult
 from serving.engine.agreement import Agreement
 from serving.engine.block_transfers import BlockTransfers
-from serving.engine.request import Request, Submission, TokenEvent
+from serving.engine.request import FinishReason, Request, Submission, TokenEvent
 from serving.engine.scheduler import Scheduler
+from serving.engine.sequence_traces import SequenceTraces
 from serving.engine.transfer_choice import PrefillRate
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class Engine:
         self.transfers = BlockTransfers(scheduler.blocks, scheduler.states)
         self.prefill_rate = PrefillRate()
         self.block_source: BlockSource | None = None    # set by whoever knows the other members
+        self.traces = SequenceTraces(None, clock)       # replaced by whoever traces requests
         self.epoch_number = epoch_number
         self.num_steps = 0                  # steps in which anybody computed anything
         self.num_tokens_computed = 0        # by this member
@@ -162,6 +164,7 @@ class Engine:
         request = Request(submission, router_id, self._clock(), is_ready=is_ready)
         ended = self.scheduler.add(request)
         self._router_of[submission.request_id] = router_id
+        self.traces.begin(submission)
         if ended is None and not request.is_ready:
             self._preparations[submission.request_id] = asyncio.create_task(self._prepare(request))
         self._queue([ended] if ended else [])
@@ -180,7 +183,7 @@ class Engine:
         """Cancel everything of a router that is gone. Nobody is left to be told."""
         for request_id in [request_id for request_id, owner in self._router_of.items() if owner == router_id]:
             self.scheduler.cancel(request_id)
-            self._forget(request_id)
+            self._forget(request_id, FinishReason.CANCELLED)
         self._outbox.pop(router_id, None)
         self.hold(router_id, False)
 
@@ -258,6 +261,7 @@ class Engine:
         await self._switch_if_all_can(agreement)
         if self._is_awake:
             result = result or await self.executor.execute(plan, agreement)
+            self.traces.stepped(plan, result, began_s)
             self._deliver(self.scheduler.apply(plan, result), plan.step_index)
             self._measure(plan, agreement, result, self._clock() - began_s)
 
@@ -321,11 +325,13 @@ class Engine:
         for event in events:
             router_id = self._router_of[event.request_id]
             self._outbox.setdefault(router_id, []).append(event)
+            self.traces.add(event)
             if event.finish_reason is not None:
-                self._forget(event.request_id)
+                self._forget(event.request_id, event.finish_reason)
 
-    def _forget(self, request_id: str) -> None:
+    def _forget(self, request_id: str, reason: FinishReason) -> None:
         del self._router_of[request_id]
+        self.traces.end(request_id, reason.value)
         if preparation := self._preparations.pop(request_id, None):
             preparation.cancel()
 

@@ -67,6 +67,7 @@ class Submission:
     source_shard_id: str = ""                   # the member that has its KV blocks; "": none is known
     priority: int = DEFAULT_PRIORITY            # the lower the earlier
     tenant: int = 0                             # whose it is, as a number that says nothing else
+    traceparent: str = ""                       # W3C header of the trace that its spans belong to; "": not traced
 
 
 class TokenEvent(NamedTuple):

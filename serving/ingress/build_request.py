@@ -82,6 +82,7 @@ class Asked:
     deadline_s: float | None = None
     grammar: str = ""       # that the answer must follow; empty: none
     priority: int | None = None     # None: the key's, or the default
+    traceparent: str = ""   # see Caller
 
 
 class RequestBuilder:
@@ -114,7 +115,7 @@ class RequestBuilder:
             request_id=request_id, model=card.name, prompt_token_ids=token_ids,
             params=params if isinstance(prompt, Conversation) else _with_max_tokens(params, len(token_ids), card),
             tenant=asked.tenant, deadline_s=asked.deadline_s, priority=asked.priority,
-            prompt_field="messages" if isinstance(prompt, Conversation) else "prompt")
+            prompt_field="messages" if isinstance(prompt, Conversation) else "prompt", traceparent=asked.traceparent)
             for prompt, token_ids in zip(prompts, encoded, strict=True)]
 
     def _params(self, asked: Asked) -> SamplingParams:

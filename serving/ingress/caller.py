@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 class Caller:
     request_id: str
     key: Key | None             # None: no keys are needed
+    traceparent: str = ""       # W3C header of the trace that the request is part of, as it came
 
     def tenant(self, user: str | None) -> Tenant:
         return choose_tenant(self.key, user)
@@ -28,7 +29,7 @@ class Caller:
 
     def under(self, request_id: str | None) -> Caller:
         """Return the same caller under the id that a body gives, where it gives one that can stand in a log line."""
-        return Caller(request_id, self.key) if is_request_id(request_id) else self
+        return replace(self, request_id=request_id) if is_request_id(request_id) else self
 
 
 @dataclass(frozen=True, slots=True)

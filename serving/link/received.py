@@ -26,7 +26,8 @@ def check_submission(submission: Submission, num_embeddings: int, before: Submis
 
     `before`: one that was found right. What is the very same object is not looked at again.
     """
-    for name, value in (("request_id", submission.request_id), ("source_shard_id", submission.source_shard_id)):
+    for name, value in (("request_id", submission.request_id), ("source_shard_id", submission.source_shard_id),
+                        ("traceparent", submission.traceparent)):
         if len(value) > MAX_ID_CHARACTERS:
             raise _refused(name, f"has {len(value)} characters, at most {MAX_ID_CHARACTERS} may be")
     if not submission.request_id:

@@ -1,2 +1,2 @@
 """From a door to a shard: the service, admission, choice of shard, journal, links. May import: link, engine, text,
-tenants, fair_queue, token_counters."""
+tenants, tracing, fair_queue, token_counters."""

@@ -10,6 +10,7 @@ from model.step import TokenLogprob
 from serving.engine.request import FinishReason
 from serving.sampling_params import SamplingParams
 from serving.tenants.key import Tenant
+from serving.tracing.request_trace import UNTRACED, RequestTrace
 
 
 @dataclass(slots=True)
@@ -32,6 +33,8 @@ class GenerationRequest:
     priority: int | None = None                 # the lower the earlier; None: the key's, or the default
     prompt_field: str = "prompt"                # as errors name what the prompt was made of
     reasoning: ReasoningCount = field(default_factory=ReasoningCount, compare=False)
+    traceparent: str = ""                       # W3C header that the client sent
+    trace: RequestTrace = field(default=UNTRACED, compare=False)    # of the whole client's request
 
 
 class GenerationDelta(NamedTuple):

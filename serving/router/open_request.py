@@ -72,7 +72,8 @@ def new_submissions(part: OpenPart, seed: int, max_model_len: int, eos_token_ids
         max_tokens=params.max_tokens or max_model_len - part.num_prompt_tokens, min_tokens=params.min_tokens,
         stop_token_ids=tuple(dict.fromkeys((*end_ids, *params.stop_token_ids))),
         num_prompt_logprobs=params.prompt_logprobs, deadline_s=part.whole.deadline_s + SHARD_DEADLINE_GRACE_S,
-        priority=priority_of(part.request), tenant=tenant_number(part.request.tenant.name))
+        priority=priority_of(part.request), tenant=tenant_number(part.request.tenant.name),
+        traceparent=part.request.trace.traceparent)
     return [replace(first, request_id=choice.sequence_id,
                     sampling=replace(first.sampling, seed=wrapped_seed(seed + choice.index)))
             for choice in part.choices]

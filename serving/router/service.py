@@ -197,6 +197,7 @@ class InferenceService:
     def _start(self, part: OpenPart) -> None:
         """Make the choices and send them to shards. Each is accepted here, and from here on ends exactly once."""
         params, now_s = part.request.params, self._clock()
+        part.request.trace.queued(part.whole.arrival_s, now_s)
         part.hashes = block_hashes(part.request.prompt_token_ids, self._block_size)
         self._num_requests += 1
         prefix = f"{self.router_id}-{self._num_requests}-{part.request.request_id}"
@@ -242,7 +243,7 @@ class InferenceService:
         for sequence_id in sequence_ids:
             if sequence_id in self._open:
                 part, choice = self._open[sequence_id]
-                part.moved.setdefault(choice.index, cause)
+                _note_move(part, choice, cause)
                 self._place(sequence_id)
             else:
                 self._handovers.lost(sequence_id)
@@ -280,7 +281,7 @@ class InferenceService:
         choice.sequence_id = f"{sequence_id.partition('~')[0]}~{choice.num_moves}"
         self._open[choice.sequence_id] = (part, choice)
         self._journal.rename(sequence_id, choice.sequence_id)
-        part.moved.setdefault(choice.index, MoveCause.LEAVING)
+        _note_move(part, choice, MoveCause.LEAVING)
         self._metrics.requests.sequence_moved(way)
         logger.info("sequence_moved sequence_id=%s shard_id=%s way=%s", choice.sequence_id, shard_id, way)
         self._links.send(self._journal.resubmission(choice.sequence_id), part.hashes, target)
@@ -310,7 +311,7 @@ class InferenceService:
             return
         logger.info("sequence_given_up sequence_id=%s why=%s", choice.sequence_id, error)
         self._links.take_back(choice.sequence_id)
-        part.moved.setdefault(choice.index, MoveCause.GIVEN_UP)
+        _note_move(part, choice, MoveCause.GIVEN_UP)
         self._place(choice.sequence_id)
 
     def _count(self, part: OpenPart, delta: GenerationDelta) -> None:
@@ -367,6 +368,11 @@ class InferenceService:
         self._metrics.requests.request_ended(reason, self._clock() - part.whole.arrival_s, choice.num_tokens)
         if all(other.is_ended for other in part.choices):
             self._admission.release(part.ticket, part.cost)
+
+
+def _note_move(part: OpenPart, choice: Choice, cause: MoveCause) -> None:
+    part.moved.setdefault(choice.index, cause)
+    part.request.trace.moved(cause.value)
 
 
 def _shown(error: BaseException) -> ServingError:

@@ -196,7 +196,7 @@ def keeps_secrets_out(manifests: list[Manifest]) -> Iterator[str]:
         yield "a Secret is rendered: its content would be in the release"
     for name, pod in pods_of(manifests).items():
         for env in pod["spec"]["containers"][0].get("env", []):
-            is_secret = re.search(r"TOKEN|PASSWORD|SECRET|API_?KEY", env["name"])
+            is_secret = re.search(r"TOKEN|PASSWORD|SECRET|API_?KEY|OTLP_HEADERS", env["name"])
             if is_secret and "secretKeyRef" not in env.get("valueFrom", {}):
                 yield f"{name}: {env['name']} stands in the manifest"
     redis = one(manifests, "RayService")["spec"]["rayClusterConfig"].get("gcsFaultToleranceOptions", {})

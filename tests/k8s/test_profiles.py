@@ -57,6 +57,16 @@ def test_the_profile_for_failures_names_its_secrets() -> None:
     assert monitor["authorization"] == {"credentials": {"name": "moesaic-status-key", "key": "key"}}
 
 
+def test_the_collectors_headers_go_to_those_who_send_spans() -> None:
+    manifests = rendered(ROOT / "k8s/profiles/ha.yaml")
+    tracing = config_of(manifests).tracing
+    assert tracing is not None and tracing.sample_ratio == 0.05
+    for name, group in groups_of(manifests).items():
+        env = {each["name"]: each.get("valueFrom") for each in group["template"]["spec"]["containers"][0]["env"]}
+        secret = {"secretKeyRef": {"name": "moesaic-collector", "key": "headers"}}
+        assert env.get("OTEL_EXPORTER_OTLP_HEADERS") == (None if name == "head" else secret), name
+
+
 def test_a_mirror_and_its_pull_secret_are_used_by_every_pod() -> None:
     for name, group in groups_of(rendered(ROOT / "k8s/profiles/air-gapped.yaml")).items():
         spec = group["template"]["spec"]

@@ -117,6 +117,13 @@ def test_who_may_ask_is_said_where_others_can_reach_the_door(change: dict[str, A
     parse_config(SMALLEST | change)
 
 
+@pytest.mark.parametrize("endpoint", ["collector:4317", "grpc://collector", "http://user:secret@collector"])
+def test_a_collector_has_a_url_without_a_password(endpoint: str) -> None:
+    assert parse_config(SMALLEST | {"tracing": {"endpoint": "https://collector:4317/otlp"}}).tracing is not None
+    with pytest.raises(ConfigError, match="tracing.endpoint: String should match"):
+        parse_config(SMALLEST | {"tracing": {"endpoint": endpoint}})
+
+
 def test_all_wrong_values_are_named_at_once() -> None:
     with pytest.raises(ConfigError, match=r"config has 2 wrong value\(s\)"):
         parse_config({"model": {"path": 7}, "pools": [{"replicas": 0}]})

@@ -143,6 +143,11 @@ ports:
 {{- end }}
 {{- end }}
 {{- end }}
+{{- with $top.Values.tracing.headersSecret }}
+{{- if and .name (ne (index $ 1) "head") }}
+- {name: OTEL_EXPORTER_OTLP_HEADERS, valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key | default "headers" }}}}}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "moesaic.hubToken" -}}

@@ -51,7 +51,8 @@ def _asked(body: CountTokensBody, caller: Caller) -> Asked:
     fields = SamplingFields(max_tokens=body.max_tokens, stop=body.stop_sequences, temperature=body.temperature,
                             top_k=body.top_k, top_p=body.top_p)
     user = None if body.metadata is None else body.metadata.user_id
-    return Asked(body.model, fields, caller.request_id, caller.tenant(user), priority=body.priority)
+    return Asked(body.model, fields, caller.request_id, caller.tenant(user), priority=body.priority,
+                 traceparent=caller.traceparent)
 
 
 def _begun(turns: Sequence[TurnBody]) -> str | None:

@@ -95,7 +95,8 @@ class InferenceServicer:
                 model=request.model or None, fields=to_fields(request.sampling), request_id=request_id,
                 tenant=choose_tenant(key, request.tenant), deadline_s=context.time_remaining(),
                 num_logprobs=num_logprobs(request.sampling),
-                priority=request.priority if request.HasField("priority") else None)
+                priority=request.priority if request.HasField("priority") else None,
+                traceparent=_metadata(context, "traceparent") or "")
             answer = await self._build(request, asked)
             # gRPC cancels this coroutine when the client cancels or its deadline passes, which closes the streams.
             async with open_stream(self._service, [answer.generation]) as deltas:

@@ -58,7 +58,7 @@ class Door:
             key: Key | None = None
             try:
                 key = None if scope is None else self.check(request, scope)
-                response = await handler(request, Caller(request_id, key))
+                response = await handler(request, Caller(request_id, key, request.headers.get("traceparent", "")))
             except ClientDisconnect:
                 response = write_error(ClientGoneError("the client went away"), request_id)
             except Exception as error:

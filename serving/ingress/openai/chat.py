@@ -42,7 +42,7 @@ class ChatEndpoint:
         """Check the body. Raises InvalidRequestError and its kinds, ModelNotFoundError."""
         fields = body.model_copy(update={"max_tokens": _max_tokens(body)})
         asked = Asked(model=body.model, fields=fields, request_id=caller.request_id, tenant=caller.tenant(body.user),
-                      num_logprobs=_num_logprobs(body), priority=body.priority)
+                      num_logprobs=_num_logprobs(body), priority=body.priority, traceparent=caller.traceparent)
         if body.stream and body.prompt_logprobs is not None:
             raise InvalidRequestError("prompt_logprobs are not part of a stream", param="prompt_logprobs",
                                       fix="remove it, or set stream to false")

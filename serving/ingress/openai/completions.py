@@ -63,7 +63,7 @@ class CompletionEndpoint:
             "prompt_logprobs": body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs})
         asked = Asked(model=body.model, fields=fields, request_id=caller.request_id, tenant=caller.tenant(body.user),
                       num_logprobs=body.logprobs, grammar=await grammar_of(body.form(), body) or "",
-                      priority=body.priority)
+                      priority=body.priority, traceparent=caller.traceparent)
         requests = await self._builder.build(asked, prompts)
         _check_repeated(body, requests)
         echoes = await asyncio.to_thread(self._echoes, prompts, requests) if body.echo else [""] * len(prompts)

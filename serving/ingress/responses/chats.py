@@ -64,7 +64,8 @@ def to_question(body: ResponseBody, before: Sequence[Item], caller: Caller) -> C
         read.add(item, f"input[{index}]")
     effort = None if body.reasoning is None else body.reasoning.effort
     conversation = Conversation(tuple(read.messages), variables=effort_variables(effort, "reasoning.effort"))
-    asked = Asked(body.model, fields, caller.request_id, caller.tenant(body.user), priority=body.priority)
+    asked = Asked(body.model, fields, caller.request_id, caller.tenant(body.user), priority=body.priority,
+                  traceparent=caller.traceparent)
     return ChatQuestion(asked, conversation, _tools(body), _formats(body))
 
 

@@ -34,6 +34,7 @@ from model.weights import WeightLoader
 from serving.config import ModelConfig, PoolConfig, SchedulerConfig, ServeConfig
 from serving.engine.expert_load import ExpertLoad, ExpertLoadCounter
 from serving.engine.request import Submission, TokenEvent
+from serving.engine.sequence_traces import SequenceTraces
 from serving.link.epoch import Epoch, Member, ShardStatus, WorkRatio
 from serving.link.security import PLAIN
 from serving.link.server import ShardLinkServer, start_link_server
@@ -126,7 +127,8 @@ class LiveMember:
         self._over = asyncio.Event()
         self.heartbeats = Heartbeats(self.endpoint.address, PATIENCE_S)
         parts = ShardParts(config, config.pools[0], self.link, PLAIN, self.endpoint, self.heartbeats,
-                           BlockExchange(self.endpoint.address), self._model_thread, views, self.counters)
+                           BlockExchange(self.endpoint.address), self._model_thread, views, self.counters,
+                           SequenceTraces(None, time.monotonic))
         model = await parts.in_thread(lambda: load_model(
             WeightLoader(folder, args, torch.bfloat16, kernels), epoch, rank, lambda done, total: None))
         sizes = CacheSizes(NUM_BLOCKS if epoch.takes_requests(rank) else 0, 0)

@@ -37,6 +37,7 @@ def test_what_doors_let_in_is_taken() -> None:
     ("deadline_in_s", {"deadline_s": math.inf}), ("priority", {"priority": -101}), ("request_id", {"request_id": ""}),
     ("request_id", {"request_id": "x" * (MAX_ID_CHARACTERS + 1)}), ("min_tokens", {"min_tokens": 2**31}),
     ("source_shard_id", {"source_shard_id": "x" * (MAX_ID_CHARACTERS + 1)}),
+    ("traceparent", {"traceparent": "x" * (MAX_ID_CHARACTERS + 1)}),
     ("prompt_logprobs", {"num_prompt_logprobs": 21})])
 def test_a_submission_is_refused_by_name(param: str, fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=param) as refused:

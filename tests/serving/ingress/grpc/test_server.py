@@ -193,6 +193,12 @@ async def test_a_priority_may_be_given(door: Door, service: FakeService) -> None
         assert service.requests[-1].priority == given
 
 
+async def test_the_header_of_a_trace_goes_on_to_the_service(door: Door, service: FakeService) -> None:
+    for metadata in ((("traceparent", "00-ab-cd-01"),), ()):
+        assert [response async for response in door.stub.Generate(greedy(), metadata=metadata)]
+        assert service.requests[-1].traceparent == dict(metadata).get("traceparent", "")
+
+
 async def test_a_cancelled_call_cancels(door: Door, service: FakeService) -> None:
     service.stalls = True
     call = door.stub.Generate(greedy())

@@ -511,6 +511,16 @@ async def test_a_priority_comes_with_a_body(http: httpx.AsyncClient, service: Fa
             assert answer.status_code == 200 and service.requests[-1].priority == given, answer.text
 
 
+async def test_the_header_of_a_trace_goes_on_to_the_service(http: httpx.AsyncClient, service: FakeService) -> None:
+    for path, body in (("/v1/completions", TEXT), ("/v1/chat/completions", CHAT | {"request_id": "other"}),
+                       ("/v1/responses", {"model": "tiny", "input": "hi"}),
+                       ("/v1/messages", CHAT | {"max_tokens": 4})):
+        for headers in ({"traceparent": "00-ab-cd-01"}, {}):
+            answer = await http.post(path, json=body, headers=headers)
+            assert answer.status_code == 200, answer.text
+            assert service.requests[-1].traceparent == headers.get("traceparent", "")
+
+
 async def test_defaults_come_from_the_checkpoint(http: httpx.AsyncClient, service: FakeService) -> None:
     await http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
     await http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "top_k": -1, "top_p": 1, "temperature": 1})
