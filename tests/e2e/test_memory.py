@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import Service, config_of, eventually
 from tests.e2e.test_operations import epoch_number
 from tests.e2e.tiny_model import write_checkpoint
@@ -38,7 +39,7 @@ def deployed(service: Service, checkpoint: Path, name: str, replicas: int) -> No
 
 
 def health(service: Service, name: str) -> httpx.Response:
-    return httpx.get(f"{service.proxy_url}/{name}/health", timeout=60.0)
+    return httpx.get(f"{service.proxy_url}/{name}/health", timeout=PATIENCE_S)
 
 
 def test_two_nodes_are_told_what_is_missing(service: Service, large: Path) -> None:
@@ -72,7 +73,7 @@ def peak_bytes(service: Service) -> list[int]:
 
 
 def test_three_nodes_serve_it_each_within_its_budget(service: Service, three_url: str) -> None:
-    answer = httpx.post(three_url, timeout=120.0, json={
+    answer = httpx.post(three_url, timeout=PATIENCE_S, json={
         "model": "tiny", "prompt": [[index] * 200 for index in range(8)], "max_tokens": 8, "temperature": 0})
     assert answer.status_code == 200, answer.text
     peaks = peak_bytes(service)
@@ -82,18 +83,28 @@ def test_three_nodes_serve_it_each_within_its_budget(service: Service, three_url
 def test_survivors_of_a_lost_shard_go_on_and_take_another_in_within_their_budget(service: Service,
                                                                                 three_url: str) -> None:
     """Two cannot hold the model: the answer that runs waits for another, and is what it is without a loss."""
-    body = {"model": "tiny", "prompt": [[index] * 50 for index in range(8)], "max_tokens": 400, "temperature": 0}
+    body = {"model": "tiny", "prompt": [[index] * 50 for index in range(8)], "max_tokens": 200, "temperature": 0,
+            "ignore_eos": True, "stream": True}
     first_epoch = epoch_number(service, "three")
-    with ThreadPoolExecutor(1) as threads:
-        disturbed = threads.submit(httpx.post, three_url, json=body, timeout=120.0)
-        assert eventually(lambda: service.metric("num_requests_running", "/three") > 0)
-        lost, *survivors = service.shard_processes("three")
-        lost.kill()
-        assert disturbed.result().status_code == 200, disturbed.result().text
+    disturbed = events(three_url, body)
+    texts = dict([next(disturbed)])
+    lost, *survivors = service.shard_processes("three")
+    lost.kill()
+    for index, text in disturbed:
+        texts[index] = texts.get(index, "") + text
     assert eventually(lambda: epoch_number(service, "three") > first_epoch)
     assert eventually(lambda: health(service, "three").status_code == 200), health(service, "three").text
     assert all(process.is_running() for process in survivors)
-    undisturbed = httpx.post(three_url, json=body, timeout=120.0)
-    assert disturbed.result().json()["choices"] == undisturbed.json()["choices"]
+    undisturbed = httpx.post(three_url, json=body | {"stream": False}, timeout=PATIENCE_S)
+    assert texts == {choice["index"]: choice["text"] for choice in undisturbed.json()["choices"]}
     peaks = peak_bytes(service)
     assert len(peaks) == 3 and max(peaks) <= BUDGET_BYTES, peaks
+
+
+def events(url: str, body: dict[str, object]) -> Iterator[tuple[int, str]]:
+    """Yield the pieces of a streamed answer as they come, each with the number of its choice."""
+    with httpx.stream("POST", url, json=body, timeout=PATIENCE_S) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):          # others are comments that keep it open, and its end
+                for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                    yield choice["index"], choice["text"]
