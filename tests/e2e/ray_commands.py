@@ -7,14 +7,11 @@ needs; tests of the command line itself start such processes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
-import sys
 from subprocess import CompletedProcess
 
-from cluster.cli.main import main
 from cluster.launch.cluster_client import ClusterClient
 from serving.config import load_config
+from tests.command_line import moesaic_here
 from tests.deadlines import PATIENCE_S
 from tests.process_pool import Worker
 
@@ -22,16 +19,7 @@ from tests.process_pool import Worker
 def moesaic(worker: Worker, address: str, *arguments: str) -> CompletedProcess[str]:
     """Carry out a command that asks a running service."""
     _connect(worker, address)
-    stdout, stderr, exit_code = io.StringIO(), io.StringIO(), 0
-    given, sys.argv = sys.argv, ["moesaic", *arguments]
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            main()
-    except SystemExit as end:
-        exit_code = int(end.code or 0)
-    finally:
-        sys.argv = given
-    return CompletedProcess(arguments, exit_code, stdout.getvalue(), stderr.getvalue())
+    return moesaic_here(*arguments)
 
 
 def deploy(worker: Worker, address: str, application: str, config_path: str) -> None:

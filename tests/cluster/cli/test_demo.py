@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from cluster.cli.demo import prepare_demo
+from model.errors import CheckpointError
 from serving.config import ConfigError, load_config
 
 CONFIG = Path(__file__).parents[3] / "examples/demo.yaml"
@@ -23,6 +24,14 @@ def test_a_checkpoint_that_is_there_is_served(tmp_path: Path, monkeypatch: pytes
     assert prepared.model.path == str(folder)
     config = load_config(CONFIG)
     assert prepared.model_copy(update={"model": config.model}) == config       # nothing else has changed
+
+
+@pytest.mark.parametrize("home", ["/proc/no-home", "/dev/null"])
+def test_a_cache_that_cannot_be_written_to_is_named(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(CheckpointError, match="XDG_CACHE_HOME"):
+        prepare_demo(Console(file=io.StringIO()), load_config(CONFIG))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

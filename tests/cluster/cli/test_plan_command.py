@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from tests.cluster.whatif.plan_questions import EXAMPLES, SMALL_MODEL
-from tests.deadlines import PATIENCE_S
+from tests.command_line import moesaic_here
 
 
-def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from cluster.cli.main import main; main()", "plan", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+def plan(*arguments: object) -> CompletedProcess[str]:
+    return moesaic_here("plan", *map(str, arguments))
 
 
 def test_json_is_all_that_stdout_has_and_the_page_is_written(tmp_path: Path) -> None:

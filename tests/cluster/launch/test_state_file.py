@@ -67,7 +67,7 @@ def test_a_note_that_is_broken_is_named_with_what_to_do(tmp_path: Path, content:
         read_state(tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["file/state", "file", "a" * 300])
+@pytest.mark.parametrize("folder", ["file/state", "file", "a" * 300, "/proc/no-home"])
 def test_a_folder_that_cannot_be_used_is_named_with_what_to_do(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StateDirError, match="--state-dir FOLDER, or MOESAIC_STATE_DIR"):
