@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,32 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from k8s.make_base import files_of, read_values
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "k8s" / "chart"
-PROFILES = sorted((ROOT / "k8s" / "profiles").glob("*.yaml"))
 Manifest = dict[str, Any]
-
-
-def read_values(paths: Sequence[Path]) -> Manifest:
-    """Return values as `helm --values` merges several files: objects by key, everything else as a whole."""
-    merged: Manifest = {}
-    for path in paths:
-        _merge(merged, yaml.safe_load(path.read_text()))
-    return merged
-
-
-def _merge(into: Manifest, more: Manifest) -> None:
-    for key, value in more.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def files_of(profile: Path) -> list[Path]:
-    """Return the values files of the command in a profile's first line."""
-    command = profile.read_text().splitlines()[0]
-    return [ROOT / name for name in re.findall(r"--values (\S+)", command)]
 
 
 def render(values: Manifest) -> list[Manifest]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.k8s.rendering import PROFILES, ROOT, files_of, one, rendered
+from k8s import make_base
+from k8s.make_base import PROFILES, files_of
+from tests.k8s.rendering import ROOT, helm, one, rendered
 from tests.k8s.rules import RULES, config_of, groups_of
 
 SETS = [None, *PROFILES]
@@ -32,9 +34,13 @@ def test_worker_groups_are_the_pools_in_their_order_behind_the_routers(profile: 
     assert list(groups_of(manifests)) == ["head", "routers", *(pool.name for pool in config_of(manifests).pools)]
 
 
-def test_the_base_of_kustomize_is_the_chart_with_its_own_values() -> None:
-    base = yaml.safe_load_all((ROOT / "k8s/kustomize/base/moesaic.yaml").read_text())
-    assert list(base) == rendered(None), "run python k8s/make_base.py"
+def test_what_is_kept_of_the_rendering_is_what_the_chart_renders() -> None:
+    helm()
+    made = make_base.make_all()
+    kept = {path: path.read_text() for folder in {path.parent for path in made} for path in folder.glob("*.yaml")
+            if path.name != "kustomization.yaml"}
+    assert kept == made, "run .venv/bin/python k8s/make_base.py, and look at what changes"
+    assert list(yaml.safe_load_all(kept[ROOT / "k8s/kustomize/base/moesaic.yaml"])) == rendered(None)
 
 
 def test_two_gpu_generations_each_get_their_own_nodes_and_share_the_dtype_of_the_older() -> None:

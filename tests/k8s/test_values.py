@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.rendering import CHART, PROFILES, Manifest, files_of, helm, one, read_values, render
+from k8s.make_base import PROFILES, files_of, read_values
+from tests.k8s.rendering import CHART, Manifest, helm, one, render
 from tests.k8s.rules import RULES, config_of, pods_of
 
 DEFAULTS = CHART / "values.yaml"
