@@ -39,9 +39,10 @@ def config_of(manifests: list[Manifest]) -> ServeConfig:
 
 
 def pods_of(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """Return all pod templates, of Ray's groups and of Jobs."""
-    jobs = {each["metadata"]["name"]: each["spec"]["template"] for each in manifests if each["kind"] == "Job"}
-    return {name: group["template"] for name, group in groups_of(manifests).items()} | jobs
+    """Return all pod templates, of Ray's groups, of Jobs and DaemonSets."""
+    others = {each["metadata"]["name"]: each["spec"]["template"] for each in manifests
+              if each["kind"] in ("Job", "DaemonSet")}
+    return {name: group["template"] for name, group in groups_of(manifests).items()} | others
 
 
 def quantity(text: object) -> float:

@@ -77,7 +77,9 @@ def test_the_schema_refuses(values: Manifest) -> None:
     ({"termination": {"graceSeconds": 90}}, "must be above drainSeconds"),
     ({"upgrade": {"type": "NewClusterWithIncrementalUpgrade"}}, "needs autoscaling.enabled"),
     ({"config": {"access": {"keys": True}}}, "set config.access.database"),
-    ({"models": {"claimName": "", "download": {"enabled": True}}}, "needs models.claimName")])
+    ({"models": {"claimName": "", "download": {"enabled": True}}}, "needs models.claimName"),
+    ({"models": {"download": {"enabled": True, "s3": {"source": "s3://b/m"}}}, "config": {"model": {"path": "hf://a/b"}}},
+     "set it to /models/NAME")])
 def test_contradictions_are_named_with_what_to_do(values: Manifest, why: str) -> None:
     assert why in refused(values)
 
@@ -86,6 +88,41 @@ def test_other_ports_are_followed_everywhere() -> None:
     manifests = render({"config": {"http_port": 8080, "proxy_port": 8200, "route_prefix": "/llm",
                                    "router": {"grpc_port": 9090, "replicas": 2}}})
     assert [fault for rule in RULES for fault in rule(manifests)] == []
+
+
+def test_a_model_comes_from_a_bucket() -> None:
+    manifests = render({"models": {"download": {"enabled": True, "s3": {
+        "source": "s3://models/a", "endpointUrl": "http://minio:9000", "credentialsSecret": "bucket"}}}})
+    assert [fault for rule in RULES for fault in rule(manifests)] == []
+    container = one(manifests, "Job")["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"] == ["aws", "s3", "sync", "--no-progress", "s3://models/a", "/models/Qwen3-30B-A3B",
+                                    "--endpoint-url", "http://minio:9000"]
+    assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    assert container["image"].startswith("amazon/aws-cli:")
+
+
+def test_images_are_pulled_before_on_the_nodes_that_will_need_them() -> None:
+    profile = next(each for each in PROFILES if each.stem == "two-gpu-generations")
+    manifests = render(read_values(files_of(profile)) | {"prePull": {"enabled": True}})
+    assert [fault for rule in RULES for fault in rule(manifests)] == []
+    pods = pods_of(manifests)
+    for name in ("routers", "new", "old"):
+        kept, pod = pods[f"moesaic-pull-{name}"]["spec"], pods[name]["spec"]
+        assert kept["containers"][0]["image"] == pod["containers"][0]["image"]
+        assert [kept.get(key) for key in ("nodeSelector", "tolerations")] == [
+            pod.get(key) for key in ("nodeSelector", "tolerations")]
+
+
+def test_a_digest_counts_before_a_tag() -> None:
+    digest = f"sha256:{'0' * 64}"
+    for name, pod in pods_of(render({"image": {"digest": digest}})).items():
+        assert pod["spec"]["containers"][0]["image"] == f"moesaic@{digest}", name
+
+
+def test_services_can_be_held_to_one_ray_cluster() -> None:
+    for name, selected in (("", None), ("moesaic-abcde", "moesaic-abcde")):
+        services = [each for each in render({"service": {"rayCluster": name}}) if each["kind"] == "Service"]
+        assert [each["spec"]["selector"].get("ray.io/cluster") for each in services] == [selected] * 2
 
 
 def test_certificates_are_mounted_where_the_config_looks() -> None:

@@ -54,4 +54,7 @@
 {{- if and .Values.models.download.enabled (not .Values.models.claimName) -}}
 {{- fail "models.download.enabled needs models.claimName, a claim that the Job may write to" -}}
 {{- end -}}
+{{- if and .Values.models.download.enabled .Values.models.download.s3.source (not (hasPrefix (printf "%s/" .Values.models.mountPath) .Values.config.model.path)) -}}
+{{- fail (printf "models.download.s3 fills a folder of the claim, and config.model.path is %s: set it to %s/NAME" .Values.config.model.path .Values.models.mountPath) -}}
+{{- end -}}
 {{- end -}}
