@@ -2,9 +2,10 @@
 
 `python benchmarks/fairness.py CALM.csv FLOOD.csv`. A trace has the columns timestamp_s, input_tokens, output_tokens.
 Admission and scheduler are those of routers and shards, one of each; the model is not run, and time is simulated: a
-step takes --overhead-ms and its tokens --tokens-per-s. Four runs: the calm tenant alone; beside the flood, whose trace
+step takes --overhead-ms and its tokens --tokens-per-s. Five runs: the calm tenant alone; beside the flood, whose trace
 is --flood-speed times as fast; the same with both as one tenant, which is first come, first served; and both traces
-that fast, to compare what the two were served with the bound of VTC. The last line of stdout is one JSON object.
+that fast, to compare what the two were served with the bound of VTC, once more with the first one's weight WEIGHT. The
+last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from serving.token_counters import MAX_CREDIT, OUTPUT_WEIGHT, PROMPT_WEIGHT, tok
 
 MAX_MODEL_LEN = 32_768
 CALM, FLOOD = 1, 2
+EVEN = {CALM: 1, FLOOD: 1}
+WEIGHT = 3
 
 
 @dataclass(frozen=True)
@@ -59,25 +62,28 @@ class Outcome:
     ttft_s: dict[int, list[float]] = field(default_factory=lambda: {CALM: [], FLOOD: []})
     num_refused: dict[int, int] = field(default_factory=lambda: {CALM: 0, FLOOD: 0})
     served: dict[int, float] = field(default_factory=lambda: {CALM: 0.0, FLOOD: 0.0})
+    served_beside: dict[int, float] = field(default_factory=lambda: {CALM: 0.0, FLOOD: 0.0})    # while both waited
     largest_difference: float = 0.0     # of what two were served in any time in which both waited
 
 
 class Simulation:
     """One router's admission and one shard's scheduler, a step at a time."""
 
-    def __init__(self, options: argparse.Namespace, names: dict[int, str]) -> None:
+    def __init__(self, options: argparse.Namespace, names: dict[int, str], weights: dict[int, int] = EVEN) -> None:
         """`names`: what admission and scheduler know the tenants by."""
         self.outcome = Outcome()
         self.now_s = 0.0
         self.scheduler = Scheduler(SchedulerConfig(), options.kv_blocks, MAX_MODEL_LEN)
         self._admission = Admission(AdmissionConfig(), lambda: self.now_s)
         self._names = names
+        self._weights = weights
         self._tokens_per_s, self._overhead_s = options.tokens_per_s, options.overhead_ms / 1e3
         self._queued: list[tuple[Ask, Ticket]] = []
         self._open: dict[str, tuple[Ask, Ticket]] = {}
         self._num_steps = self._num_added = 0
         self._num_without_token = {CALM: 0, FLOOD: 0}       # of what is in the shard
         self._least = self._most = 0.0      # of the difference, since both wait
+        self._both_wait = False
 
     def run(self, asks: Sequence[Ask], seconds: float) -> Outcome:
         """Run until all that came within `seconds` has ended."""
@@ -90,11 +96,14 @@ class Simulation:
             self._enter()
             if self.now_s <= seconds:
                 self._compare()
+            else:
+                self._both_wait = False
             self._step()
         return self.outcome
 
     def _offer(self, ask: Ask) -> None:
-        ticket = Ticket(self._names[ask.tenant], 1, ask.num_prompt + ask.num_output, ask.cost)
+        ticket = Ticket(self._names[ask.tenant], 1, ask.num_prompt + ask.num_output, ask.cost,
+                        weight=self._weights[ask.tenant])
         try:
             self._admission.offer(ticket)
         except OverloadedError:
@@ -112,7 +121,7 @@ class Simulation:
             name = str(self._num_added)
             prompt = tuple(range(self._num_added << 20, (self._num_added << 20) + ask.num_prompt))
             submission = Submission(name, prompt, SamplingSpec(seed=0), ask.num_output,
-                                    tenant=hash(self._names[ask.tenant]))
+                                    tenant=hash(self._names[ask.tenant]), weight=self._weights[ask.tenant])
             assert self.scheduler.add(Request(submission, "router", self.now_s)) is None
             self._open[name] = (ask, ticket)
             self._num_without_token[ask.tenant] += 1
@@ -127,7 +136,9 @@ class Simulation:
         for event in self.scheduler.apply(plan, StepResult(1, self._num_steps, tokens)):
             ask, ticket = self._open[event.request_id]
             is_first = event.num_cached_tokens is not None
-            self.outcome.served[ask.tenant] += token_cost(ask.num_prompt if is_first else 0, 0, len(event.token_ids))
+            cost = token_cost(ask.num_prompt if is_first else 0, 0, len(event.token_ids))
+            self.outcome.served[ask.tenant] += cost
+            self.outcome.served_beside[ask.tenant] += cost if self._both_wait else 0.0
             if is_first:
                 self._num_without_token[ask.tenant] -= 1
                 self.outcome.ttft_s[ask.tenant].append(self.now_s - ask.arrival_s)
@@ -139,7 +150,8 @@ class Simulation:
     def _compare(self) -> None:
         served = self.outcome.served
         difference = served[CALM] - served[FLOOD]
-        if not all(self._num_without_token.values()):
+        self._both_wait = all(self._num_without_token.values())
+        if not self._both_wait:
             self._least = self._most = difference
         self._least, self._most = min(self._least, difference), max(self._most, difference)
         self.outcome.largest_difference = max(self.outcome.largest_difference, self._most - self._least)
@@ -163,8 +175,8 @@ def main() -> None:
     options = parser.parse_args()
     two = {CALM: "calm", FLOOD: "flood"}
 
-    def run(names: dict[int, str], *asks: list[Ask]) -> Outcome:
-        return Simulation(options, names).run([ask for each in asks for ask in each], options.seconds)
+    def run(names: dict[int, str], *asks: list[Ask], weights: dict[int, int] = EVEN) -> Outcome:
+        return Simulation(options, names, weights).run([ask for each in asks for ask in each], options.seconds)
     calm = read_trace(options.calm, CALM, 1.0, options.seconds)
     flood = read_trace(options.flood, FLOOD, options.flood_speed, options.seconds)
     fast = read_trace(options.calm, CALM, options.flood_speed, options.seconds)
@@ -182,15 +194,19 @@ def main() -> None:
         print(f"| {name} | {len(outcome.ttft_s[CALM])} | {outcome.num_refused[CALM]} | {outcome.num_refused[FLOOD]} "
               f"| {p50 * 1e3:.0f} ms | {p99 * 1e3:.0f} ms | {p50 / alone_p50:.2f}, {p99 / alone_p99:.2f} x |")
     both = run(two, fast, flood)
+    beside = run(two, fast, flood, weights={CALM: WEIGHT, FLOOD: 1}).served_beside
+    ratio = beside[CALM] / max(1.0, beside[FLOOD])
     longest = max(ask.num_prompt for ask in (*fast, *flood))
     bound = 2 * max(PROMPT_WEIGHT * longest, OUTPUT_WEIGHT * options.kv_blocks * SchedulerConfig().block_size,
                     MAX_CREDIT)
     print(f"\np99 allowed: {(1.25 * alone_p99 + chunk_s) * 1e3:.0f} ms (1.25 x alone, and one chunk of "
           f"{chunk_s * 1e3:.0f} ms)\nboth flood: largest difference of what they were served while both wait "
-          f"{both.largest_difference:,.0f}, bound of VTC {bound:,.0f}")
+          f"{both.largest_difference:,.0f}, bound of VTC {bound:,.0f}\nwith weights {WEIGHT} and 1: while both wait "
+          f"the first is served {ratio:.2f} times as much as the other")
     print(json.dumps({"benchmark": "fairness", **describe(), "results": results, "chunk_s": chunk_s,
                       "p99_allowed_s": 1.25 * alone_p99 + chunk_s, "served_when_both_flood": list(both.served.values()),
-                      "largest_difference": both.largest_difference, "bound": bound}))
+                      "largest_difference": both.largest_difference, "bound": bound,
+                      "weights": [WEIGHT, 1], "served_ratio_by_weights": ratio}))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ class Waiter(Protocol):
     @property
     def priority(self) -> int: ...
     @property
+    def weight(self) -> int:
+        """Return how large its tenant's part is beside others'."""
+    @property
     def arrival_index(self) -> int:
         """Return a number that no other has, and that is larger than of those before it."""
 
@@ -77,7 +80,7 @@ class FairQueue(Generic[WaiterT]):
 
     def charge(self, waiter: Waiter, cost: float) -> None:
         """Count what the tenant of a request is served, whether it still waits or not."""
-        self._counters_of(waiter).charge(waiter.tenant, cost)
+        self._counters_of(waiter).charge(waiter.tenant, cost / waiter.weight)
 
     def served(self, priority: int, now_s: float) -> None:
         """Note that a request of a priority is served now."""
@@ -97,7 +100,7 @@ class FairQueue(Generic[WaiterT]):
         return self.served_cost(queue[0]), queue[0].arrival_index
 
     def served_cost(self, waiter: Waiter) -> float:
-        """Return what its tenant was served, in its priority."""
+        """Return what its tenant was served, in its priority, by the tenant's weight."""
         return self._counters_of(waiter).of(waiter.tenant)
 
     def _counters_of(self, waiter: Waiter) -> TokenCounters[Hashable]:

@@ -1,10 +1,11 @@
-"""How urgent a request is: a whole number, the lower the earlier, as in vLLM. Pure."""
+"""How urgent a request is: a whole number, the lower the earlier, as in vLLM. How much its tenant counts. Pure."""
 
 from __future__ import annotations
 
 from serving.errors import InvalidRequestError
 
 MIN_PRIORITY, DEFAULT_PRIORITY, MAX_PRIORITY = -100, 0, 100
+DEFAULT_WEIGHT, MAX_WEIGHT = 1, 1000         # of a tenant: who has 2 is served twice as much, while all wait
 AGEING_S = 10.0     # who has waited for so long counts as one level more urgent, so that nobody waits for ever
 
 

@@ -5,7 +5,8 @@ it is given, and a tenant that begins to wait is lifted towards those that wait 
 a tenant that comes back may be MAX_CREDIT behind the one that was served most, so that its requests are not shared out
 among a flood's, and one that is new nothing. Of two tenants that both wait all the time the one is never served more
 than 2 max(PROMPT_WEIGHT L, OUTPUT_WEIGHT M, MAX_CREDIT) beyond the other, where L is the longest prompt and M the
-tokens that run at a time: the paper's bound where that credit is the least of the three.
+tokens that run at a time: the paper's bound where that credit is the least of the three. Of tenants with weights (the
+paper's section 4.3) what each was served is divided by its weight before it is counted, and the bound is of that.
 """
 
 from __future__ import annotations

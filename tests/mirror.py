@@ -106,6 +106,7 @@ COVERED_BY = {
     "serving/tenants/migrations/m0005_priority.py": "serving/tenants/test_database.py",
     "serving/tenants/migrations/m0006_files.py": "serving/tenants/test_database.py",
     "serving/tenants/migrations/m0007_batches.py": "serving/tenants/test_database.py",
+    "serving/tenants/migrations/m0008_weight.py": "serving/tenants/test_database.py",
     "serving/batches/page.py": "serving/batches/test_file_store.py",
     "serving/batches/stored_file.py": "serving/batches/test_file_store.py",
     "serving/link/client.py": "serving/link/test_server.py",

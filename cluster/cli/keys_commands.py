@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ from cluster.cli.surroundings import console, notes
 from cluster.device.state_dir import STATE_DIR_VARIABLE, database_url, default_state_dir
 from serving.config import AccessConfig, check_options
 from serving.errors import InvalidRequestError
-from serving.priority import DEFAULT_PRIORITY, MAX_PRIORITY, MIN_PRIORITY
+from serving.priority import DEFAULT_PRIORITY, MAX_PRIORITY, MAX_WEIGHT, MIN_PRIORITY
 from serving.tenants.key import NAME_PATTERN, Key, Limits, Scope, hash_of, new_secret
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def create(name: Annotated[str, typer.Argument(help="For people: whose key it is
            max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one answer")] = None,
            priority: Annotated[int, typer.Option(min=MIN_PRIORITY, max=MAX_PRIORITY, help="The most urgent that it may "
                                                  "ask for: the lower the earlier")] = DEFAULT_PRIORITY,
+           weight: Annotated[int | None, typer.Option(
+               min=1, max=MAX_WEIGHT, help="Of the tenant, with all its keys, beside others: who has 2 is served twice "
+                                           "as much while all wait  [default: as it has, else 1]")] = None,
            model: Annotated[list[str] | None, typer.Option(help="May be repeated  [default: all]")] = None,
            database: Database = None, state_dir: StateDir = None) -> None:
     """Make a key and print it. It is not kept: whoever loses it needs a new one."""
@@ -60,7 +63,7 @@ def create(name: Annotated[str, typer.Argument(help="For people: whose key it is
                      max_tokens),
               priority, frozenset(model or ()), now_s, None if expires is None else now_s + _seconds_of(expires))
     with _store(database, state_dir) as store:
-        store.add(key)
+        store.add(replace(key, weight=weight or store.weight_of(key.tenant)))
     notes.print(f"key {key_id} of tenant {key.tenant}; it is shown this once:", highlight=False, markup=False)
     typer.echo(secret)
 
@@ -73,11 +76,12 @@ def list_keys(as_json: AsJson = False, database: Database = None, state_dir: Sta
     if as_json:
         typer.echo(json.dumps([_json_of(key, now_s) for key in found], indent=1))
         return
-    table = Table("id", "name", "tenant", "scopes", "state", "expires", "limits", box=None)
+    table = Table("id", "name", "tenant", "weight", "scopes", "state", "expires", "limits", box=None)
     for key in found:
         limits = ", ".join(f"{name}={value}" for name, value in asdict(key.limits).items() if value is not None)
-        table.add_row(key.key_id, key.name, key.tenant, ",".join(sorted(key.scopes)), _state_of(key, now_s),
-                      "never" if key.expires_s is None else _time_of(key.expires_s), limits or "none")
+        table.add_row(key.key_id, key.name, key.tenant, str(key.weight), ",".join(sorted(key.scopes)),
+                      _state_of(key, now_s), "never" if key.expires_s is None else _time_of(key.expires_s),
+                      limits or "none")
     console.print(table)
 
 
@@ -121,5 +125,5 @@ def _time_of(unix_s: float) -> str:
 def _json_of(key: Key, now_s: float) -> dict[str, object]:
     return {"id": key.key_id, "name": key.name, "tenant": key.tenant, "scopes": sorted(key.scopes),
             "state": _state_of(key, now_s), "created_s": key.created_s, "expires_s": key.expires_s,
-            "revoked_s": key.revoked_s, "priority": key.priority, "models": sorted(key.models),
+            "revoked_s": key.revoked_s, "priority": key.priority, "weight": key.weight, "models": sorted(key.models),
             "limits": asdict(key.limits)}

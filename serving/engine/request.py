@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from model.step import SamplingSpec, TokenLogprob
 from serving.errors import ServingError
-from serving.priority import DEFAULT_PRIORITY, aged_arrival_s
+from serving.priority import DEFAULT_PRIORITY, DEFAULT_WEIGHT, aged_arrival_s
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Submission:
     priority: int = DEFAULT_PRIORITY            # the lower the earlier
     tenant: int = 0                             # whose it is, as a number that says nothing else
     traceparent: str = ""                       # W3C header of the trace that its spans belong to; "": not traced
+    weight: int = DEFAULT_WEIGHT                # of the tenant: how large its part is beside others'
 
 
 class TokenEvent(NamedTuple):
@@ -117,6 +118,15 @@ class Request:
     @property
     def priority(self) -> int:
         return self.submission.priority
+
+    @property
+    def weight(self) -> int:
+        return self.submission.weight
+
+    @property
+    def kind(self) -> tuple[int, int, int]:
+        """Return its tenant, its priority, and the tenant's weight."""
+        return self.tenant, self.priority, self.weight
 
     @property
     def turn(self) -> tuple[float, int]:

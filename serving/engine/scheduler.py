@@ -53,7 +53,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._waiting: FairQueue[Request] = FairQueue()
         self._running: list[Request] = []       # in the order of their turns
-        self._num_of: Counter[tuple[int, int]] = Counter()      # requests, by tenant and priority
+        self._num_of: Counter[tuple[int, int, int]] = Counter()     # requests, by their kind
         self._now_s = 0.0                       # as last told
         self._in_flight: dict[str, Request] = {}
         self._held_routers: set[str] = set()
@@ -100,7 +100,7 @@ class Scheduler:
         self._num_arrived += 1
         request.output_token_ids = list(submission.journal_token_ids)
         self._requests[request.request_id] = request
-        self._num_of[request.tenant, request.priority] += 1
+        self._num_of[request.kind] += 1
         self._waiting.add(request, request.arrival_s)
         reason = request.finish_reason() if submission.journal_token_ids else None
         if reason is None:
@@ -242,7 +242,7 @@ class Scheduler:
                                        else self._running[-1])
 
     def _shares(self) -> TenantShares:
-        return TenantShares(self._running, len({tenant for tenant, _ in self._num_of}),
+        return TenantShares(self._running, {tenant: weight for tenant, _, weight in self._num_of},
                             Room(self.room.num_blocks, self._max_running))
 
     @property
@@ -396,9 +396,9 @@ class Scheduler:
             request.advance(_END[event.finish_reason], event.error or event.finish_reason)
         finally:
             del self._requests[request.request_id]
-            self._num_of[request.tenant, request.priority] -= 1
-            if not self._num_of[request.tenant, request.priority]:
-                del self._num_of[request.tenant, request.priority]
+            self._num_of[request.kind] -= 1
+            if not self._num_of[request.kind]:
+                del self._num_of[request.kind]
             if request in self._running:
                 self._running.remove(request)
             else:

@@ -1,15 +1,15 @@
 """Who holds more of a shard than its part, and who gives way to whom. Pure.
 
-Each tenant with requests in a shard has an equal part of its KV blocks and of its places in the batch. Nobody is kept
-from taking more while others leave it; but where a request of a tenant within its part does not fit, those give way
-that go beyond theirs, the last come first, and never a tenant's last one. Of a less urgent priority whoever would be
-later in turn gives way.
+Each tenant with requests in a shard has a part of its KV blocks and of its places in the batch, by its weight. Nobody
+is kept from taking more while others leave it; but where a request of a tenant within its part does not fit, those give
+way that go beyond theirs, the last come first, and never a tenant's last one. Of a less urgent priority whoever would
+be later in turn gives way.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.engine.request import Request
@@ -26,25 +26,32 @@ class Room:
 class TenantShares:
     """What tenants hold, of those requests that run."""
 
-    def __init__(self, running: Iterable[Request], num_tenants: int, room: Room) -> None:
-        """`num_tenants`: with requests here, waiting ones too; `room`: of the whole shard."""
-        self._part = Room(room.num_blocks // num_tenants, max(1, room.num_places // num_tenants))
-        self._num_blocks: Counter[Hashable] = Counter()
-        self._num_places: Counter[Hashable] = Counter()
+    def __init__(self, running: Iterable[Request], weights: Mapping[int, int], room: Room) -> None:
+        """`weights`: of the tenants with requests here, waiting ones too; `room`: of the whole shard."""
+        self._room = room
+        self._weights, self._total_weight = weights, sum(weights.values())
+        self._num_blocks: Counter[int] = Counter()
+        self._num_places: Counter[int] = Counter()
         for request in running:
             self._num_blocks[request.tenant] += len(request.block_table)
             self._num_places[request.tenant] += 1
 
-    def is_over(self, tenant: Hashable) -> bool:
+    def is_over(self, tenant: int) -> bool:
         """Return whether a tenant holds more than its part."""
-        return self._num_blocks[tenant] > self._part.num_blocks or self._num_places[tenant] > self._part.num_places
+        part = self._part(tenant)
+        return self._num_blocks[tenant] > part.num_blocks or self._num_places[tenant] > part.num_places
 
-    def has_part_for(self, tenant: Hashable, num_blocks: int) -> bool:
+    def has_part_for(self, tenant: int, num_blocks: int) -> bool:
         """Return whether one more request of so many blocks leaves a tenant within its part."""
-        return (self._num_blocks[tenant] + num_blocks <= self._part.num_blocks
-                and self._num_places[tenant] < self._part.num_places)
+        part = self._part(tenant)
+        return (self._num_blocks[tenant] + num_blocks <= part.num_blocks
+                and self._num_places[tenant] < part.num_places)
 
-    def can_spare_one(self, tenant: Hashable) -> bool:
+    def _part(self, tenant: int) -> Room:
+        weight, total = self._weights[tenant], self._total_weight
+        return Room(self._room.num_blocks * weight // total, max(1, self._room.num_places * weight // total))
+
+    def can_spare_one(self, tenant: int) -> bool:
         return self.is_over(tenant) and self._num_places[tenant] > 1
 
     def give_back(self, request: Request) -> None:

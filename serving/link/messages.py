@@ -34,7 +34,7 @@ def encode_submission(submission: Submission, now_s: float) -> shard_pb2.Submiss
         journal_token_ids=submission.journal_token_ids, num_prompt_logprobs=submission.num_prompt_logprobs,
         deadline_in_s=None if submission.deadline_s is None else submission.deadline_s - now_s,
         source_shard_id=submission.source_shard_id, priority=submission.priority,
-        tenant=submission.tenant, traceparent=submission.traceparent)
+        tenant=submission.tenant, traceparent=submission.traceparent, weight=submission.weight)
 
 
 def decode_submission(message: shard_pb2.Submission, now_s: float, before: Submission | None = None) -> Submission:
@@ -54,7 +54,7 @@ def decode_submission(message: shard_pb2.Submission, now_s: float, before: Submi
         num_prompt_logprobs=message.num_prompt_logprobs if message.HasField("num_prompt_logprobs") else None,
         deadline_s=message.deadline_in_s + now_s if message.HasField("deadline_in_s") else None,
         source_shard_id=message.source_shard_id, priority=message.priority,
-        tenant=message.tenant, traceparent=message.traceparent)
+        tenant=message.tenant, traceparent=message.traceparent, weight=message.weight)
 
 
 def _shared(values: tuple[T, ...], before: tuple[T, ...]) -> tuple[T, ...]:

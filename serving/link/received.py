@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from model.step import SamplingSpec
 from serving.engine.request import Submission
 from serving.errors import InvalidRequestError
-from serving.priority import check_priority
+from serving.priority import MAX_WEIGHT, check_priority
 from serving.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from serving.token_ids import check_token_ids
 
@@ -43,6 +43,8 @@ def check_submission(submission: Submission, num_embeddings: int, before: Submis
     if submission.deadline_s is not None and not math.isfinite(submission.deadline_s):
         raise _refused("deadline_in_s", f"is {submission.deadline_s}")
     check_priority(submission.priority)
+    if not 1 <= submission.weight <= MAX_WEIGHT:
+        raise _refused("weight", f"is {submission.weight}, 1 to {MAX_WEIGHT} may be")
     check_token_ids("logit_bias", [token_id for token_id, _ in submission.sampling.logit_bias], num_embeddings)
     _check_sampling(submission)
 

@@ -1,9 +1,9 @@
 """Decides who may enter: bounded by requests and tokens, fair between tenants, and not who would enter too late.
 
 Who waits is let in as serving/fair_queue.py orders it, by tokens as they are expected; what a request has really cost
-counts instead when it ends. Beside others each tenant has an equal part of every bound. Nobody is kept from using what
-others leave, and a tenant within its part enters at once, whatever another holds: the bounds hold for all together up
-to their double. So a flood waits, and is refused, for its own tenant only.
+counts instead when it ends. Beside others each tenant has a part of every bound, by its weight. Nobody is kept from
+using what others leave, and a tenant within its part enters at once, whatever another holds: the bounds hold for all
+together up to their double. So a flood waits, and is refused, for its own tenant only.
 
 A client's request of several prompts enters part by part. Its first part is judged by the load of others, and refused
 when there is too much; the later ones wait for room, one at a time, and leave half of the tokens to others.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from serving.config import AdmissionConfig
 from serving.errors import DeadlineExceededError, InvalidRequestError, NotReadyError, OverloadedError
 from serving.fair_queue import FairQueue
-from serving.priority import DEFAULT_PRIORITY
+from serving.priority import DEFAULT_PRIORITY, DEFAULT_WEIGHT
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Ticket:
     cost: float                 # of the tokens, as expected
     is_later_part: bool = False
     priority: int = DEFAULT_PRIORITY
+    weight: int = DEFAULT_WEIGHT        # of the tenant
     arrival_index: int = 0      # set when it is offered
     state: TicketState = TicketState.WAITING
     granted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,6 +69,8 @@ class Held:
     num_open: int = 0
     num_queued: int = 0
     num_tokens: int = 0         # of both
+    num_queued_tokens: int = 0
+    weight: int = DEFAULT_WEIGHT        # as its newest request says
 
 
 class Admission:
@@ -78,6 +81,7 @@ class Admission:
         self._clock = clock
         self._queue: FairQueue[Ticket] = FairQueue()
         self._held: dict[str, Held] = {}                # by tenant; of those that have anything
+        self._total_weight = 0                          # of these
         self._num_offered = 0
         self._releases: deque[tuple[float, int]] = deque(maxlen=NUM_MEASURED_RELEASES)   # (when, tokens)
         self.num_open = 0
@@ -117,6 +121,9 @@ class Admission:
                 f"n={ticket.num_requests} choices are more than this server runs at once "
                 f"({self._config.max_open_requests})",
                 fix=f"ask for at most {self._config.max_open_requests}", param="n")
+        held = self._held_by(ticket)
+        self._total_weight += ticket.weight - held.weight
+        held.weight = ticket.weight
         if not ticket.is_later_part:
             try:
                 self._refuse_over_bounds(ticket)
@@ -130,8 +137,9 @@ class Admission:
         self._queue.add(ticket, self._clock())
         self.num_queued += ticket.num_requests
         self._num_queued_tokens += ticket.num_tokens
-        self._held_by(ticket).num_queued += ticket.num_requests
-        self._held_by(ticket).num_tokens += ticket.num_tokens
+        held.num_queued += ticket.num_requests
+        held.num_queued_tokens += ticket.num_tokens
+        held.num_tokens += ticket.num_tokens
         self._admit()
 
     def release(self, ticket: Ticket, cost: float | None = None) -> None:
@@ -164,8 +172,9 @@ class Admission:
             ticket.state = TicketState.ENDED
             ticket.granted.set()
 
-    def retry_after_s(self) -> float:
-        """Return in how long all that waits will have entered, at the rate of ends. Between 1 s and 60 s."""
+    def _retry_after_s(self, held: Held) -> float:
+        """Return in how long all of a tenant that waits will have entered, at the rate of ends: it has its part of that
+        rate, and what others leave. Between 1 s and 60 s."""
         if len(self._releases) < 2:
             return MIN_RETRY_AFTER_S
         first_s = self._releases[0][0]
@@ -173,7 +182,8 @@ class Admission:
         elapsed_s = self._clock() - first_s
         if num_tokens <= 0:
             return MIN_RETRY_AFTER_S
-        return min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, self._num_queued_tokens * elapsed_s / num_tokens))
+        num_before = min(self._num_queued_tokens, held.num_queued_tokens * self._total_weight / held.weight)
+        return min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, num_before * elapsed_s / num_tokens))
 
     def _refuse_closed(self, is_closed: bool) -> None:
         if is_closed:
@@ -183,22 +193,26 @@ class Admission:
         config, more, tenant = self._config, ticket.num_requests, self._held_by(ticket)
         must_wait = bool(self._queue) or self.num_open + more > config.max_open_requests
         num_held, num_tokens = self._num_open_tokens + self._num_queued_tokens, ticket.num_tokens
-        if must_wait and self._is_over(config.max_queued_requests, self.num_queued, tenant.num_queued, more):
+        if must_wait and self._is_over(config.max_queued_requests, self.num_queued, tenant, tenant.num_queued, more):
             over = f"{self.num_queued} requests wait already; at most {config.max_queued_requests} may"
-        elif num_held and self._is_over(config.max_queued_tokens, num_held, tenant.num_tokens, num_tokens):
+        elif num_held and self._is_over(config.max_queued_tokens, num_held, tenant, tenant.num_tokens, num_tokens):
             over = f"open and waiting requests hold {num_held} tokens, and this one {num_tokens}; " \
                    f"at most {config.max_queued_tokens} may be held"     # alone, any request may enter
         else:
             return
-        retry_after_s = self.retry_after_s()
+        retry_after_s = self._retry_after_s(tenant)
         if len(self._held) > 1:
-            over += f", and a tenant has an equal part beside {len(self._held) - 1} others"
+            over += f", and a tenant has its part beside {len(self._held) - 1} others"
         raise OverloadedError(over, retry_after_s=retry_after_s, fix=f"try again in {retry_after_s:.0f} s")
 
-    def _is_over(self, bound: int, of_all: int, of_tenant: int, more: int) -> bool:
+    def _is_over(self, bound: int, of_all: int, tenant: Held, of_tenant: int, more: int) -> bool:
         """Return whether `more` is beyond a bound, and not within the tenant's part of it."""
-        is_within_part = of_tenant + more <= bound // len(self._held) and of_all + more <= 2 * bound
+        is_within_part = of_tenant + more <= self._part(bound, tenant) and of_all + more <= 2 * bound
         return of_all + more > bound and not is_within_part
+
+    def _part(self, bound: int, tenant: Held) -> int:
+        """Return a tenant's part of a bound, beside all others that have anything here."""
+        return bound * tenant.weight // self._total_weight
 
     def _refuse_too_late(self, ticket: Ticket, deadline_s: float) -> None:
         """Raise OverloadedError when those who are before a ticket will have entered after its deadline."""
@@ -217,14 +231,14 @@ class Admission:
         """Return the tokens of all that enter before a ticket that has just come, as the queue orders them now."""
         queues = [queue for queue in self._queue.queues(self._clock()) if queue[0].priority <= ticket.priority]
         own = next(queue for queue in queues if queue[-1] is ticket)
-        own_cost = self._queue.served_cost(ticket) + sum(one.cost for one in own) - ticket.cost
+        own_cost = self._queue.served_cost(ticket) + sum(one.cost / one.weight for one in own[:-1])
         before = 0.0
         for queue in queues:
             cost = self._queue.served_cost(queue[0])
             for one in queue:
                 if one is ticket or (one.priority == ticket.priority and cost >= own_cost and queue is not own):
                     break
-                cost += one.cost
+                cost += one.cost / one.weight
                 before += one.num_tokens
         return before
 
@@ -259,8 +273,8 @@ class Admission:
 
     def _has_part(self, ticket: Ticket) -> bool:
         """Return whether a ticket leaves its tenant within its part; its first one does."""
-        bound, num_open = self._config.max_open_requests, self._held_by(ticket).num_open
-        is_within = not num_open or num_open + ticket.num_requests <= bound // len(self._held)
+        bound, held = self._config.max_open_requests, self._held_by(ticket)
+        is_within = not held.num_open or held.num_open + ticket.num_requests <= self._part(bound, held)
         return is_within and self.num_open + ticket.num_requests <= 2 * bound and self._has_tokens(ticket)
 
     def _has_tokens(self, ticket: Ticket) -> bool:
@@ -272,13 +286,19 @@ class Admission:
         self.num_queued -= ticket.num_requests
         self._num_queued_tokens -= ticket.num_tokens
         self._held_by(ticket).num_queued -= ticket.num_requests
+        self._held_by(ticket).num_queued_tokens -= ticket.num_tokens
         self._held_by(ticket).num_tokens -= ticket.num_tokens
 
     def _held_by(self, ticket: Ticket) -> Held:
-        return self._held.setdefault(ticket.tenant, Held())
+        held = self._held.get(ticket.tenant)
+        if held is None:
+            held = self._held[ticket.tenant] = Held(weight=ticket.weight)
+            self._total_weight += ticket.weight
+        return held
 
     def _forget(self, ticket: Ticket) -> None:
         """Forget a tenant that holds nothing."""
         held = self._held_by(ticket)
         if not held.num_open and not held.num_queued:
             del self._held[ticket.tenant]
+            self._total_weight -= held.weight

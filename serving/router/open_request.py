@@ -73,7 +73,7 @@ def new_submissions(part: OpenPart, seed: int, max_model_len: int, eos_token_ids
         stop_token_ids=tuple(dict.fromkeys((*end_ids, *params.stop_token_ids))),
         num_prompt_logprobs=params.prompt_logprobs, deadline_s=part.whole.deadline_s + SHARD_DEADLINE_GRACE_S,
         priority=priority_of(part.request), tenant=tenant_number(part.request.tenant.name),
-        traceparent=part.request.trace.traceparent)
+        traceparent=part.request.trace.traceparent, weight=part.request.tenant.weight)
     return [replace(first, request_id=choice.sequence_id,
                     sampling=replace(first.sampling, seed=wrapped_seed(seed + choice.index)))
             for choice in part.choices]

@@ -166,7 +166,7 @@ class InferenceService:
         n, num_prompt, num_output = request.params.n, len(request.prompt_token_ids), self._num_expected(request)
         ticket = Ticket(request.tenant.name, n, n * (num_prompt + num_output),
                         token_cost(n * num_prompt, 0, n * num_output), is_later_part=bool(open_request.parts),
-                        priority=priority_of(request))
+                        priority=priority_of(request), weight=request.tenant.weight)
         part = OpenPart(open_request, len(open_request.parts), request, ticket)
         open_request.parts.append(part)
         self._counter.arrived(part, self._num_expected(request))

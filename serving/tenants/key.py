@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from serving.priority import DEFAULT_WEIGHT
+
 _TEXT = re.compile(r"sk-moesaic-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")      # of keys and tenants: can stand in a log line
 
@@ -48,6 +50,7 @@ class Key:
     created_s: float                            # Unix time, as all here
     expires_s: float | None
     revoked_s: float | None = None
+    weight: int = DEFAULT_WEIGHT                # of its tenant: all keys of one have the same
 
     def is_valid(self, now_s: float) -> bool:
         return self.revoked_s is None and (self.expires_s is None or now_s < self.expires_s)
@@ -62,6 +65,11 @@ class Tenant:
 
     name: str
     key: Key | None = None
+
+    @property
+    def weight(self) -> int:
+        """Return how large its part is beside other tenants'."""
+        return DEFAULT_WEIGHT if self.key is None else self.key.weight
 
 
 def new_secret() -> tuple[str, str]:

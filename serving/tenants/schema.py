@@ -30,6 +30,7 @@ KEYS = Table(
     Column("scopes", JSON, nullable=False),
     Column("models", JSON, nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("weight", Integer, nullable=False, server_default="1"),      # all keys of a tenant have the same
     Column("requests_per_minute", BigInteger),
     Column("tokens_per_minute", BigInteger),
     Column("tokens_per_day", BigInteger),

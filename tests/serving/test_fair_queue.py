@@ -16,6 +16,7 @@ class Ask:
     arrival_index: int
     tenant: str = "t"
     priority: int = 0
+    weight: int = 1
 
 
 def first(queue: FairQueue[Ask], now_s: float = 0.0) -> Ask:

@@ -63,6 +63,7 @@ class Ask:
     arrival_index: int
     num_prompt: int
     num_output: int
+    weight: int = 1
     priority: int = 0
     num_left: int = field(init=False)
 
@@ -77,13 +78,16 @@ class Ask:
 requests = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=6)
 
 
-@given(kinds=st.lists(requests, min_size=2, max_size=4), room=st.integers(40, 120))
-def test_the_bound_of_vtc_holds_for_tenants_that_always_wait(kinds: list[list[tuple[int, int]]], room: int) -> None:
-    """A batch of `room` tokens, every tenant with a backlog of its own kinds of requests."""
+@given(kinds=st.lists(requests, min_size=2, max_size=4), room=st.integers(40, 120),
+       weights=st.just([1] * 4) | st.lists(st.integers(1, 5), min_size=4, max_size=4))
+def test_the_bound_of_vtc_holds_for_tenants_that_always_wait(kinds: list[list[tuple[int, int]]], room: int,
+                                                             weights: list[int]) -> None:
+    """A batch of `room` tokens, every tenant with a backlog of its own kinds of requests. `served` is by weight."""
     queue: FairQueue[Ask] = FairQueue()
     for round_index in range(30):
         for tenant, shapes in enumerate(kinds):
-            queue.add(Ask(tenant, round_index * len(kinds) + tenant, *shapes[round_index % len(shapes)]), 0.0)
+            queue.add(Ask(tenant, round_index * len(kinds) + tenant, *shapes[round_index % len(shapes)],
+                          weights[tenant]), 0.0)
     waiting = {tenant: 30 for tenant in range(len(kinds))}
     served = dict.fromkeys(waiting, 0.0)
     running: list[Ask] = []
@@ -96,12 +100,12 @@ def test_the_bound_of_vtc_holds_for_tenants_that_always_wait(kinds: list[list[tu
                 break
             queue.remove(ask)
             queue.charge(ask, token_cost(ask.num_prompt, 0, 0))
-            served[ask.tenant] += token_cost(ask.num_prompt, 0, 0)
+            served[ask.tenant] += token_cost(ask.num_prompt, 0, 0) / ask.weight
             waiting[ask.tenant] -= 1
             running.append(ask)
         for ask in running:
             queue.charge(ask, OUTPUT_WEIGHT)
-            served[ask.tenant] += OUTPUT_WEIGHT
+            served[ask.tenant] += OUTPUT_WEIGHT / ask.weight
             ask.num_left -= 1
         running = [ask for ask in running if ask.num_left]
         if all(waiting.values()):

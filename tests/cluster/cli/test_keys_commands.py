@@ -40,6 +40,14 @@ def test_a_key_from_its_making_to_its_end(tmp_path: Path) -> None:
     assert isinstance(run(tmp_path, "revoke", key.key_id).exception, InvalidRequestError)
 
 
+def test_a_tenants_keys_have_one_weight(tmp_path: Path) -> None:
+    for arguments in (("a", "--tenant", "t"), ("b", "--tenant", "t", "--weight", "3"), ("c", "--tenant", "t"), ("d",)):
+        assert run(tmp_path, "create", *arguments).exit_code == 0
+    weights = {key["name"]: key["weight"] for key in json.loads(run(tmp_path, "list", "--json").stdout)}
+    assert weights == {"a": 3, "b": 3, "c": 3, "d": 1} and "weight" in run(tmp_path, "list").stdout
+    assert run(tmp_path, "create", "e", "--weight", "0").exit_code == 2
+
+
 @pytest.mark.parametrize("arguments", [("a b",), ("ok", "--tenant", "\n"), ("ok", "--expires", "soon"),
                                        ("ok", "--expires", "0d")])
 def test_wrong_values_are_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:

@@ -35,7 +35,7 @@ specs = st.builds(SamplingSpec, floats, st.none() | small, floats, floats, float
                   st.integers(-2**63, 2**63 - 1), st.none() | small)
 submissions = st.builds(Submission, st.text(), token_ids, specs, small, small, token_ids, token_ids, st.none() | small,
                         source_shard_id=st.text(), priority=st.integers(-100, 100), tenant=st.integers(0, 2**64 - 1),
-                        traceparent=st.text())
+                        traceparent=st.text(), weight=st.integers(1, 1000))
 events = st.builds(TokenEvent, st.just("r"), token_ids, logprobs, logprobs, st.none() | small,
                    st.none() | st.sampled_from(FinishReason), st.none() | small, st.text(), small)
 

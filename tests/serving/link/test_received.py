@@ -34,7 +34,8 @@ def test_what_doors_let_in_is_taken() -> None:
     ("prompt_token_ids", {"prompt_token_ids": (1, 100)}), ("prompt_token_ids", {"prompt_token_ids": (-1,)}),
     ("journal_token_ids", {"journal_token_ids": (2**32 - 1,)}), ("journal_token_ids", {"journal_token_ids": (1,) * 4}),
     ("stop_token_ids", {"stop_token_ids": (1,) * 513}), ("deadline_in_s", {"deadline_s": math.nan}),
-    ("deadline_in_s", {"deadline_s": math.inf}), ("priority", {"priority": -101}), ("request_id", {"request_id": ""}),
+    ("deadline_in_s", {"deadline_s": math.inf}), ("priority", {"priority": -101}),
+    ("weight", {"weight": 0}), ("weight", {"weight": 1001}), ("request_id", {"request_id": ""}),
     ("request_id", {"request_id": "x" * (MAX_ID_CHARACTERS + 1)}), ("min_tokens", {"min_tokens": 2**31}),
     ("source_shard_id", {"source_shard_id": "x" * (MAX_ID_CHARACTERS + 1)}),
     ("traceparent", {"traceparent": "x" * (MAX_ID_CHARACTERS + 1)}),
@@ -74,7 +75,7 @@ _MESSAGES = st.builds(
                        logit_bias=st.dictionaries(_INTS, _FLOATS, max_size=3), num_logprobs=_INTS),
     max_tokens=st.integers(0, 70), min_tokens=_INTS, stop_token_ids=st.lists(_INTS, max_size=3),
     journal_token_ids=st.lists(st.integers(0, 110), max_size=5), num_prompt_logprobs=_INTS, deadline_in_s=_FLOATS,
-    priority=st.integers(-(2**31), 2**31 - 1), tenant=st.integers(0, 2**64 - 1))
+    priority=st.integers(-(2**31), 2**31 - 1), tenant=st.integers(0, 2**64 - 1), weight=st.integers(0, 1001))
 
 
 @given(_MESSAGES)
@@ -89,4 +90,5 @@ def test_any_message_is_a_request_within_the_limits_or_refused(message: shard_pb
     token_ids = received.prompt_token_ids + received.journal_token_ids
     assert 0 <= min(token_ids) <= max(token_ids) < NUM_EMBEDDINGS
     assert max(len(token_ids), len(received.prompt_token_ids) + received.max_tokens) <= MAX_MODEL_LEN
+    assert 1 <= received.weight <= 1000
     assert math.isfinite(received.sampling.temperature) and received.sampling.repetition_penalty > 0

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.config import AdmissionConfig
@@ -26,8 +27,8 @@ def admission(max_open: int = 2, max_queued: int = 100, max_tokens: int = 10**9)
 
 
 def offer(door: Admission, tenant: str, num_requests: int, num_tokens: int, is_later_part: bool = False,
-          priority: int = 0) -> Ticket:
-    ticket = Ticket(tenant, num_requests, num_tokens, float(num_tokens), is_later_part, priority)
+          priority: int = 0, weight: int = 1) -> Ticket:
+    ticket = Ticket(tenant, num_requests, num_tokens, float(num_tokens), is_later_part, priority, weight)
     door.offer(ticket)
     return ticket
 
@@ -131,7 +132,7 @@ def test_a_flood_is_refused_for_its_own_tenant_only() -> None:
         offer(door, "flood", 1, 100)
     calm = [offer(door, "calm", 1, 100) for _ in range(7)]
     assert states(*calm) == ["admitted"] * 2 + ["waiting"] * 5
-    with pytest.raises(OverloadedError, match="15 requests wait already; at most 10.*an equal part beside 1 others"):
+    with pytest.raises(OverloadedError, match="15 requests wait already; at most 10.*its part beside 1 others"):
         offer(door, "calm", 1, 100)
     door.release(flood[0])
     assert door.num_open == 5 and states(*calm[2:]) == ["waiting"] * 5
@@ -167,6 +168,45 @@ def test_retry_after_is_the_time_to_drain_what_waits() -> None:
     with pytest.raises(OverloadedError) as refusal:
         offer(door, "t", 1, 1)
     assert refusal.value.retry_after_s == pytest.approx(140 / 20)
+
+
+def test_retry_after_is_of_the_tenants_own_backlog() -> None:
+    door, clock = admission(max_open=1, max_queued=12)
+    tickets = [offer(door, "flood", 1, 100)]
+    for _ in range(4):                          # 100 tokens every 5 s
+        clock.now_s += 5
+        door.release(tickets.pop())
+        tickets.append(offer(door, "flood", 1, 100))
+    waiting = [offer(door, "flood", 1, 100) for _ in range(12)]
+    calm = [offer(door, "calm", 1, 10) for _ in range(7)]       # the first enters, six are its part of the queue
+    assert calm[0].state is TicketState.ADMITTED and door.num_queued == len(waiting) + 6
+    after_s = {}
+    for tenant in ("flood", "calm"):
+        with pytest.raises(OverloadedError) as refusal:
+            offer(door, tenant, 1, 10)
+        after_s[tenant] = refusal.value.retry_after_s
+    assert after_s == {"flood": 60.0, "calm": pytest.approx(6 * 10 * 2 / 20)}      # of a half of 20 tokens a second
+
+
+@settings(max_examples=20)
+@given(weights=st.tuples(st.integers(1, 5), st.integers(1, 5)), num_parts=st.integers(1, 3))
+def test_what_enters_while_all_wait_follows_the_weights(weights: tuple[int, int], num_parts: int) -> None:
+    """Requests are alike and end in the order in which they have entered."""
+    num_rounds, max_open = 20, num_parts * sum(weights)
+    door, _ = admission(max_open=max_open, max_queued=10_000)
+    waiting = {tenant: deque(offer(door, str(tenant), 1, 10, weight=weight) for _ in range(num_rounds * max_open))
+               for tenant, weight in enumerate(weights)}
+    entered: deque[Ticket] = deque()
+    num_ended = [0, 0]
+    for _ in range(num_rounds * max_open):
+        for tickets in waiting.values():
+            while tickets and tickets[0].state is TicketState.ADMITTED:
+                entered.append(tickets.popleft())
+        ticket = entered.popleft()
+        door.release(ticket)
+        num_ended[int(ticket.tenant)] += 1
+    by_weight = [num / weight for num, weight in zip(num_ended, weights, strict=True)]
+    assert abs(by_weight[0] - by_weight[1]) <= 2 * max_open / min(weights) + 2      # before both waited
 
 
 async def test_a_deadline_ends_the_wait() -> None:

@@ -19,17 +19,19 @@ from serving.tenants.migrations import (
     m0005_priority,
     m0006_files,
     m0007_batches,
+    m0008_weight,
 )
 from serving.tenants.schema import METADATA
 
-NEWEST = m0007_batches.revision
+NEWEST = m0008_weight.revision
 
 
 def test_migrations_lead_to_the_tables_that_the_code_knows(engine: Engine) -> None:
     with reading(engine) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert context.get_current_revision() == NEWEST
-        steps = (m0001_keys, m0002_usage, m0003_responses, m0004_usage_days, m0005_priority, m0006_files, m0007_batches)
+        steps = (m0001_keys, m0002_usage, m0003_responses, m0004_usage_days, m0005_priority, m0006_files, m0007_batches,
+                 m0008_weight)
         assert [step.down_revision for step in steps] == [None, *(step.revision for step in steps[:-1])]
         assert compare_metadata(context, METADATA) == []
 
