@@ -74,7 +74,7 @@ def group_view(status: ClusterStatus, placement: PlacementStatus | None, loads: 
     figures = epoch.figures if epoch else None
     ordered = sorted(status.shards, key=lambda entry: _order(epoch, entry[0].shard_id))
     return GroupView(
-        model, version("moesaic"), "healthy" if status.is_ready else str(view.phase), short_text(view.why),
+        model, version("moesaic"), status.health, short_text(view.why),
         epoch.number if epoch else 0, epoch.revision if epoch else 0, view.next.revision if view.next else None,
         figures.step_s if figures else None, figures.bound_s if figures else None,
         epoch.members[straggler.rank].shard_id if epoch and straggler else "", straggler.reason if straggler else "",

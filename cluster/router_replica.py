@@ -108,6 +108,8 @@ class RouterReplica:
         self._metrics = metrics
         self._reporter = Reporter(self._report, self._send_report, operator.ne)
         self._service.on_shards_changed = self._reporter.notify
+        self._service.is_asleep = lambda: self._follower.view.is_asleep
+        metrics.autoscaler.asleep.set_function(self._service.is_asleep)
         gc.freeze()     # a collection that looks through what imports leave keeps all requests waiting
 
     async def run(self) -> None:

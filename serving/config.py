@@ -226,7 +226,7 @@ class AutoscalingConfig(Options):
     ttft_slo_s: PositiveFloat = 5.0             # from a request to its first token
     itl_slo_s: PositiveFloat = 0.2              # from one token of an answer to the next; bounds prompts in a step
     keep_alive_s: PositiveFloat = 60.0          # a replica that has not been needed for so long goes
-    # Without any request for so long all go; None: never. Only `moesaic plan --trace` does that so far.
+    # Without any request for so long all shards go, and the first request has them start again; None: never.
     idle_timeout_s: PositiveFloat | None = None
 
 

@@ -332,6 +332,8 @@ class AutoscalerMetrics:
                              registry=registry)
         self.need = Gauge("moesaic:autoscaler_need", "What is needed most, over what the wanted replicas can do",
                           ("kind",), registry=registry)
+        self.asleep = Gauge("moesaic:asleep", "1 while no shard runs and the first request wakes them, and until they "
+                            "serve", registry=registry)
 
     def observe(self, wanted: Mapping[str, int], backlog_s: float, kind: str, ratio: float) -> None:
         for pool, num in wanted.items():

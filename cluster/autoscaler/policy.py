@@ -80,8 +80,9 @@ def _decide_counts(choice: _Choice, history: DemandHistory, demand: Demand, now_
         if not any(fleet.wanted) or idle_s >= rules.idle_timeout_s:
             return asleep, f"no request for {idle_s:.0f} s"
     base = tuple(min(max(pool.num_wanted, pool.least), pool.most) for pool in fleet.pools)
+    limits = "within the limits of the pool" if any(fleet.wanted) else "a request came"
     if all(pool.facts is None for pool in fleet.pools):
-        return base, "within the limits of the pool"
+        return base, limits
     held = _grown(choice, base, choice.capability.memory_ratio)
     lacking = choice.capability.shortfall(held, demand)
     if lacking.ratio > 1:
@@ -92,7 +93,7 @@ def _decide_counts(choice: _Choice, history: DemandHistory, demand: Demand, now_
     has_looked_enough = history.since_s is not None and now_s - history.since_s >= rules.keep_alive_s
     fewer = _shrunk(choice, base, history.peak().times(*SHRINK_AT)) if has_looked_enough else base
     if fewer == base:
-        return base, "within the limits of the pool"
+        return base, limits
     return fewer, f"fewer are enough for more than the highest load of the last {rules.keep_alive_s:g} s"
 
 

@@ -59,7 +59,7 @@ def status(application: Application = None, as_json: Annotated[bool, typer.Optio
            experts: Annotated[bool, typer.Option("--experts", help="Also loads of experts, work of members")] = False,
            autoscaler: Annotated[bool, typer.Option("--autoscaler", help="Also what it wants, and why")] = False,
            address: Address = None, state_dir: StateDir = None) -> None:
-    """Show nodes, shards, experts and memory, load and health. Exit code 1 when not healthy."""
+    """Show nodes, shards, experts and memory, load and health. Exit code 1 when neither healthy nor asleep."""
     from cluster.cli.autoscaler_view import autoscaler_view
     from cluster.cli.placement_view import experts_view
     from cluster.cli.status_table import StatusView, status_json
@@ -75,7 +75,7 @@ def status(application: Application = None, as_json: Annotated[bool, typer.Optio
             console.print(experts_view(placement))
         if autoscaler:
             console.print(autoscaler_view(found), markup=False, highlight=False)
-    raise typer.Exit(0 if found.is_ready else 1)
+    raise typer.Exit(0 if found.is_ready or found.view.is_asleep else 1)
 
 
 @app.command()

@@ -28,7 +28,7 @@ class StatusView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         status, view = self._status, self._status.view
         number = view.epoch.number if view.epoch else 0
-        health = Text("healthy" if status.is_ready else str(view.phase), style="green" if status.is_ready else "yellow")
+        health = Text(status.health, style="green" if status.is_ready else "yellow")
         yield Text.assemble("group: ", health, f"   epoch: {number}" if number else "   no epoch yet")
         if view.why:
             yield Text(view.why, style="yellow")

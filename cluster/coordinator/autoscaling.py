@@ -6,7 +6,7 @@ Pure: time is an argument. It loads SciPy when it first decides.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from cluster.autoscaler.capability import ScalingRules
@@ -32,7 +32,7 @@ class Heard:
     """What the coordinator knows when the autoscaler decides."""
 
     sizes: Mapping[str, PoolSize]
-    epoch: Epoch                    # that runs, with what its members have measured
+    epoch: Epoch | None             # that runs, with what its members have measured; None: the service sleeps
     leaving: tuple[str, ...]        # shard ids
     loads: Mapping[str, RouterLoad]     # by router id
 
@@ -45,8 +45,9 @@ class Autoscaler:
         goals, context_tokens = config.autoscaling, plan.config.context_tokens
         self._plan = plan
         self._rules = ScalingRules(
-            goals.ttft_slo_s, goals.itl_slo_s, goals.keep_alive_s, None, plan.demand, plan.config.min_copies,
-            sequence_bytes(plan.args, context_tokens, plan.dtype_bytes) / context_tokens, plan.config.policy)
+            goals.ttft_slo_s, goals.itl_slo_s, goals.keep_alive_s, goals.idle_timeout_s, plan.demand,
+            plan.config.min_copies, sequence_bytes(plan.args, context_tokens, plan.dtype_bytes) / context_tokens,
+            plan.config.policy)
         self._costs = {pool.name: pool.cost_per_hour for pool in config.pools}
         self._history = DemandHistory()
         self._arrived = ArrivalTotals()
@@ -56,8 +57,9 @@ class Autoscaler:
 
     def decide(self, heard: Heard, now_s: float) -> Decision:
         """Decide on the pools' sizes. What is decided need not come to be: the next decision sees what has."""
-        ready = Counter(member.pool for member in heard.epoch.members if member.shard_id not in heard.leaving)
-        pools = tuple(self._pool(name, size, ready[name], heard.epoch, now_s) for name, size in heard.sizes.items())
+        members = heard.epoch.members if heard.epoch is not None else ()
+        ready = Counter(member.pool for member in members if member.shard_id not in heard.leaving)
+        pools = tuple(self._pool(name, size, ready[name], members, now_s) for name, size in heard.sizes.items())
         decision = decide(FleetSnapshot(pools, self._arrived.work(heard.loads)), self._rules, self._history, now_s)
         self._history = decision.history
         return decision
@@ -70,9 +72,9 @@ class Autoscaler:
         return AutoscalerStatus(decision.wanted, decision.signal.kind, decision.signal.ratio, decision.signal.text,
                                 decision.backlog_s, waits_for, self._changes)
 
-    def _pool(self, name: str, size: PoolSize, num_ready: int, epoch: Epoch, now_s: float) -> PoolState:
+    def _pool(self, name: str, size: PoolSize, num_ready: int, members: Sequence[Member], now_s: float) -> PoolState:
         awaited_since_s = self._starts.observe(name, size.wanted, num_ready, now_s)
-        member = next((one for one in epoch.members if one.pool == name and one.profile is not None), None)
+        member = next((one for one in members if one.pool == name and one.profile is not None), None)
         known = self._facts.get(name)
         if member is not None and (known is None or now_s - known[0] >= REMEASURE_S):
             self._facts[name] = (now_s, self._measured(member))

@@ -27,6 +27,7 @@ from cluster.coordinator.quarrels import Quarrel, kept_out, noted
 from cluster.coordinator.rebalance import epoch_to_rebalance, rebalance_id, why_worth_taking
 from cluster.coordinator.reports import Report, shown
 from cluster.coordinator.same_model import left_out, with_left_out
+from cluster.coordinator.sleep import asleep_since, with_sleep
 from cluster.coordinator.view import (
     NOTHING,
     AutoscalerStatus,
@@ -81,6 +82,7 @@ class Coordinator:
         self._left_out: dict[str, str] = {}         # shards that compute another model, and why we say so
         self._quarrels: tuple[Quarrel, ...] = ()
         self._kept_out: dict[str, str] = {}         # shards that a quarrel keeps out of the epoch, and with whom it is
+        self._asleep_since_s: float | None = None   # on the wall clock
         self._ended = ""                            # why the last epoch has
         self._num_rows_considered = 0.0
         self._awaited = AwaitedRevision()
@@ -222,6 +224,12 @@ class Coordinator:
         self._refresh()
         return self._sizes.progress(pool, self._view)
 
+    async def sleep(self) -> None:
+        """Let all shards go, until a request comes. Raises PlacementError when one has."""
+        self._refresh()
+        self._sizes.sleep([report.load for report, _ in self._routers.values()])
+        self._refresh()
+
     async def follow_serve(self, serve: ServeReplicas) -> None:
         """Have Serve keep as many replicas as the pools are to have, until cancelled."""
         await self._sizes.follow(serve, self._refresh)
@@ -231,12 +239,13 @@ class Coordinator:
         return [self._orders.with_order(report) for report in self._reports.values() if report.at_s >= heard_since_s]
 
     def heard(self) -> Heard | None:
-        """Return what the autoscaler decides by; None while no group runs."""
+        """Return what the autoscaler decides by; None while no group runs, unless the service sleeps."""
         self._refresh()
-        epoch = self._view.epoch
+        epoch, loads = self._view.epoch, {router_id: report.load for router_id, (report, _) in self._routers.items()}
+        if self._sizes.size.is_asleep:
+            return Heard(self._sizes.size.of_pool, None, (), loads)
         if epoch is None or self._view.phase is not GroupPhase.READY:
             return None
-        loads = {router_id: report.load for router_id, (report, _) in self._routers.items()}
         return Heard(self._sizes.size.of_pool, self._as_measured(epoch), self._view.leaving, loads)
 
     async def _best_change(self, epoch: Epoch, counted: FloatArray | None) -> BestChange:
@@ -317,7 +326,9 @@ class Coordinator:
         self._quarrels = noted(self._quarrels, self._last_epoch, reports, now_s)
         self._left_out = left_out(reports, self._last_epoch, now_s - self._rules.lost_after_s)
         decision = decide(self._snapshot(), replace(self._rules, size=self._sizes.size))
-        view = with_left_out(decision.view, self._left_out)
+        size, view = self._sizes.size, with_left_out(decision.view, self._left_out)
+        self._asleep_since_s = asleep_since(self._asleep_since_s, size, view.phase, self._wall_clock())
+        view = with_sleep(view, self._asleep_since_s, size)
         if view.epoch is not None:
             self._know(view.epoch)
             if view.phase is GroupPhase.READY:

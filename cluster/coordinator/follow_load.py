@@ -24,6 +24,7 @@ class Scalable(Protocol):
 
     def heard(self) -> Heard | None: ...
     async def scale(self, pool: str, num: int) -> PoolScale: ...
+    async def sleep(self) -> None: ...
 
 
 async def follow_load(service: Scalable, autoscaler: Autoscaler) -> None:
@@ -37,7 +38,7 @@ async def follow_load(service: Scalable, autoscaler: Autoscaler) -> None:
 
 
 async def decide_once(service: Scalable, autoscaler: Autoscaler, now_s: float, wall_s: float) -> None:
-    """Decide, and begin what is decided. Without a group that runs nothing is decided."""
+    """Decide, and begin what is decided. Without a group that runs, or sleeps, nothing is decided."""
     heard = service.heard()
     if heard is None:
         return
@@ -45,7 +46,7 @@ async def decide_once(service: Scalable, autoscaler: Autoscaler, now_s: float, w
     refused: list[str] = []
     for change in decision.changes:
         try:
-            await service.scale(change.pool, change.after)
+            await (service.scale(change.pool, change.after) if any(decision.wanted.values()) else service.sleep())
         except PlacementError as error:
             refused.append(f"pool {change.pool} is not changed to {change.after}: {error.message}")
         else:

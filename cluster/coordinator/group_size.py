@@ -15,7 +15,7 @@ class PoolSize:
     """So many shards a pool may have, and is to have."""
 
     least: int                  # without so many the group does not start, and none is asked to leave
-    wanted: int                 # by now
+    wanted: int                 # by now; 0 in all pools: the service sleeps
     most: int
 
 
@@ -29,6 +29,11 @@ class GroupSize:
     def num_members(self) -> int:
         """Return for how many a first start waits at most."""
         return self.fixed_members or sum(size.wanted for size in self.of_pool.values())
+
+    @property
+    def is_asleep(self) -> bool:
+        """Return whether no pool is to have any."""
+        return not any(size.wanted for size in self.of_pool.values())
 
     @property
     def pools(self) -> tuple[str, ...]:

@@ -94,6 +94,8 @@ def decide(snapshot: GroupSnapshot, rules: GroupRules) -> Decision:
     if unknown:
         return Decision(_waiting(snapshot, f"epoch {max(unknown)} runs; its members are asked about it"))
     ended = f"epoch {snapshot.epoch.number} ended: {over}; " if snapshot.epoch and over else snapshot.ended
+    if rules.size.is_asleep:
+        return Decision(_waiting(snapshot, ended), ended=ended)
     present = [report for report in snapshot.reports if _is_present(report, snapshot, rules)]
     last = snapshot.epoch or snapshot.last
     return _first_epoch(snapshot, present, rules, ended) if last is None else \
@@ -271,6 +273,8 @@ def _view_of_running(snapshot: GroupSnapshot, epoch: Epoch) -> View:
 
 
 def _why_epoch_is_over(snapshot: GroupSnapshot, epoch: Epoch, rules: GroupRules) -> str | None:
+    if rules.size.is_asleep:
+        return "no request came for long, and all shards go"
     reports = {report.member.shard_id: report for report in snapshot.reports}
     for member in epoch.members:
         report = reports.get(member.shard_id)

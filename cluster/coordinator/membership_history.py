@@ -38,6 +38,7 @@ class _Open:
     heard_s: dict[str, float]       # when members of the epoch before were last heard
     failed: set[str] = field(default_factory=set)       # of them, who has said or was said to have ended
     kept_out: frozenset[str] = frozenset()
+    has_slept: bool = False
 
     def ms(self, now_s: float) -> float:
         return round(1e3 * (now_s - self.began_s), 1)
@@ -90,6 +91,8 @@ class MembershipHistory:
         self._leaving |= set(seen.view.leaving)
         if self._open is None and before is not None:
             self._begin(before, seen)
+        if self._open is not None and before is not None:
+            self._open.has_slept |= seen.view.is_asleep
         return self._go_on(self._open, epoch, seen) if self._open is not None and epoch is not None else None
 
     def _look_for_signs(self, before: Epoch, seen: Seen) -> None:
@@ -130,7 +133,7 @@ class MembershipHistory:
         change = replace(open_.change, cause=cause, shard_ids=shard_ids)
         if cause == "cut_off":
             change = replace(change, detail=seen.view.why)
-        if change.is_planned or cause == "start":
+        if change.is_planned or cause in ("start", "slept"):
             change = replace(change, detected_ms=None)
         elif cause == "hung" and change.detected_ms is not None:
             # Silence is its first sign, and nobody reports that it begins.
@@ -161,6 +164,8 @@ def _cause(before: Epoch | None, after: Epoch, leaving: set[str],
     now = tuple(member.shard_id for member in after.members)
     if before is None:
         return "start", now
+    if open_.has_slept:
+        return "slept", now
     were = tuple(member.shard_id for member in before.members)
     gone, came = tuple(one for one in were if one not in now), tuple(one for one in now if one not in were)
     if gone and set(gone) <= leaving:

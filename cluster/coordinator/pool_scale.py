@@ -21,6 +21,7 @@ from cluster.coordinator.view import ShardState, View
 from cluster.planner.layer.error import PlacementError
 from cluster.planner.plan_rules import PlanRules
 from serving.link.epoch import Epoch
+from serving.router.router_load import RouterLoad
 
 LOOK_S = 5.0            # how often Serve is asked what it has
 HURRY_S = 0.5           # while it has something else than it is to have
@@ -71,9 +72,23 @@ class PoolSizes:
         self._has_news = asyncio.Event()
 
     def want(self, pool: str, num: int) -> None:
-        self._asked.add(pool)
+        """Want so many of a pool; of pools that sleep so many of each other one that the group may start."""
+        is_waking, self._asked = num > 0 and self.size.is_asleep, self._asked | {pool}
         self.size = self.size.with_wanted(pool, num)
+        if is_waking:
+            for other, limits in list(self.size.of_pool.items()):
+                if other != pool:
+                    self.want(other, limits.least)
         self._has_news.set()
+
+    def sleep(self, loads: Sequence[RouterLoad]) -> None:
+        """Want no shard of any pool, until one is wanted again. Raises PlacementError unless all routers say that
+        there is no request, and for a Serve that is not to be told."""
+        self.check_may_scale()
+        if not loads or any(load.num_held for load in loads):
+            raise PlacementError("a request has come, or no router reports", fix="wait until there is none")
+        for pool in self.size.pools:
+            self.want(pool, 0)
 
     @property
     def untold(self) -> tuple[tuple[str, int], ...]:
@@ -98,6 +113,10 @@ class PoolSizes:
             raise PlacementError(f"pool {pool} may have {limits.least} to {limits.most} shards, not {num}",
                                  fix="name a number between them, or start the service with another min_replicas or "
                                      "max_replicas of the pool")
+        self.check_may_scale()
+
+    def check_may_scale(self) -> None:
+        """Raise PlacementError for a Serve that is not to be told."""
         if not self.served.may_scale:
             raise PlacementError("this application was deployed so that Ray Serve alone sets numbers of replicas",
                                  fix="write external_scaler_enabled: true beside its import_path, and deploy it again")
@@ -115,16 +134,16 @@ class PoolSizes:
         return PoolScale(pool, wanted, num_members, leaving, is_done, "; ".join(parts))
 
     def dismissed(self, view: View, reports: Iterable[Report]) -> tuple[str, ...]:
-        """Return the shards that were told to leave, have left, and whose pool has more shards than it is to have:
-        their processes are to end."""
+        """Return the shards whose processes are to end: they were told to leave, have left, and their pool has more
+        than it is to have; of pools that sleep all that have left the group."""
         in_group = {member.shard_id for epoch in (view.epoch, view.coming) if epoch is not None
                     for member in epoch.members}
         live = [report for report in reports if report.status.state != ShardState.FAILED]
         ended: list[str] = []
         for pool, limits in self.size.of_pool.items():
             of_pool = [report for report in live if report.member.pool == pool]
-            have_left = sorted(report.member.shard_id for report in of_pool
-                               if report.status.is_leaving and report.member.shard_id not in in_group)
+            have_left = sorted(report.member.shard_id for report in of_pool if report.member.shard_id not in in_group
+                               and (report.status.is_leaving or self.size.is_asleep))
             ended += have_left[:max(0, len(of_pool) - limits.wanted)]
         return tuple(ended)
 

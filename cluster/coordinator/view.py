@@ -31,7 +31,7 @@ class GroupPhase(enum.StrEnum):
 
 
 # broke: its members went on without anybody gone. cut_off: who went lives, and could not reach another member.
-MembershipCause = Literal["start", "died", "hung", "cut_off", "joined", "drained", "resized", "broke"]
+MembershipCause = Literal["start", "died", "hung", "cut_off", "joined", "drained", "resized", "broke", "slept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class MembershipChange:
     @property
     def pause_s(self) -> float | None:
         """Return how long the group stood still. None: it has yet to go on, or stood before."""
-        if self.resumed_ms is None or self.cause == "start":
+        if self.resumed_ms is None or self.cause in ("start", "slept"):
             return None
         return (self.resumed_ms - ((self.regrouped_ms or 0.0) if self.is_planned else 0.0)) / 1e3
 
@@ -103,6 +103,7 @@ class View:
     leaving: tuple[str, ...] = ()   # shard ids of members that are to go: routers send them nothing new
     dismissed: tuple[str, ...] = ()     # shard ids of those whose processes are to end
     ended_epoch_number: int = 0     # no epoch up to this one goes on; 0: the coordinator knows of none that has ended
+    is_asleep: bool = False         # it sleeps, or wakes up from that: routers hold what comes
     remembered: Remembered = NOTHING            # once an epoch is known
 
     def has_ended(self, epoch_number: int) -> bool:
@@ -178,6 +179,11 @@ class ClusterStatus:
     routers: tuple[RouterReport, ...]
     membership_changes: tuple[MembershipChange, ...] = ()       # the latest, oldest first; the last may be under way
     autoscaler: AutoscalerStatus | None = None      # None: none is configured, or it has yet to decide
+
+    @property
+    def health(self) -> str:
+        """Return it in a word."""
+        return "healthy" if self.is_ready else "asleep" if self.view.is_asleep else str(self.view.phase)
 
     @property
     def is_ready(self) -> bool:

@@ -89,8 +89,8 @@ class Latest:
 
     @property
     def is_ready(self) -> bool:
-        """Return True when the group is; its routers will be in a moment."""
-        return self.status is not None and self.status.view.phase is GroupPhase.READY
+        """Return True when the group is, or sleeps already; its routers will be in a moment."""
+        return self.status is not None and (self.status.view.phase is GroupPhase.READY or self.status.view.is_asleep)
 
 
 class ClusterClient:

@@ -64,6 +64,7 @@ class InferenceService:
         self._open: dict[str, tuple[OpenPart, Choice]] = {}         # by sequence id
         self._unplaced: dict[str, None] = {}                        # sequences that wait for a shard, in order
         metrics.requests.num_unplaced.set_function(lambda: len(self._unplaced))
+        self.is_asleep: Callable[[], bool] = lambda: False          # shards start when requests wait for them here
         self.on_shards_changed: Callable[[], None] = lambda: None   # is_ready() may have changed
         self._num_generating = 0                                    # clients' requests
         self._is_idle = asyncio.Event()
@@ -74,11 +75,12 @@ class InferenceService:
         return (self._card,)
 
     def is_ready(self) -> bool:
-        return self._links.is_ready
+        """Return whether what comes is served, or held until the shards have been woken."""
+        return self._links.is_ready or self.is_asleep()
 
     def has_room(self) -> bool:
         """Return whether it serves and nobody waits for admission, so that work may begin which has time."""
-        return self._links.is_ready and self._admission.num_queued == 0
+        return self.is_ready() and self._admission.num_queued == 0
 
     @property
     def epoch_number(self) -> int:
@@ -152,7 +154,7 @@ class InferenceService:
         open_request = OpenRequest(arrival_s, deadline_s)
         try:
             check_requests(requests, self._card, self._tokenizer.num_embeddings, self._links.length_limit)
-            if self._links.epoch is None:
+            if self._links.epoch is None and not self.is_asleep():
                 raise NotReadyError("the shards are still starting", fix="try again; `moesaic status` shows them")
             await self._admit(open_request, first)
         except ServingError as error:

@@ -76,6 +76,8 @@ class Shard:
 
 
 class AnyOrder(RuleBasedStateMachine):
+    RULES = RULES
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
@@ -93,7 +95,7 @@ class AnyOrder(RuleBasedStateMachine):
     def new_coordinator(self) -> Coordinator:
         async def make() -> Coordinator:
             self.num_coordinators += 1
-            return Coordinator(RULES, lambda: self.now_s, lambda: self.now_s, 1000 * self.num_coordinators)
+            return Coordinator(self.RULES, lambda: self.now_s, lambda: self.now_s, 1000 * self.num_coordinators)
         return self.loop.run_until_complete(make())
 
     def start(self, node: int) -> None:
@@ -225,3 +227,37 @@ class AnyOrder(RuleBasedStateMachine):
 
     async def a_router_reports(self) -> None:
         await self.coordinator.report_router(RouterReport("r", "node-a", "a:8", "a:9", 0, is_ready=False))
+
+
+class AnyOrderOfSleep(AnyOrder):
+    """The service falls asleep and wakes up at any moment, too; who is dismissed ends, or not yet."""
+
+    RULES = replace(RULES, size=GroupSize({"cpu": PoolSize(1, NUM_MEMBERS, NUM_MEMBERS)}, settle_s=5.0))
+
+    @rule()
+    def all_are_to_go(self) -> None:
+        self.loop.run_until_complete(self.a_router_reports())
+        self.loop.run_until_complete(self.coordinator.sleep())
+        view = self.ask()
+        assert view.is_asleep and view.epoch is None and "wakes on the first request" in view.why
+
+    @rule(num=st.integers(1, NUM_MEMBERS))
+    def some_are_wanted(self, num: int) -> None:
+        async def want() -> bool:
+            heard = self.coordinator.heard()
+            if is_asleep := heard is not None and heard.epoch is None:
+                await self.coordinator.scale("cpu", num)
+            return is_asleep
+        if self.loop.run_until_complete(want()):
+            assert "asleep since" in self.ask().why
+
+    @rule(node=STEPS)
+    def a_shard_that_is_dismissed_ends(self, node: int) -> None:
+        shard = self.shards[node]
+        if shard is not None and shard.member.shard_id in shard.view.dismissed:
+            self.shards[node] = None
+            self.loop.run_until_complete(self.coordinator.forget_shard(shard.member.shard_id))
+
+    def teardown(self) -> None:
+        self.some_are_wanted(NUM_MEMBERS)
+        super().teardown()

@@ -20,7 +20,7 @@ from serving.config import PlacementConfig
 from serving.engine.expert_load import ExpertLoad
 from serving.errors import NotReadyError
 from serving.link.epoch import Epoch, Link, Member, WorkRatio
-from tests.cluster.coordinator.any_order import AnyOrder
+from tests.cluster.coordinator.any_order import AnyOrder, AnyOrderOfSleep
 from tests.cluster.coordinator.group_reports import member, rules, status_of
 from tests.deadlines import PATIENCE_S
 
@@ -29,6 +29,8 @@ A, B, C = (member(name, budget=1_000_000) for name in "abc")
 
 AnyOrder.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestAnyOrder = AnyOrder.TestCase
+AnyOrderOfSleep.TestCase.settings = AnyOrder.TestCase.settings
+TestAnyOrderOfSleep = AnyOrderOfSleep.TestCase
 
 
 class Clock:

@@ -35,6 +35,7 @@ from tests.serving.router.served_shards import (
     ask,
     collect,
     counter,
+    epoch_with,
     text,
     token_ids,
     truth,
@@ -308,6 +309,21 @@ async def test_before_the_first_epoch_the_service_is_not_ready(tokenizer: Tokeni
     assert not service.is_ready()
     with pytest.raises(NotReadyError):
         await collect(service, ask())
+
+
+async def test_while_the_shards_sleep_requests_are_held_until_these_have_come(
+        start: Start, tokenizer: Tokenizer) -> None:
+    _, shards = await start()
+    service = InferenceService(ModelCard("m", 100, 0), tokenizer, RouterConfig(), SCHEDULER, RouterMetrics(), clock)
+    service.is_asleep = lambda: True
+    assert service.is_ready() and service.has_room()
+    held = asyncio.create_task(collect(service, ask()))
+    try:
+        await until(lambda: service.load().num_held == 1)
+        service.set_epoch(epoch_with(1, *shards))
+        assert token_ids(await held) == truth().token_ids
+    finally:
+        await service.close()
 
 
 async def test_the_next_turn_of_a_chat_finds_its_cached_prefix(start: Start) -> None:
