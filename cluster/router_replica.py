@@ -30,7 +30,7 @@ from serving.ingress.http.ui.live_feed import LiveFeed
 from serving.ingress.responses.store import MemoryStore, SharedStore
 from serving.ingress.usage import UsageEndpoint
 from serving.link.epoch import Epoch
-from serving.link.security import link_security
+from serving.link.security import LinkSecurity
 from serving.metrics import RouterMetrics
 from serving.router.generation import ModelCard, Service
 from serving.router.logged_service import LoggedService
@@ -74,8 +74,11 @@ class RouterReplica:
         self._node = node
         self._coordinator = coordinator
         self._follower = ViewFollower(coordinator)
+        identities = {option: RenewedIdentity(files, option) for option, files in config.certificates.items()}
+        for option, identity in identities.items():
+            metrics.watch_certificate(option, identity.remaining_s)
         self._service = InferenceService(card, tokenizer, router, config.scheduler, metrics, time.monotonic,
-                                         link_security(config))
+                                         LinkSecurity(identities.get("cluster_tls")))
         self._access = Access(
             database_url(config.access.database, default_state_dir()), self._service.router_id,
             config.access.keep_requests_days) if config.access.keys or config.access.database else None
@@ -103,7 +106,7 @@ class RouterReplica:
         self._doors = RouterDoors(
             HttpServer(self.http_app, max_http_connections(router.admission, num_files)),
             build_grpc_server(metered, tokenizer, keys, router.tool_parser), config.http_host, node.address,
-            RenewedIdentity(config.tls, "tls") if config.tls else None)
+            identities.get("tls"))
         self._told: tuple[int, int, tuple[str, ...]] = (0, 0, ())       # number, revision, who leaves
         self._metrics = metrics
         self._reporter = Reporter(self._report, self._send_report, operator.ne)

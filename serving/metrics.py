@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import enum
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily
@@ -355,8 +355,14 @@ class RouterMetrics:
         self.tenants = TenantMetrics(self._registry)
         self.autoscaler = AutoscalerMetrics(self._registry)
         self.batches = BatchMetrics(self._registry)
+        self._remaining = Gauge("moesaic:certificate_remaining_seconds", "Time until the certificate of the doors "
+                                "(tls) or links (cluster_tls) ends", ("option",), registry=self._registry)
         self.epoch_number = Gauge("moesaic:epoch", "Number of the running epoch, 0 before the first",
                                   registry=self._registry)
+
+    def watch_certificate(self, option: str, remaining_s: Callable[[], float]) -> None:
+        """Show for how long the certificate of this option still counts, as it is when somebody looks."""
+        self._remaining.labels(option).set_function(remaining_s)
 
     def render(self) -> tuple[bytes, str]:
         """The text exposition format, and its content type."""

@@ -6,8 +6,11 @@ import logging
 import os
 import ssl
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from cryptography import x509
 
 from serving.config import ClusterTlsConfig, ConfigError, TlsConfig
 from serving.tls.contexts import client_context, server_context, shake_hands
@@ -26,6 +29,11 @@ class Identity:
     certificate: bytes                      # the own one first, then those between it and the root
     key: bytes = field(repr=False)
     ca: bytes | None = None
+
+    @property
+    def expires_s(self) -> float:
+        """Return until when the certificate counts, as Unix time."""
+        return x509.load_pem_x509_certificates(self.certificate)[0].not_valid_after_utc.timestamp()
 
 
 def read_identity(files: TlsConfig, option: str) -> Identity:
@@ -72,6 +80,10 @@ class RenewedIdentity:
                 except ConfigError as error:
                     logger.error("certificate_not_renewed option=%s error=%s", self._option, error)
             return self._current
+
+    def remaining_s(self) -> float:
+        """Return for how long the certificate of this moment still counts; below 0: it does not any more."""
+        return self.current().expires_s - time.time()
 
     def _look(self) -> tuple[tuple[int, int, int] | None, ...]:
         ca = (self._files.ca,) if isinstance(self._files, ClusterTlsConfig) else ()

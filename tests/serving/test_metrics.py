@@ -133,3 +133,10 @@ def test_tenants_have_a_bounded_number_of_labels() -> None:
     shown = metrics.render()[0].decode()
     assert 'moesaic:tenant_requests_total{outcome="finished",tenant="other"} 50.0' in shown
     assert 'moesaic:tenant_tokens_total{kind="cached",tenant="t0"} 4.0' in shown and 'tenant="t149"' not in shown
+
+
+def test_certificates_show_what_is_left_of_them_when_somebody_looks() -> None:
+    metrics, left_s = RouterMetrics(), [100.0, 90.0]
+    metrics.watch_certificate("tls", lambda: left_s.pop(0))
+    for wanted in (100.0, 90.0):
+        assert f'moesaic:certificate_remaining_seconds{{option="tls"}} {wanted}' in metrics.render()[0].decode()

@@ -32,6 +32,15 @@ def test_a_key_is_not_shown(tmp_path: Path, authority: Authority) -> None:
     assert identity.ca is None
 
 
+def test_it_says_how_long_its_certificate_counts_also_when_that_was_renewed(tmp_path: Path, authority: Authority
+                                                                            ) -> None:
+    files = files_of(tmp_path, authority.issue("a.example", lifetime=datetime.timedelta(days=10)))
+    identity = RenewedIdentity(files, "tls")
+    assert 8 * 86400 < identity.remaining_s() <= 10 * 86400
+    authority.issue("a.example", lifetime=datetime.timedelta(days=60)).write(tmp_path)
+    assert 58 * 86400 < identity.remaining_s() <= 60 * 86400
+
+
 def test_what_cannot_be_used_is_refused_with_what_to_do(tmp_path: Path, authority: Authority) -> None:
     good = authority.issue("a.example")
     for issued, says in (
