@@ -47,6 +47,11 @@ class FinishReason(enum.StrEnum):
     FAILED = "failed"
 
 
+STATUS_AT_END = {
+    FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
+    FinishReason.CANCELLED: RequestStatus.CANCELLED, FinishReason.FAILED: RequestStatus.FAILED}
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """A sequence to continue, as a router sends it to a shard.

@@ -17,15 +17,13 @@ from model.step import SampledToken, ScheduledRequest, StepPlan, StepResult
 from serving.config import SchedulerConfig
 from serving.engine.cache_room import CacheRoom
 from serving.engine.prefill_budget import PrefillBudget
-from serving.engine.request import FinishReason, Request, RequestStatus, TokenEvent
+from serving.engine.request import STATUS_AT_END, FinishReason, Request, RequestStatus, TokenEvent
 from serving.engine.sequence_caches import SequenceCaches
 from serving.engine.tenant_shares import Room, TenantShares, last_to_keep, who_gives_way
 from serving.errors import InvalidRequestError, ServingError
 from serving.fair_queue import FairQueue
 from serving.token_counters import CACHED_WEIGHT, OUTPUT_WEIGHT, PROMPT_WEIGHT
 
-_END = {FinishReason.STOP: RequestStatus.FINISHED, FinishReason.LENGTH: RequestStatus.FINISHED,
-        FinishReason.CANCELLED: RequestStatus.CANCELLED, FinishReason.FAILED: RequestStatus.FAILED}
 _STARTED_BLOCKS = 1 << 15       # of a step's newcomers: to find and hold them takes some 5 ms, and all else waits
 
 
@@ -206,14 +204,9 @@ class Scheduler:
 
     def _ready(self) -> tuple[list[Request], list[Request]]:
         """Running requests that are not held: those with one token to compute, and those with more."""
-        decoding: list[Request] = []
-        prefilling: list[Request] = []
-        held = self._held_routers
-        for request in self._running:
-            if request.router_id not in held:
-                is_decoding = request.num_tokens - request.num_computed_tokens == 1
-                (decoding if is_decoding else prefilling).append(request)
-        return decoding, prefilling
+        active = [request for request in self._running if request.router_id not in self._held_routers]
+        return ([request for request in active if request.num_tokens - request.num_computed_tokens == 1],
+                [request for request in active if request.num_tokens - request.num_computed_tokens > 1])
 
     def _grow(self, request: Request) -> None:
         """Give a running request the block of its next token, unless it is the one to give its blocks back."""
@@ -393,12 +386,10 @@ class Scheduler:
         """End a request, the one way out: status, queues, blocks, and the event that says so."""
         assert event.finish_reason is not None
         try:
-            request.advance(_END[event.finish_reason], event.error or event.finish_reason)
+            request.advance(STATUS_AT_END[event.finish_reason], event.error or event.finish_reason)
         finally:
             del self._requests[request.request_id]
-            self._num_of[request.kind] -= 1
-            if not self._num_of[request.kind]:
-                del self._num_of[request.kind]
+            self._num_of -= Counter((request.kind,))        # keeps no zeros
             if request in self._running:
                 self._running.remove(request)
             else:
