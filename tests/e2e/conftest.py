@@ -26,7 +26,7 @@ from tests.e2e.tiny_model import write_checkpoint
 from tests.ports import held_port
 from tests.process_pool import ProcessPool
 
-COMMAND_TIMEOUT_S = 150.0
+COMMAND_TIMEOUT_S = PATIENCE_S
 MAX_OPEN_REQUESTS = 40
 MAX_QUEUED_REQUESTS = 8
 APPLICATION = "e2e"
@@ -66,9 +66,15 @@ class Service:
         return self.running.model
 
     def moesaic(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Carry out a command that asks a running service, without a process of its own: see ray_commands.py."""
-        done: subprocess.CompletedProcess[str] = self.ray("moesaic", *arguments, "--state-dir", str(self.state_dir))
-        return done
+        """Carry out a command that asks a running service, without a process of its own: see ray_commands.py. Once more
+        where the coordinator is too busy to answer in the seconds that a person would wait."""
+        done: list[subprocess.CompletedProcess[str]] = []
+
+        def is_answered() -> bool:
+            done[:] = [self.ray("moesaic", *arguments, "--state-dir", str(self.state_dir))]
+            return "did not answer" not in done[0].stderr
+        eventually(is_answered)
+        return done[0]
 
     def status(self, application: str = APPLICATION) -> dict[str, object]:
         """`moesaic status --json`, as soon as there is an answer."""
@@ -84,7 +90,7 @@ class Service:
     def metric(self, name: str, route_prefix: str = "") -> float:
         """Add it up over all labels. `route_prefix`: of another application on the same cluster."""
         url = f"{self.proxy_url}{route_prefix}" if route_prefix else self.url
-        lines = httpx.get(f"{url}/metrics", timeout=60.0).text.splitlines()
+        lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines
                    if line.startswith((f"moesaic:{name} ", f"moesaic:{name}{{")))
 

@@ -7,6 +7,8 @@ needs; tests of the command line itself start such processes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from subprocess import CompletedProcess
 
 from cluster.launch.cluster_client import ClusterClient
@@ -29,7 +31,11 @@ def deploy(worker: Worker, address: str, application: str, config_path: str) -> 
 
 def delete(worker: Worker, address: str, application: str) -> None:
     _connect(worker, address)
-    ClusterClient(application).delete()
+    client, until_s = ClusterClient(application), time.monotonic() + PATIENCE_S / 2
+    with contextlib.suppress(TimeoutError):     # Ray's own, a minute
+        client.delete()
+    while client.is_deployed() and time.monotonic() < until_s:
+        time.sleep(0.1)
 
 
 def kill_coordinator(worker: Worker, address: str, application: str) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from tests.deadlines import PATIENCE_S
+
 PROMPTS = ("hello", "one two three")
 MAX_TOKENS = 300
 
@@ -24,7 +26,7 @@ class Streams:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Ask from the beginning of the block to its end; every answer that was begun is awaited."""
-        with httpx.Client(timeout=120.0) as client:
+        with httpx.Client(timeout=PATIENCE_S) as client:
             threads = [threading.Thread(target=self._ask, args=(client, prompt)) for prompt in PROMPTS]
             for thread in threads:
                 thread.start()
@@ -38,7 +40,7 @@ class Streams:
     def verify(self) -> None:
         """Nothing has failed, and every text is the one of an undisturbed service."""
         assert not self.errors, self.errors
-        with httpx.Client(timeout=120.0) as client:
+        with httpx.Client(timeout=PATIENCE_S) as client:
             for prompt, texts in self.texts.items():
                 assert texts and set(texts) == {stream(client, self.url, prompt)}, prompt
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import Service
 
 pytestmark = pytest.mark.multinode
@@ -24,7 +25,7 @@ def test_answers_have_one_request_id(url: str) -> None:
                                ("OPTIONS", "/v1/completions", None), ("POST", "/v1/completions", {**BODY, "n": 0}),
                                ("POST", "/v1/completions", {**BODY, "stream": True})):
         for given in ("mine-1", None):
-            response = httpx.request(method, url + path, json=body, timeout=60.0,
+            response = httpx.request(method, url + path, json=body, timeout=PATIENCE_S,
                                      headers={} if given is None else {"x-request-id": given})
             found = response.headers.get_list("x-request-id")
             assert len(found) == 1 and given in (found[0], None), (path, found)
@@ -34,11 +35,11 @@ def test_answers_have_one_request_id(url: str) -> None:
 
 def test_an_offer_of_another_protocol_loses_no_body(url: str) -> None:
     for offer in OFFERS:
-        answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=offer, timeout=60.0)
+        answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=offer, timeout=PATIENCE_S)
         assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 1, answer.text
 
 
 def test_a_byte_order_mark_and_a_trailing_slash(url: str) -> None:
     content = b'\xef\xbb\xbf{"model": "tiny", "prompt": "hello", "max_tokens": 1}'
-    answer = httpx.post(f"{url}/v1/completions/", content=content, timeout=60.0)
+    answer = httpx.post(f"{url}/v1/completions/", content=content, timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text

@@ -39,12 +39,14 @@ def test_a_rolling_restart_of_all_shards_by_sigterm_loses_nothing(service: Servi
 
 def test_a_replica_that_serve_stops_leaves_first(service: Service) -> None:
     before, streams = ready_shards(service), Streams(service.url)
-    with streams.running():
-        service.ray("keep", APPLICATION, "cpu", NUM_SHARDS - 1)
-        assert eventually(lambda: len(service.shard_processes()) == NUM_SHARDS - 1)
-    streams.verify()
-    assert eventually(lambda: causes(service)[-1] == "drained" and ready_shards(service) < before)
-    scale(service, str(NUM_SHARDS))
+    try:
+        with streams.running():
+            service.ray("keep", APPLICATION, "cpu", NUM_SHARDS - 1)
+            assert eventually(lambda: len(service.shard_processes()) == NUM_SHARDS - 1)
+        streams.verify()
+        assert eventually(lambda: causes(service)[-1] == "drained" and ready_shards(service) < before)
+    finally:
+        scale(service, str(NUM_SHARDS))
 
 
 def test_streams_go_on_without_the_controller_of_serve(service: Service) -> None:

@@ -17,6 +17,7 @@ from model.step import SamplingSpec, ScheduledRequest
 from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import Service, eventually
 from tests.e2e.test_operations import shards_of
 from tests.oracle.conftest import Engine
@@ -39,7 +40,7 @@ def stub(service: Service) -> Iterator[InferenceStub]:
 
 
 def grpc_answer(stub: InferenceStub, request: pb.GenerateRequest) -> tuple[str, list[int]]:
-    responses = list(stub.Generate(request, timeout=60.0))
+    responses = list(stub.Generate(request, timeout=PATIENCE_S))
     return ("".join(response.text for response in responses),
             [token_id for response in responses for token_id in response.token_ids])
 
@@ -89,7 +90,7 @@ def test_three_nodes_draw_the_tokens_of_one_process(stub: InferenceStub, service
         responses = stub.Generate(pb.GenerateRequest(
             model=service.model, token_ids=pb.TokenIds(ids=token_ids),
             sampling=pb.Sampling(max_tokens=24, temperature=spec.temperature, seed=spec.seed, logprobs=0,
-                                 ignore_eos=True)), timeout=60.0)
+                                 ignore_eos=True)), timeout=PATIENCE_S)
         assert [(entry.token_id, entry.logprob) for response in responses for entry in response.logprobs] == expected
 
 
@@ -108,9 +109,9 @@ async def test_32_streams_at_once_give_what_each_gives_alone(service: Service) -
 def test_grpc_health_and_reflection(service: Service) -> None:
     with grpc.insecure_channel(service.running.grpc_address, options=DIRECT) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service="moesaic.v1.Inference"), timeout=60.0)
+            health_pb2.HealthCheckRequest(service="moesaic.v1.Inference"), timeout=PATIENCE_S)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=60.0)
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=PATIENCE_S)
         names = {entry.name for reply in replies for entry in reply.list_services_response.service}
     assert {"moesaic.v1.Inference", "grpc.health.v1.Health"} <= names

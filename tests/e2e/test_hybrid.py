@@ -19,6 +19,7 @@ from model.kernels.select import select_kernels
 from model.step import SamplingSpec
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import Service, config_of, eventually
 from tests.oracle.conftest import Engine
 from tests.ports import held_port
@@ -75,7 +76,7 @@ def hybrid(service: Service) -> Iterator[Hybrid]:
     service.ray("deploy", NAME, str(path))
     url = f"{service.proxy_url}/{NAME}"
     try:
-        assert eventually(lambda: httpx.get(f"{url}/health", timeout=60.0).status_code == 200)
+        assert eventually(lambda: httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200)
         yield Hybrid(url, f"{service.running.grpc_address.rpartition(':')[0]}:{grpc_port}", folder)
     finally:
         service.ray("delete", NAME)
@@ -101,7 +102,7 @@ def test_both_doors_chat_as_one_process_would(hybrid: Hybrid, client: openai.Ope
                         chat_template_kwargs={"enable_thinking": thinks})
         token_ids = tuple(stub.Tokenize(pb.TokenizeRequest(model="tiny", chat=asked)).token_ids)
         responses = list(stub.Generate(pb.GenerateRequest(
-            model="tiny", chat=asked, sampling=pb.Sampling(max_tokens=24, temperature=0.0)), timeout=60.0))
+            model="tiny", chat=asked, sampling=pb.Sampling(max_tokens=24, temperature=0.0)), timeout=PATIENCE_S))
     message = answer.choices[0].message
     thought = (message.model_extra or {}).get("reasoning_content") or ""
     assert "".join(response.text for response in responses) == (message.content or "")
@@ -124,5 +125,5 @@ def test_a_conversation_goes_on_from_the_state_that_its_last_turn_left(client: o
 def test_images_are_refused_by_name(hybrid: Hybrid) -> None:
     content = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
     reply = httpx.post(f"{hybrid.url}/v1/chat/completions", json={
-        "model": "tiny", "messages": [{"role": "user", "content": content}]}, timeout=60.0)
+        "model": "tiny", "messages": [{"role": "user", "content": content}]}, timeout=PATIENCE_S)
     assert reply.status_code == 400 and "image_url" in reply.text

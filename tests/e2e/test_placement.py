@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import Service, eventually
 
 pytestmark = pytest.mark.multinode
@@ -50,7 +51,7 @@ def as_it_was(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @functools.cache
 def http_client() -> httpx.Client:
     """One for all threads: each new one reads the certificates of the world, which takes longer than an answer."""
-    return httpx.Client(timeout=120.0)
+    return httpx.Client(timeout=PATIENCE_S)
 
 
 def answer(service: Service, seed: int) -> str:

@@ -25,12 +25,14 @@ def test_the_shard_that_was_named_is_the_one_that_serve_stops(service: Service) 
     pids, before = {process.pid for process in service.shard_processes()}, ready_shards(service)
     gone = min(before)
     streams = Streams(service.url)
-    with streams.running():
-        scale(service, "2", "--shard", gone)
-    streams.verify()
-    assert eventually(lambda: ready_shards(service) == before - {gone})
-    assert eventually(lambda: {process.pid for process in service.shard_processes()} < pids)
-    scale(service, "3")
+    try:
+        with streams.running():
+            scale(service, "2", "--shard", gone)
+        streams.verify()
+        assert eventually(lambda: ready_shards(service) == before - {gone})
+        assert eventually(lambda: {process.pid for process in service.shard_processes()} < pids)
+    finally:
+        scale(service, "3")
     assert eventually(lambda: ready_shards(service) > before - {gone})
 
 

@@ -13,6 +13,7 @@ import pytest
 from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import MAX_OPEN_REQUESTS, MAX_QUEUED_REQUESTS, Service, eventually
 from tests.e2e.tiny_model import MAX_CONTEXT
 
@@ -22,7 +23,7 @@ LONG = {"model": "tiny", "prompt": "hello", "max_tokens": MAX_CONTEXT - 40, "ign
 
 @pytest.fixture
 async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=service.url, timeout=60.0) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -55,7 +56,7 @@ async def test_a_prompt_beyond_the_context_is_refused(http: httpx.AsyncClient, s
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await anext(aiter(stub.Generate(pb.GenerateRequest(model="tiny", token_ids=pb.TokenIds(ids=too_long)),
-                                        timeout=30.0)))
+                                        timeout=PATIENCE_S)))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -72,7 +73,7 @@ async def test_a_cancelled_stream_frees_its_blocks(service: Service, http: httpx
 
 async def test_a_client_that_hangs_up_frees_its_blocks(service: Service) -> None:
     """Without a goodbye: the sockets just close."""
-    async with httpx.AsyncClient(base_url=service.url, timeout=60.0) as leaving:
+    async with httpx.AsyncClient(base_url=service.url, timeout=PATIENCE_S) as leaving:
         asking = [asyncio.create_task(leaving.post("/v1/completions", json=LONG)) for _ in range(4)]
         assert await asyncio.to_thread(eventually, lambda: service.metric("num_requests_open") == 4)
         for task in asking:
@@ -95,7 +96,7 @@ async def test_over_the_limit_both_doors_say_when_to_come_back(service: Service,
         refused = await http.post("/v1/completions", json=LONG)
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1, refused.text
         with pytest.raises(grpc.aio.AioRpcError) as over:
-            await anext(aiter(stub.Generate(pb.GenerateRequest(model="tiny", text="a"), timeout=30.0)))
+            await anext(aiter(stub.Generate(pb.GenerateRequest(model="tiny", text="a"), timeout=PATIENCE_S)))
         assert over.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     answers = await asyncio.gather(*queued)         # the stream above is closed, so they come to their turn
     assert [answer.status_code for answer in answers] == [200] * MAX_QUEUED_REQUESTS

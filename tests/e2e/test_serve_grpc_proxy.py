@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from serving.link.channel_options import DIRECT
 from serving.proto import inference_pb2 as pb
 from serving.proto.inference_pb2_grpc import InferenceStub
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import eventually
 from tests.ports import held_port
 
@@ -36,7 +37,7 @@ def proxy() -> Iterator[tuple[subprocess.Popen[str], int]]:
             answer(process)
             yield process, port
         finally:
-            process.communicate("stop\n", timeout=60.0)
+            process.communicate("stop\n", timeout=PATIENCE_S)
 
 
 def answer(process: subprocess.Popen[str]) -> str:
@@ -59,25 +60,26 @@ def test_what_the_proxy_carries(proxy: tuple[subprocess.Popen[str], int]) -> Non
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=DIRECT) as channel:
         health, stub = health_pb2_grpc.HealthStub(channel), InferenceStub(channel)
         replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=30.0)
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=PATIENCE_S)
         names = [entry.name for reply in replies for entry in reply.list_services_response.service]
         assert "moesaic.v1.Inference" in names, "reflection works"
 
         for _ in range(3):      # Ray's proxy has lost one on a busy machine
-            call = stub.Generate(pb.GenerateRequest(), timeout=30.0)
+            call = stub.Generate(pb.GenerateRequest(), timeout=PATIENCE_S)
             next(call)
             call.cancel()
             if eventually(lambda: ask(process, "cancelled?") == "yes", 10.0):
                 break
         assert ask(process, "cancelled?") == "yes", "cancellation reaches the replica"
 
-        assert health.Check(health_pb2.HealthCheckRequest(), timeout=30.0).status == 1, "works with one application"
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert answer.status == 1, "works with one application"
         assert ask(process, "second application") == "deployed"
         with pytest.raises(grpc.RpcError) as refused:
-            health.Check(health_pb2.HealthCheckRequest(), timeout=30.0)
+            health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND, "and with a second one no more"
         with pytest.raises(grpc.RpcError) as refused:
-            stub.ListModels(pb.ListModelsRequest(), timeout=30.0)
+            stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE_S)
         assert "Application metadata not set" in refused.value.details()
     hosts = {entry.laddr.ip for entry in psutil.net_connections("tcp")
              if entry.status == psutil.CONN_LISTEN and entry.laddr.port == port}

@@ -19,6 +19,7 @@ from cluster.launch.process_marks import process_of, stop_processes
 from cluster.launch.state_file import RunningCluster, read_state
 from serving.errors import ServingError
 from tests.counting_proxy import CountingProxy
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, config_of
 from tests.e2e.tiny_model import write_checkpoint
 
@@ -105,7 +106,7 @@ async def test_more_requests_than_that_at_once_all_get_an_answer(moesaic: tuple[
     _, running = moesaic
     body = {"model": "tiny", "prompt": "hello", "max_tokens": 1}
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=120.0, trust_env=False, limits=limits) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False, limits=limits) as client:
         answers = await asyncio.gather(*(client.post(f"{running.http_url}/v1/completions", json=body)
                                          for _ in range(NUM_AT_ONCE)))
     assert {answer.status_code for answer in answers} <= {200, 429}

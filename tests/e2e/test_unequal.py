@@ -8,6 +8,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.deadlines import PATIENCE_S
 from tests.e2e.conftest import Service, config_of, eventually
 
 pytestmark = pytest.mark.multinode
@@ -26,7 +27,7 @@ def url(service: Service) -> Iterator[str]:
     service.ray("deploy", NAME, str(path))
     url = f"{service.proxy_url}/{NAME}"
     try:
-        assert eventually(lambda: httpx.get(f"{url}/health", timeout=60.0).status_code == 200)
+        assert eventually(lambda: httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200)
         yield url
     finally:
         service.ray("delete", NAME)
@@ -34,7 +35,7 @@ def url(service: Service) -> Iterator[str]:
 
 def answer(url: str, seed: int) -> str:
     body = {"model": "tiny", "prompt": f"request {seed}", "max_tokens": 24, "temperature": 1.0, "seed": seed}
-    reply = httpx.post(f"{url}/v1/completions", json=body, timeout=120.0)
+    reply = httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE_S)
     assert reply.status_code == 200, reply.text
     return str(reply.json()["choices"][0]["text"])
 
@@ -49,7 +50,7 @@ def by_pool(metrics: str, name: str) -> dict[str, float]:
 
 
 def test_the_faster_shard_gets_the_larger_share_and_emulation_is_shown(url: str) -> None:
-    metrics = httpx.get(f"{url}/metrics", timeout=60.0).text
+    metrics = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
     shares = by_pool(metrics, "request_share")
     assert shares["fast"] > shares["slow"] and sum(shares.values()) == pytest.approx(1.0)
     assert by_pool(metrics, "emulated_speed") == SPEEDS
