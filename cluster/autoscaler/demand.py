@@ -48,6 +48,7 @@ class DemandHistory:
     arrivals: tuple[Arrivals, ...] = ()             # oldest first
     peaks: tuple[tuple[float, Demand], ...] = ()    # when each part of the keep-alive time began, and its highest
     idle_since_s: float | None = None
+    has_slept: bool = False                         # when it last looked, no pool was to have a replica
 
     def peak(self) -> Demand:
         """Return the highest of each within the keep-alive time."""

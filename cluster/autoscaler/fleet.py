@@ -29,6 +29,7 @@ class PoolState:
     facts: ReplicaFacts | None      # None: no replica was ever seen, so nothing is decided about the pool
     cost_per_hour: float = 1.0      # of one replica
     awaited_since_s: float | None = None    # since when fewer are ready than are wanted; None: all are
+    num_start: int = 0              # with how many a service begins of which nothing is known yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,10 @@ def decide(fleet: FleetSnapshot, rules: ScalingRules, history: DemandHistory, no
     fleet = replace(fleet, pools=tuple(sorted(fleet.pools, key=lambda pool: pool.name)))
     ready_s = max((pool.facts.ready_s for pool in fleet.pools if pool.facts is not None), default=0.0)
     window_s = min(MAX_WINDOW_S, max(MIN_WINDOW_S, 2 * ready_s))
-    history, demand = observe(history, fleet.work, now_s, window_s, ready_s, rules.keep_alive_s)
+    woken = history.has_slept and any(fleet.wanted)
+    history, demand = observe(replace(history, idle_since_s=None) if woken else history, fleet.work, now_s, window_s,
+                              ready_s, rules.keep_alive_s)
+    history = replace(history, has_slept=not any(fleet.wanted))
     stuck = frozenset(pool.name for pool in fleet.pools if _is_stuck(pool, now_s))
     capability = Capability(fleet, rules, stuck)
     counts, why = _decide_counts(_Choice(fleet, rules, capability, stuck), history, demand, now_s)
@@ -82,7 +85,8 @@ def _decide_counts(choice: _Choice, history: DemandHistory, demand: Demand, now_
     base = tuple(min(max(pool.num_wanted, pool.least), pool.most) for pool in fleet.pools)
     limits = "within the limits of the pool" if any(fleet.wanted) else "a request came"
     if all(pool.facts is None for pool in fleet.pools):
-        return base, limits
+        start = tuple(min(max(pool.num_start, pool.least), pool.most) for pool in fleet.pools)
+        return base if any(fleet.wanted) else start, limits
     held = _grown(choice, base, choice.capability.memory_ratio)
     lacking = choice.capability.shortfall(held, demand)
     if lacking.ratio > 1:

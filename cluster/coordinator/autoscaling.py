@@ -49,6 +49,7 @@ class Autoscaler:
             plan.config.min_copies, sequence_bytes(plan.args, context_tokens, plan.dtype_bytes) / context_tokens,
             plan.config.policy)
         self._costs = {pool.name: pool.cost_per_hour for pool in config.pools}
+        self._num_start = {pool.name: pool.replicas for pool in config.pools}
         self._history = DemandHistory()
         self._arrived = ArrivalTotals()
         self._facts: dict[str, tuple[float, ReplicaFacts]] = {}     # by pool, with the time when they were worked out
@@ -81,7 +82,8 @@ class Autoscaler:
         facts = self._facts[name][1] if name in self._facts else None
         if facts is not None:
             facts = replace(facts, ready_s=self._starts.ready_s(name))
-        return PoolState(name, size.least, size.most, size.wanted, num_ready, facts, self._costs[name], awaited_since_s)
+        return PoolState(name, size.least, size.most, size.wanted, num_ready, facts, self._costs[name],
+                         awaited_since_s, self._num_start[name])
 
     def _measured(self, member: Member) -> ReplicaFacts:
         from cluster.autoscaler.speed import replica_speed

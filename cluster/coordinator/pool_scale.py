@@ -67,18 +67,18 @@ class PoolSizes:
 
     def __init__(self, size: GroupSize) -> None:
         self.size = size
+        self._start = size
         self.served = Served({})
         self._asked: set[str] = set()       # pools that `want` was called for
         self._has_news = asyncio.Event()
 
     def want(self, pool: str, num: int) -> None:
-        """Want so many of a pool; of pools that sleep so many of each other one that the group may start."""
-        is_waking, self._asked = num > 0 and self.size.is_asleep, self._asked | {pool}
+        """Want so many of a pool. Pools that sleep wake together: the others with as many as the service started
+        with."""
+        if num and self.size.is_asleep:
+            self.size, self._asked = self._start, set(self._start.pools)
+        self._asked |= {pool}
         self.size = self.size.with_wanted(pool, num)
-        if is_waking:
-            for other, limits in list(self.size.of_pool.items()):
-                if other != pool:
-                    self.want(other, limits.least)
         self._has_news.set()
 
     def sleep(self, loads: Sequence[RouterLoad]) -> None:
@@ -165,6 +165,10 @@ class PoolSizes:
         for pool, now in served.of_pool.items():
             if known[pool].target != now.target if pool in known else pool not in self._asked:
                 self.size = self.size.with_wanted(pool, now.target)
+        if not self.size.is_asleep:     # a coordinator may be lost when it has told some pools to sleep, or to wake
+            for pool, limits in list(self.size.of_pool.items()):
+                if limits.wanted < limits.least:
+                    self.want(pool, self._start.of_pool[pool].wanted)
 
     async def _tell(self, serve: ServeReplicas) -> None:
         for pool, now in list(self.served.of_pool.items()):

@@ -21,7 +21,7 @@ from serving.batches.batch import (
     TokenCounts,
     unanswered_line,
 )
-from serving.batches.file_store import add_file, append_chunk, find_file
+from serving.batches.file_store import add_file, append_chunk, bytes_of_tenant, find_file
 from serving.batches.page import OBJECT_ID, Page
 from serving.batches.stored_file import Purpose, StoredFile
 from serving.errors import InvalidRequestError, NotFoundError
@@ -35,8 +35,9 @@ _IS_OPEN = BATCHES.c.status.in_([status.value for status in OPEN])
 
 
 class BatchStore:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, max_tenant_bytes: int) -> None:
         self._engine = engine
+        self._max_tenant_bytes = max_tenant_bytes
 
     def create(self, batch: Batch, outputs: tuple[StoredFile, StoredFile]) -> None:
         """Keep a new batch, and the two files that it will write. Raises NotFoundError, InvalidRequestError."""
@@ -50,6 +51,10 @@ class BatchStore:
             if num_open >= MAX_OPEN_BATCHES:
                 raise InvalidRequestError(f"{num_open} batches are open, as many as may be",
                                           fix="wait until one has ended, or cancel one")
+            num_bytes = bytes_of_tenant(connection, batch.tenant)
+            if num_bytes >= self._max_tenant_bytes:
+                raise InvalidRequestError(f"the files have {num_bytes} bytes, as many as they may",
+                                          fix="delete some: a batch writes more")
             connection.execute(insert(BATCHES).values(_row_of(batch)))
             for output in outputs:
                 add_file(connection, output)

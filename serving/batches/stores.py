@@ -33,7 +33,7 @@ class BatchStores:
         self.keep_s = float(config.keep_days * DAY_S)
         self.thread = DatabaseThread("batches", _not_ready)
         self.files = FileStore(engine, config.max_tenant_bytes)
-        self.batches = BatchStore(engine)
+        self.batches = BatchStore(engine, config.max_tenant_bytes)
         self.lines = LineStore(engine, router_id, config.max_tenant_bytes)
 
     def _sweep(self, now_s: float) -> int:

@@ -13,6 +13,7 @@ SLO_PART = 0.9          # of the SLO, that a step is filled for
 _LEAST_PART = 1 / 16    # of a step's token budget: prompts always get on, however slow the steps are
 _GROWTH = 2.0           # times what lately was measured: nobody knows whether more takes as long a token
 _FORGET = 0.9           # of what lately was measured is left after a step that computed less
+_MOST_SLOWER = 4.0      # a step counts as so many times slower than those before at most
 _NEWEST_PART = 1 / 8    # of the mean length of steps without prompts, that the newest makes
 
 
@@ -42,7 +43,7 @@ class PrefillBudget:
             return
         if self._decode_s is not None:      # what is done beside prompts takes no longer without them
             self._decode_s = min(self._decode_s, step_s)
-        self._rate.add(num_prompt_tokens, step_s - (self._decode_s or 0.0))
+        self._rate.add(num_prompt_tokens, self._believed_s(num_prompt_tokens, step_s - (self._decode_s or 0.0)))
         self._num_measured = max(num_prompt_tokens, _FORGET * self._num_measured)
 
     def of_step(self, token_budget: int, num_decoding: int) -> int:
@@ -52,6 +53,11 @@ class PrefillBudget:
             return left
         least = max(2, int(_LEAST_PART * token_budget))
         return min(left, max(least, int(self._of_group() / (1 + self._num_others))))
+
+    def _believed_s(self, num_prompt_tokens: int, took_s: float) -> float:
+        """Return what counts of a time: where it is far beyond what was measured before, something else took it."""
+        rate = self._rate.tokens_per_s
+        return took_s if rate is None else min(took_s, _MOST_SLOWER * num_prompt_tokens / rate)
 
     def _of_group(self) -> float:
         """Return the prompt tokens of all members that fit in a step within the SLO."""

@@ -3,7 +3,7 @@
 Each tenant with requests in a shard has a part of its KV blocks and of its places in the batch, by its weight. Nobody
 is kept from taking more while others leave it; but where a request of a tenant within its part does not fit, those give
 way that go beyond theirs, the last come first, and never a tenant's last one. Of a less urgent priority whoever would
-be later in turn gives way.
+be later in turn gives way. Where those that run lack a block, a tenant's only one may have to give way too.
 """
 
 from __future__ import annotations

@@ -206,9 +206,9 @@ class Admission:
         raise OverloadedError(over, retry_after_s=retry_after_s, fix=f"try again in {retry_after_s:.0f} s")
 
     def _is_over(self, bound: int, of_all: int, tenant: Held, of_tenant: int, more: int) -> bool:
-        """Return whether `more` is beyond a bound, and not within the tenant's part of it."""
-        is_within_part = of_tenant + more <= self._part(bound, tenant) and of_all + more <= 2 * bound
-        return of_all + more > bound and not is_within_part
+        """Return whether `more` is beyond a bound, and not within the tenant's part of it. Its first is."""
+        is_within_part = not of_tenant or of_tenant + more <= self._part(bound, tenant)
+        return of_all + more > bound and not (is_within_part and of_all + more <= 2 * bound)
 
     def _part(self, bound: int, tenant: Held) -> int:
         """Return a tenant's part of a bound, beside all others that have anything here."""

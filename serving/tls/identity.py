@@ -42,6 +42,7 @@ def read_identity(files: TlsConfig, option: str) -> Identity:
                         _read(files.ca, f"{option}.ca") if isinstance(files, ClusterTlsConfig) else None)
     try:
         server = server_context(identity.certificate, identity.key, identity.ca)
+        x509.load_pem_x509_certificates(identity.certificate)   # stricter than OpenSSL, and metrics read it so
     except (ssl.SSLError, ValueError) as error:
         raise _unusable(files, option, error) from error
     if identity.ca is not None:

@@ -84,13 +84,16 @@ class OpenTrace:
         self._tracer = tracer
         self._span = span
         self._num_moves = 0
+        self._was_queued = False
         header: dict[str, str] = {}
         _PROPAGATOR.inject(header, set_span_in_context(span, Context()))
         self.traceparent = header["traceparent"]
 
     def queued(self, began_s: float, ended_s: float) -> None:
         self._tracer.add("queue", self.traceparent, began_s, ended_s, {})
-        self._span.set_attribute("gen_ai.latency.time_in_queue", ended_s - began_s)
+        if not self._was_queued:        # of several prompts the first
+            self._was_queued = True
+            self._span.set_attribute("gen_ai.latency.time_in_queue", ended_s - began_s)
 
     def moved(self, cause: str) -> None:
         self._num_moves += 1
@@ -98,7 +101,7 @@ class OpenTrace:
 
     def end(self, outcome: str, attributes: Attributes) -> None:
         """End it. An outcome that is no word of ours is the class of an error, whose text may quote the client."""
-        self._span.set_attributes({**attributes, "moesaic.outcome": outcome, "moesaic.failovers": self._num_moves})
+        self._span.set_attributes({**attributes, "moesaic.outcome": outcome, "moesaic.moves": self._num_moves})
         if outcome not in ("finished", "cancelled"):
             self._span.set_attribute("error.type", outcome)
             self._span.set_status(Status(StatusCode.ERROR))

@@ -50,7 +50,8 @@ def test_status_finds_the_only_application_of_a_ray_cluster(service: Service, tm
 
 @pytest.mark.parametrize("door", [[], ["--grpc"]])
 def test_chat_streams_an_answer(service: Service, door: list[str]) -> None:
-    answer = moesaic("chat", "hello world", "--max-tokens", "4", "--state-dir", str(service.state_dir), *door)
+    answer = moesaic("chat", "hello world", "--max-tokens", "4", "--temperature", "0", "--state-dir",
+                     str(service.state_dir), *door)
     assert answer.returncode == 0 and answer.stdout.strip(), answer.stderr
 
 

@@ -87,7 +87,7 @@ def test_it_answers_over_both_doors_and_no_byte_passes_the_proxy(
         moesaic: tuple[Command, RunningCluster], proxy: CountingProxy) -> None:
     command, _ = moesaic
     for door in ([], ["--grpc"]):
-        answer = command("chat", "hällo", "--max-tokens", "4", *door)
+        answer = command("chat", "hällo", "--max-tokens", "4", "--temperature", "0", *door)
         assert answer.returncode == 0 and "4 tokens" in answer.stderr, answer.stderr
     status = command("status")
     assert status.returncode == 0 and "healthy" in status.stdout, status.stderr

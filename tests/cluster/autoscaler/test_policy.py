@@ -94,6 +94,22 @@ def test_all_go_when_nothing_has_come_for_long_and_the_first_request_brings_them
     assert woken.wanted == {"a": 2} and woken.history.idle_since_s is None
 
 
+def test_a_service_that_was_woken_by_hand_stays_awake_for_the_idle_time() -> None:
+    history = decide(fleet(), ASLEEP, DemandHistory(), 0.0).history
+    for now_s in (60.0, 90.0):
+        history = decide(fleet(pool(wanted=0)), ASLEEP, history, now_s).history
+    woken = decide(fleet(), ASLEEP, history, 1000.0)
+    assert woken.wanted == {"a": 2}
+    assert decide(fleet(), ASLEEP, woken.history, 1059.0).wanted == {"a": 2}
+    assert decide(fleet(), ASLEEP, woken.history, 1060.0).wanted == {"a": 0}
+
+
+def test_a_service_of_which_nothing_is_known_wakes_as_large_as_it_began() -> None:
+    """Another coordinator put it to sleep; the least of a pool may not hold the model."""
+    unknown = PoolState("a", 1, 8, 0, 0, None, num_start=3)
+    assert decided(unknown, work=Work(num_held=1, num_arrived=1), rules=ASLEEP).wanted == {"a": 3}
+
+
 def test_other_pools_take_the_place_of_replicas_that_do_not_come() -> None:
     stuck = replace(pool("cheap", wanted=4, ready=2), awaited_since_s=0.0)
     work = Work(num_held=80, num_decoding=80)

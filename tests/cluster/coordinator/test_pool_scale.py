@@ -198,6 +198,18 @@ def test_what_was_asked_since_counts_more_than_what_was_remembered() -> None:
     assert sizes.untold == ()           # Serve keeps it
 
 
+def test_a_coordinator_that_was_lost_while_some_pools_were_told_leaves_none_without_a_shard() -> None:
+    size = GroupSize({"cpu": PoolSize(1, 2, 3), "gpu": PoolSize(1, 3, 4)}, 30.0)
+    sizes = PoolSizes(size)
+    sizes._hear(Served({"cpu": ServedPool(0, 0), "gpu": ServedPool(1, 1)}))
+    assert [limits.wanted for limits in sizes.size.of_pool.values()] == [2, 1]
+    sizes = PoolSizes(size)
+    sizes._hear(Served({"cpu": ServedPool(0, 0), "gpu": ServedPool(0, 0)}))
+    assert sizes.size.is_asleep
+    sizes.want("gpu", 1)                # the others wake with it, as many as a service begins with
+    assert [limits.wanted for limits in sizes.size.of_pool.values()] == [2, 1]
+
+
 async def test_what_cannot_be_changes_nothing() -> None:
     coordinator = Coordinator(elastic(), lambda: 100.0)
     await bring_to_ready(coordinator)

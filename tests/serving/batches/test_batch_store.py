@@ -44,6 +44,10 @@ def test_what_cannot_be_an_input_is_refused(engine: Engine, monkeypatch: pytest.
     monkeypatch.setattr(batch_store, "MAX_OPEN_BATCHES", 1)
     with pytest.raises(InvalidRequestError, match="1 batches are open"):
         new_batch(stores, "x")
+    monkeypatch.setattr(batch_store, "MAX_OPEN_BATCHES", 2)
+    monkeypatch.setattr(stores.batches, "_max_tenant_bytes", 1)
+    with pytest.raises(InvalidRequestError, match="files have .* bytes, as many as they may"):
+        stores.batches.create(replace(batch, batch_id="batch_new"), OUTPUTS)
     (line,) = stores.lines.take([], 1, NOW_S)
     stores.lines.finish(line, LineAnswer(b"{}\n", is_error=False))
     done = end(stores, batch)

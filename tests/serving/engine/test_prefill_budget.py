@@ -65,13 +65,19 @@ def test_prompts_get_on_where_decoding_alone_takes_too_long() -> None:
 
 def test_one_slow_step_does_not_hold_prompts_back_for_long() -> None:
     budget = PrefillBudget(SLO_S)
+
+    def chunks() -> list[int]:
+        found = [budget.of_step(TOKEN_BUDGET, num_decoding=1)]
+        for _ in range(8):
+            run_step(budget, header(1, found[-1]))
+            found.append(budget.of_step(TOKEN_BUDGET, num_decoding=1))
+        return found
     run_step(budget, header(num_decoding=1))
-    budget.measure(Agreement((header(num_decoding=1),)), 100.0)
-    chunks = [LEAST]
-    for _ in range(8):
-        run_step(budget, header(1, chunks[-1]))
-        chunks.append(budget.of_step(TOKEN_BUDGET, num_decoding=1))
-    assert chunks[-1] > 4 * LEAST
+    usual = chunks()[-1]
+    assert usual > 4 * LEAST
+    for slow in (header(num_decoding=1), header(1, usual)):
+        budget.measure(Agreement((slow,)), 100.0)
+        assert chunks()[-1] >= 0.75 * usual
 
 
 def test_members_share_what_a_step_has_room_for_and_mind_who_decodes_elsewhere() -> None:

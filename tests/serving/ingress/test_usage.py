@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from sqlalchemy import text
 from serving.config import PriceConfig, RouterConfig
 from serving.ingress.http.app import HttpParts, build_http_app
 from serving.ingress.usage import UsageEndpoint
+from serving.tenants import usage_reader
 from serving.tenants.access import Access
 from serving.tenants.days import DAY_S, text_of_day
 from serving.tenants.key import Scope
@@ -22,7 +25,9 @@ from serving.tenants.ledger import Ending, Ledger, Opening, Outcome, Used
 from serving.tenants.standing import Ask
 from serving.tenants.usage import read_usage
 from serving.tenants.usage_by import UsageBy
+from serving.tenants.usage_reader import MAX_PENDING
 from serving.text.tokenizer import Tokenizer
+from tests.deadlines import PATIENCE_S
 from tests.serving.ingress.conftest import FakeService
 from tests.serving.tenants.keys import new_key
 
@@ -110,3 +115,18 @@ async def test_a_database_that_does_not_answer_is_no_fault_of_the_client(get: Ge
 async def test_without_keys_nothing_is_counted(http: httpx.AsyncClient) -> None:
     refused = await http.get("/usage")
     assert refused.status_code == 404 and "access.keys" in refused.json()["error"]["message"]
+
+
+async def test_few_reports_are_made_at_a_time(access: Access, get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They add up months, one after the other; who may ask may not keep all others waiting."""
+    gate = threading.Event()
+    monkeypatch.setattr(usage_reader, "read_usage", lambda *_: gate.wait(PATIENCE_S) and [])
+    asked = [asyncio.create_task(access.usage.read(UsageBy.DAY, (DAY, DAY), None)) for _ in range(MAX_PENDING)]
+    await asyncio.sleep(0)
+    try:
+        refused = await get("admin", by="day")
+    finally:
+        gate.set()
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "5"
+    assert await asyncio.gather(*asked) == [[]] * MAX_PENDING
+    assert (await get("admin", by="day")).status_code == 200

@@ -209,6 +209,16 @@ def test_what_enters_while_all_wait_follows_the_weights(weights: tuple[int, int]
     assert abs(by_weight[0] - by_weight[1]) <= 2 * max_open / min(weights) + 2      # before both waited
 
 
+def test_the_flood_of_a_heavy_tenant_does_not_keep_a_light_one_out() -> None:
+    door, _ = admission(max_open=10)
+    bound = door._config.max_queued_tokens
+    offer(door, "heavy", 1, bound, weight=100)
+    light = offer(door, "light", 1, bound // 10)            # more than its part
+    assert light.state is TicketState.ADMITTED
+    with pytest.raises(OverloadedError, match="a tenant has its part"):
+        offer(door, "light", 1, bound // 10)
+
+
 async def test_a_deadline_ends_the_wait() -> None:
     door, clock = admission(max_open=1)
     open_ticket = await enter(door, 5.0)

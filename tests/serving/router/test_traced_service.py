@@ -26,7 +26,7 @@ ASKED = {"gen_ai.operation.name", "gen_ai.request.model", "gen_ai.request.id", "
          "gen_ai.request.temperature", "gen_ai.request.top_p", "gen_ai.request.max_tokens", "moesaic.num_prompts"}
 GOT = {"gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.usage.cache_read.input_tokens",
        "gen_ai.latency.e2e", "gen_ai.latency.time_in_queue", "gen_ai.latency.time_to_first_token",
-       "gen_ai.response.finish_reasons", "moesaic.outcome", "moesaic.failovers"}
+       "gen_ai.response.finish_reasons", "moesaic.outcome", "moesaic.moves"}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def test_router_and_shard_tell_one_trace(start: Start, receiver: Receiver,
     # These keys and no others: nothing of what was said is among them.
     assert set(whole.attributes) == ASKED | GOT
     assert whole.attributes["gen_ai.usage.input_tokens"] == 20
-    assert whole.attributes["gen_ai.usage.output_tokens"] == 12 and whole.attributes["moesaic.failovers"] == 0
+    assert whole.attributes["gen_ai.usage.output_tokens"] == 12 and whole.attributes["moesaic.moves"] == 0
     assert whole.attributes["gen_ai.response.finish_reasons"] == ("length",)
     assert spans["prefill"].attributes["gen_ai.usage.input_tokens"] == 20
     assert spans["decode"].attributes["gen_ai.usage.output_tokens"] == 11
@@ -99,7 +99,7 @@ async def test_a_failover_is_told_by_the_router_and_by_who_goes_on(start: Start,
     assert token_ids(await task) == truth(40).token_ids
     await until_received(receiver, 8)
     (whole,) = [each for each in receiver.spans if each.span.name == "llm_request"]
-    assert whole.attributes["moesaic.failovers"] == 1 and whole.attributes["moesaic.outcome"] == "finished"
+    assert whole.attributes["moesaic.moves"] == 1 and whole.attributes["moesaic.outcome"] == "finished"
     assert {each.span.trace_id for each in receiver.spans} == {whole.span.trace_id}
     decodes = [each for each in receiver.spans if each.span.name == "decode"]
     assert len({each.instance for each in decodes}) == 2

@@ -46,6 +46,7 @@ def test_what_cannot_be_used_is_refused_with_what_to_do(tmp_path: Path, authorit
     for issued, says in (
             (Issued(good.certificate, authority.issue("a.example").key), "door.key is not that of the certificate"),
             (Issued(b"nothing", good.key), "cannot be used: .*give a certificate and its key as PEM"),
+            (Issued(good.certificate.replace(b" CERTIFICATE-", b" TRUSTED CERTIFICATE-"), good.key), "cannot be used"),
             (Issued(good.certificate, b"\xff\xfe"), "cannot be used"),
             (authority.issue("a.example", password=b"secret"), "the key has a password.*key without a password")):
         with pytest.raises(ConfigError, match=f"(?s)^tls: .*{says}"):

@@ -47,7 +47,7 @@ async def test_a_trace_arrives_below_the_clients(protocol: Literal["grpc", "http
     assert queue.span.parent_span_id == whole.span.span_id
     assert queue.took_s == pytest.approx(2.0)
     assert (whole.service, whole.instance, whole.span.name) == ("moesaic-router", "r1", "llm_request")
-    assert whole.attributes["gen_ai.usage.output_tokens"] == 7 and whole.attributes["moesaic.failovers"] == 1
+    assert whole.attributes["gen_ai.usage.output_tokens"] == 7 and whole.attributes["moesaic.moves"] == 1
     assert [event.name for event in whole.span.events] == ["moved"]
     assert re.fullmatch(f"00-{CLIENT.split('-')[1]}-{whole.span.span_id.hex()}-0[13]", trace.traceparent)
 
