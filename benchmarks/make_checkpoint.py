@@ -194,7 +194,12 @@ def make(name: str, folder: Path, seed: int = 0) -> int:
     writer.add_json("config.json", config_of(shape))
     write_tokenizer(writer)
     weights_bytes = writer.finish()
-    unfinished.rename(folder)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)       # another process has made it meanwhile: the same, for it is made from the seed
     return weights_bytes
 
 
