@@ -3,9 +3,10 @@
 A local group of each tree (benchmarks/local_group) is up all the time; rounds ask one after the other the same greedy
 questions, in turns as to who is first, and nothing else happens. Both place each expert once, evenly. Of each: tokens/s
 and CPU seconds of its shards for a thousand tokens; the cost is the median over rounds of before over after, less 1.
-The tree before the elastic group is commit 998526a; it has to be built. The last line of stdout is one JSON object.
+The other tree must have this one's coordinator and links, as one with a change taken out has; it has to be built.
+Without --before it is this one, which shows the noise. The last line of stdout is one JSON object.
 
-  git worktree add ../before 998526a && (cd ../before && python setup.py -q build_generated)
+  (cd ../before && python setup.py -q build_generated)
   python benchmarks/elastic_cost.py --before ../before --rounds 20
 """
 
