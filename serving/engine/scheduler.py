@@ -204,9 +204,11 @@ class Scheduler:
 
     def _ready(self) -> tuple[list[Request], list[Request]]:
         """Running requests that are not held: those with one token to compute, and those with more."""
-        active = [request for request in self._running if request.router_id not in self._held_routers]
-        return ([request for request in active if request.num_tokens - request.num_computed_tokens == 1],
-                [request for request in active if request.num_tokens - request.num_computed_tokens > 1])
+        found: tuple[list[Request], list[Request]] = ([], [])
+        for request in self._running:
+            if request.router_id not in self._held_routers:
+                found[request.num_tokens - request.num_computed_tokens > 1].append(request)
+        return found
 
     def _grow(self, request: Request) -> None:
         """Give a running request the block of its next token, unless it is the one to give its blocks back."""
